@@ -1,0 +1,237 @@
+"""What a run leaves behind: its folder with rows (CSV), configuration, manifest and checkpoint, each written crash-safe.
+
+    <results_dir>/runs/<readable name>-<signature>/
+        metrics.csv     one EpochRow a line, appended and synced as each epoch ends
+        config.yaml     the cell: everything that decides the numbers
+        manifest.json   status, versions, device, data digest, wall time
+        checkpoint.pt   while unfinished
+        lock            while a process trains it
+
+Knows no torch: a checkpoint is bytes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+
+from dbnrun.config import UserError, readable_name
+
+TIME_COLUMNS = ("train_seconds", "eval_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One line of metrics.csv. Losses in nat, l2 excluded; errors in %. None is an empty field.
+
+    The order of the fields is a public format: add at the end, never rename.
+    """
+
+    epoch: int  # 1-based; everything but train_* is measured after its last step
+    step: int  # updates so far, the paper's m
+    alpha: float | None  # averaging weight at the last step; None where there is no schedule
+    lr: float  # of the weights group, at the last step
+    train_loss: float  # running mean over the epoch's training batches
+    train_error_pct: float
+    val_loss: float
+    val_error_pct: float
+    test_loss: float
+    test_error_pct: float  # at this epoch's parameters, never the best so far
+    test_error_pct_population: float | None  # same weights, population statistics; None without statistics
+    lambda_drift: float | None  # RMS over units of |mu_lambda - mu_pop| / (sigma_pop + eps)
+    grad_norm: float  # mean over the epoch of the L2 norm of the gradient of loss + l2
+    train_seconds: float  # wall clock, evaluation left out
+    eval_seconds: float
+
+
+COLUMNS = tuple(field.name for field in fields(EpochRow))
+_TYPES = get_type_hints(EpochRow)
+
+
+def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Path:
+    return results_dir / "runs" / f"{readable_name(cell)}-{signature}"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside `path`, sync, rename: a crash leaves the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, or {} where there is none to read: the run never got as far as writing one."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cell))).encode())
+
+
+def _field(value: float | int | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _line(row: EpochRow) -> str:
+    values = [getattr(row, name) for name in COLUMNS]
+    times = {name: f"{getattr(row, name):.3f}" for name in TIME_COLUMNS}
+    return ",".join(times.get(name) or _field(value) for name, value in zip(COLUMNS, values, strict=True)) + "\n"
+
+
+def _parse(fields_read: Mapping[str, str | None]) -> EpochRow:
+    values: dict[str, Any] = {}
+    for name in COLUMNS:
+        text, hint = fields_read[name], _TYPES[name]
+        if text is None:
+            raise ValueError(f"the line ends before {name}")
+        if text == "":
+            if hint in (int, float):
+                raise ValueError(f"{name} is empty")
+            values[name] = None
+        else:
+            values[name] = int(text) if hint is int else float(text)
+    return EpochRow(**values)
+
+
+def read_rows(path: Path) -> list[EpochRow]:
+    """The rows of a metrics.csv; [] where the file is missing. A half-written last line is left out.
+
+    Raises UserError where another line is malformed, or a column is missing.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    # A line is whole once its newline is there; a crash can leave a last one without.
+    whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        return []
+    reader = csv.DictReader(io.StringIO(whole))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise UserError(f"{path}: expected the column {missing[0]!r}; is it a metrics.csv of dbnrun?")
+    rows = []
+    for line in reader:
+        try:
+            rows.append(_parse(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: line {reader.line_num}: {error}. Move the folder away to train it again."
+            ) from None
+    return rows
+
+
+class RecordWriter:
+    """Appends rows to a run's metrics.csv; each is synced to disk before `write` returns."""
+
+    def __init__(self, folder: Path, rows: list[EpochRow]) -> None:
+        """Start from exactly `rows`: what lies behind the checkpoint one continues from is trained again."""
+        self.path = folder / "metrics.csv"
+        text = ",".join(COLUMNS) + "\n" + "".join(map(_line, rows))
+        if not self.path.exists() or self.path.read_text() != text:
+            write_atomic(self.path, text.encode())
+        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by __exit__
+
+    def write(self, row: EpochRow) -> None:
+        self._file.write(_line(row))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that cannot be continued, so that nothing recorded is lost; None where there is none."""
+    if not path.exists():
+        return None
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    return kept
+
+
+class Held(Exception):
+    """Another live process trains this cell."""
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One writer a cell. Raises Held where another live process has it; a dead holder's lock is taken over."""
+    path = folder / "lock"
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    # Written whole under another name, then linked: the lock never exists without saying who holds it.
+    claim = folder / f".lock.{mine['host']}.{mine['pid']}"
+    claim.write_text(json.dumps(mine))
+    try:
+        while True:
+            try:
+                os.link(claim, path)
+                break
+            except FileExistsError:
+                _take_over(path, mine["host"])
+    finally:
+        claim.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take_over(path: Path, here: str) -> None:
+    """Remove the lock of a process that no longer lives on this host; raise Held otherwise."""
+    try:
+        holder = json.loads(path.read_text())
+        host, pid, since = holder["host"], int(holder["pid"]), holder["since"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        raise Held(f"an unreadable lock, {path}; remove it if nothing trains this cell") from None
+    if host != here or pid == os.getpid() or _alive(pid):
+        raise Held(f"process {pid} on {host} since {since}")
+    path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
