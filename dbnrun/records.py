@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from dbnrun.config import UserError, readable_name
 
 TIME_COLUMNS = ("train_seconds", "eval_seconds")
+FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,246 @@
+"""The command `dbnrun`: its verbs, its exit codes, and the one place that meets Hydra's entry point.
+
+Exit codes: 0 done; 1 a cell failed; 2 the user's input was refused, with one line; 130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dbnrun import __version__
+
+HELP = """\
+dbnrun: train and compare (diminishing) batch normalization, reproducibly
+
+  dbnrun [key=value …]        train one cell:  dbnrun dataset=cifar10 norm=dbn schedule=harmonic
+  dbnrun -m [key=a,b …]       train a grid:    dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
+  dbnrun experiment=NAME      train a grid that conf/experiment/NAME.yaml describes
+
+  dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
+  dbnrun data [NAME …]        fetch and verify data sets ahead of time
+
+Choose one of each:
+  dataset     digits, mnist, ni, cifar10
+  model       fnn, cnn, two_layer                      (follows the data set unless given)
+  norm        bn, dbn, dbn_inference, ln, gn, none
+  schedule    constant, harmonic, inverse_square, power, alpha_1, alpha_0.75, … alpha_0
+  optimizer   adagrad, sgd, adam, adamw
+  experiment  demo, paper_mnist, paper_ni, paper_cifar10
+
+Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
+  schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2
+  data_dir=DIR results_dir=DIR save_weights=true debug=true
+
+  -m, --multirun         sweep over comma-separated values
+  --cfg job              print the configuration and train nothing (--resolve fills in references)
+  --version, -h, --help
+  -sc install=bash       print shell completion; use it with: eval "$(dbnrun -sc install=bash)"
+
+A finished cell is skipped, an unfinished one goes on where it stopped. Results: $DBNRUN_RESULTS, or results/;
+data: $DBNRUN_DATA, or data/.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in arguments[:1] or "--help" in arguments[:1]:
+        print(HELP, end="")
+        return 0
+    if "--version" in arguments[:1]:
+        print(f"dbnrun {__version__}")
+        return 0
+    verb = arguments[0] if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if verb is None:
+            return _train(arguments)
+        if verb not in VERBS:
+            return _refuse(f"{verb}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
+        return VERBS[verb](arguments[1:])
+    except KeyboardInterrupt:
+        message = "dbnrun: interrupted; every finished epoch is kept. The same command goes on from there."
+        print(message, file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`dbnrun … | head`): nothing left to say, to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _refuse(line: str) -> int:
+    print(f"dbnrun: {line}", file=sys.stderr)
+    return 2
+
+
+def _train(arguments: list[str]) -> int:
+    """Hand a cell or a sweep to Hydra, and turn what comes back into an exit code and at most one line."""
+    from dbnrun import overrides
+    from dbnrun.sweep import CellFailed
+
+    typed = [word for word in arguments if "=" in word and not word.startswith("-")]
+    debug = "debug=true" in typed
+    try:
+        _parse_flags(arguments)
+        completing = any(word in ("-sc", "--shell-completion", "--shell_completion") for word in arguments)
+        if not completing:
+            overrides.check_overrides(typed)
+        _hydra(arguments)
+    except CellFailed as failed:
+        print(f"dbnrun: {failed}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        line = overrides.refusal(error)
+        if debug or line is None:
+            raise
+        return _refuse(str(line))
+    return 0
+
+
+def _parse_flags(arguments: list[str]) -> None:
+    """Refuse a flag that Hydra does not know, in one line."""
+    from hydra._internal.utils import get_args_parser
+
+    from dbnrun.config import UserError, nearest
+
+    parser = get_args_parser()
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        unknown = message.rpartition(": ")[2].split(" ")[0]
+        raise UserError(f"{message}.{nearest(unknown, flags)} See `dbnrun --help`.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    words = parser.parse_args(arguments).overrides
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"{word}: expected key=value. A verb, such as report, comes first.")
+
+
+def _hydra(arguments: list[str]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    from dbnrun.config import RunConfig
+    from dbnrun.overrides import conf_dir
+
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
+    sys.argv[1:] = arguments
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_cell)()
+
+
+def _cell(cfg: Any) -> str:
+    """What Hydra runs for each cell. Returns its status; raises CellFailed once the failure is on record."""
+    from dbnrun.config import UserError, checked
+
+    config = checked(cfg)
+    from dbnrun import experiment, sweep
+
+    try:
+        outcome = experiment.run(config)
+    except UserError as error:
+        if not sweep.cells_to_train:
+            raise
+        _tell(f"refused: {error}")
+        raise sweep.CellFailed(str(error)) from error
+    except Exception as error:
+        if config.debug:
+            raise
+        _tell(f"failed: {experiment.one_line(error)}")
+        raise sweep.CellFailed(experiment.one_line(error)) from error
+    _tell(_sentence(outcome))
+    return outcome.status
+
+
+def _tell(line: str) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from tqdm import tqdm
+
+    from dbnrun import sweep
+
+    number = f"[{HydraConfig.get().job.num + 1}/{sweep.cells_to_train}] " if sweep.cells_to_train else ""
+    tqdm.write(number + line, file=sys.stderr)
+
+
+def _sentence(outcome: Any) -> str:
+    """One line for a cell that ended."""
+    result = f"test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
+    if outcome.status == "held":
+        return f"{outcome.name}: left to {outcome.message}"
+    if outcome.status == "skipped":
+        return f"{outcome.name}: {outcome.message} before, {result} → {outcome.folder}"
+    return f"{outcome.name}: {outcome.status}, {result} → {outcome.folder}"
+
+
+def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dbnrun {verb}", description=description, exit_on_error=False)
+
+    def refuse(message: str) -> NoReturn:
+        print(f"dbnrun {verb}: {message}. See `dbnrun {verb} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _verb_parser("report", "Draw figures and tables from recorded CSVs; trains nothing.")
+    parser.add_argument(
+        "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
+    )
+    parser.add_argument("--out", type=Path, help="where figures/ and tables/ go (default: the results folder)")
+    options = parser.parse_args(arguments)
+    results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
+
+    from dbnrun.config import UserError
+    from dbnrun.report import report
+
+    try:
+        report(options.paths or [results], options.out or (options.paths[0] if len(options.paths) == 1 else results))
+    except UserError as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    from dbnrun.config import DATASET_FIELDS, UserError, nearest
+
+    names = [name for name in DATASET_FIELDS if name != "digits"]
+    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in DATASET_FIELDS]
+    if unknown:
+        return _refuse(
+            f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{nearest(unknown[0], names)}"
+        )
+
+    from dbnrun.data import source
+
+    code = 0
+    for name in options.names or names:
+        try:
+            source.fetch(name, options.data_dir)
+            print(f"{name}: complete and verified in {options.data_dir}")
+        except UserError as error:
+            code = _refuse(str(error))
+    return code
+
+
+VERBS = {"report": _report, "data": _data}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What the networks share: activations, dropout from a cell's own stream, initialization, bias or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+# Makes the normalizer of so many units (spatial = 0, inputs (N, C)) or channels (spatial = 2, inputs (N, C, H, W)).
+NormFactory = Callable[[int, int], nn.Module]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+}
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws from a given generator, so that a cell's masks are its own.
+
+    In training y = x * keep / (1 - rate), keep ~ Bernoulli(1 - rate) of x's shape; in evaluation y = x.
+    """
+
+    def __init__(self, rate: float, generator: Generator) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
+        return x * keep.div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+def block(linear: nn.Module, norm: nn.Module, activation: str, norm_position: str) -> nn.ModuleDict:
+    """Linear map, normalizer and activation in the order they act: iterating the values applies them."""
+    act = ACTIVATIONS[activation]()
+    if norm_position == "before":
+        return nn.ModuleDict({"linear": linear, "norm": norm, "act": act})
+    return nn.ModuleDict({"linear": linear, "act": act, "norm": norm})
+
+
+def needs_bias(norm: nn.Module, norm_position: str) -> bool:
+    """Whether the map before `norm` has a bias of its own: not where a normalizer with beta follows directly."""
+    return norm_position == "after" or not any(True for _ in norm.parameters())
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, generator: Generator) -> None:
+    """Glorot-normal weights and zero biases for every linear map and convolution, in the order of the network.
+
+    Normalizers draw nothing, so networks that differ only in them start from the same weights.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,201 @@
+"""The layers of Diminishing Batch Normalization, drop-ins for torch.nn.BatchNorm1d/2d/3d."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbnrun.norm import functional
+from dbnrun.norm.schedules import Constant, Schedule, check_schedule
+
+
+class DiminishingBatchNorm(nn.Module):
+    r"""Diminishing batch normalization over every axis but the second, arXiv:1705.08011.
+
+    At update m = 1, 2, … (training-mode forwards), with the batch's mean mu_B and biased standard deviation
+    sigma_B a channel, lambda = (mu, sigma) moves by Algorithm 1, line 7:
+
+        mu(m)    = alpha(m) mu_B    + (1 - alpha(m)) mu(m-1)
+        sigma(m) = alpha(m) sigma_B + (1 - alpha(m)) sigma(m-1)
+        y        = gamma (x - mu) / (sigma + eps) + beta                 equation 3
+
+    Evaluation uses lambda as it stands. With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var",
+    training equals nn.BatchNorm; evaluation then knows the last batch's statistics alone.
+
+    Args:
+        num_features: C, the channels or units.
+        schedule: alpha, as a number or as an elementwise function of m that takes a Python number and a
+            0-dim tensor (dbnrun.norm.schedules has the paper's).
+        train_stats: "lambda" normalizes a training batch by lambda(m), which includes it; "batch" by the
+            batch's own statistics, lambda then serving at evaluation only.
+        stats_grad: let a gradient flow through the batch's statistics (scaled by alpha under "lambda");
+            False holds them constant, as equation 2 does.
+        average: what lambda averages: "std" (the paper), "var" (PyTorch), "inv_std" (Lasagne:
+            1/sqrt(sigma^2 + eps) is averaged and multiplied by, so eps_at does not apply).
+        eps: keeps the divisor above 0; never part of lambda but under "inv_std".
+        eps_at: "std" divides by sigma + eps (the paper), "var" by sqrt(sigma^2 + eps).
+        affine: learn gamma and beta, of shape (C,).
+        init: lambda before the first update, (mu, sigma).
+
+    Buffers: mu (C,); spread (C,): sigma, sigma^2 or 1/sqrt(sigma^2 + eps), by `average`; m, int64. Moments and
+    lambda are at least float32, whatever the input and the parameters are.
+
+    Shape: x and y (N, C, …).
+
+    Raises:
+        ValueError: a wrong number of dimensions or channels; training with one value a channel; an unknown axis
+            value; alpha(m) outside [0, 1] for some m up to 10,000.
+    """
+
+    dims: tuple[int, ...] = ()  # accepted numbers of dimensions of x; empty: two or more
+
+    mu: Tensor
+    spread: Tensor
+    m: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        schedule: float | Schedule = 1.0,
+        *,
+        train_stats: str = "lambda",
+        stats_grad: bool = True,
+        average: str = "std",
+        eps: float = 1e-4,
+        eps_at: str = "std",
+        affine: bool = True,
+        init: tuple[float, float] = (0.0, 1.0),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check("train_stats", train_stats, ("lambda", "batch"))
+        _check("average", average, ("std", "var", "inv_std"))
+        _check("eps_at", eps_at, ("std", "var"))
+        self.num_features = num_features
+        self.schedule = schedule if callable(schedule) else Constant(float(schedule))
+        check_schedule(self.schedule)
+        self.train_stats = train_stats
+        self.stats_grad = stats_grad
+        self.average = average
+        self.eps = eps
+        self.eps_at = eps_at
+        self.affine = affine
+        self.init = init
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
+        self.register_buffer("spread", torch.empty(num_features, device=device, dtype=wide))
+        self.register_buffer("m", torch.zeros((), device=device, dtype=torch.int64))
+        self.weight = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """gamma = 1, beta = 0, lambda = init, m = 0."""
+        mu, sigma = self.init
+        self.set_statistics(torch.full_like(self.mu, mu), torch.full_like(self.mu, sigma**2))
+        self.m.zero_()
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    @property
+    def sigma(self) -> Tensor:
+        """The standard deviation that lambda holds, (C,), whatever it averages."""
+        return functional.sigma_of(self.spread, self.average, self.eps)
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Put lambda at a mean and a variance, each (C,); m stays."""
+        self.mu.copy_(mean)
+        self.spread.copy_(functional.spread(var, self.average, self.eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        if not self.training:
+            return functional.normalize(x, self.weight, self.bias, self.mu, self._rate(self.spread))
+        mu_b, var_b = functional.batch_moments(x)
+        spread_b = functional.spread(var_b, self.average, self.eps)
+        alpha, mu, spread = self._update(mu_b, spread_b)
+        if self.train_stats == "batch":
+            alpha, mu, spread = 1.0, mu_b, spread_b
+        r = self._rate(spread)
+        if not self.stats_grad:
+            return functional.normalize(x, self.weight, self.bias, mu, r)
+        slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
+        # mu_b is None where it is mu itself: no tensor enters an autograd function twice, so that it compiles.
+        batch_mean = None if self.train_stats == "batch" else mu_b
+        return functional.normalize(
+            x, self.weight, self.bias, mu, r, mu_b=batch_mean, mean_grad=alpha, rate_grad=alpha * slope
+        )
+
+    @torch.no_grad()
+    def _update(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
+        """Algorithm 1, line 7: count, and move lambda toward the batch. Returns alpha(m) and lambda(m)."""
+        self.m.add_(1)
+        # m in lambda's own precision: 1/m of an integer tensor would be float32 in a float64 layer.
+        alpha = functional.kept(self.schedule(self.m.to(self.mu.dtype)))
+        mu = functional.kept(alpha * mu_b + (1 - alpha) * self.mu)
+        spread = functional.kept(alpha * spread_b + (1 - alpha) * self.spread)
+        self.mu.copy_(mu)
+        self.spread.copy_(spread)
+        return alpha, mu, spread
+
+    def _rate(self, spread: Tensor) -> Tensor:
+        return functional.rate(spread, self.average, self.eps, self.eps_at)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() < 2 or (self.dims and x.dim() not in self.dims):
+            wanted = " or ".join(f"{d}-D" for d in self.dims) or "at least 2-D"
+            raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
+        if self.training and x.numel() // x.shape[1] <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiminishingBatchNorm:
+        before = {"mu": self.mu, "spread": self.spread}
+        super()._apply(fn, recurse)
+        # .half() and .to(bfloat16) must not round lambda: an average of 1/m steps would stop moving.
+        for name, old in before.items():
+            now = getattr(self, name)
+            if torch.promote_types(now.dtype, torch.float32) != now.dtype:
+                setattr(self, name, old.to(device=now.device, dtype=torch.float32))
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, schedule={self.schedule}, train_stats={self.train_stats!r}, "
+            f"stats_grad={self.stats_grad}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
+            f"affine={self.affine}"
+        )
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+
+
+class DiminishingBatchNorm1d(DiminishingBatchNorm):
+    """DiminishingBatchNorm over (N, C) or (N, C, L)."""
+
+    dims = (2, 3)
+
+
+class DiminishingBatchNorm2d(DiminishingBatchNorm):
+    """DiminishingBatchNorm over (N, C, H, W)."""
+
+    dims = (4,)
+
+
+class DiminishingBatchNorm3d(DiminishingBatchNorm):
+    """DiminishingBatchNorm over (N, C, D, H, W)."""
+
+    dims = (5,)
+
+
+for _layer in (DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d):
+    _layer.__doc__ = f"{_layer.__doc__}\n\n{DiminishingBatchNorm.__doc__}"

@@ -1,0 +1,170 @@
+"""The equations of (diminishing) batch normalization on tensors, with nothing that moves or remembers.
+
+Letters: x (N, C, …) with C channels or units; mu, s, gamma, beta and every other statistic (C,).
+s is the *spread* that lambda averages, by `average`: sigma (std), sigma^2 (var), 1/sqrt(sigma^2 + eps)
+(inv_std). r is the *rate* that multiplies x - mu: 1/(sigma + eps), or 1/sqrt(sigma^2 + eps).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Stands for a vanishing squared rate where a kernel divides by it; far below any statistic, far above underflow.
+_TINY = 1e-30
+
+
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, in float32 at least. x (N, C, …) -> (C,), (C,).
+
+    Algorithm 1, lines 5 and 6, on a mini-batch. Carries no gradient: `normalize` supplies it in closed form.
+    """
+    x = x.detach()
+    if torch.compiler.is_compiling():
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mu = torch.var_mean(wide, dim=[d for d in range(x.dim()) if d != 1], correction=0)
+        return mu, var
+    # The statistics half of the native batch norm: several times faster than var_mean on the CPU.
+    running = None
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        running = x.new_zeros(x.shape[1], dtype=torch.float32)  # asks the kernel for float32 results
+    return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
+
+
+@torch.library.custom_op("dbnrun::kept", mutates_args=())
+def _kept(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_kept.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def kept(x: Any) -> Any:
+    """x itself; in a compiled graph behind an operation that the compiler must save and cannot repeat.
+
+    Its partitioner otherwise computes lambda(m) a second time in the backward pass, from the buffer that has moved
+    on by then, and gradients are silently wrong (pytorch/pytorch#197039).
+    """
+    return _kept(x) if isinstance(x, Tensor) and torch.compiler.is_compiling() else x
+
+
+def spread(var: Tensor, average: str, eps: float) -> Tensor:
+    """What lambda averages, from a variance: sigma (std), sigma^2 (var), or 1/sqrt(sigma^2 + eps) (inv_std)."""
+    if average == "std":
+        return var.sqrt()
+    return var if average == "var" else (var + eps).rsqrt()
+
+
+def sigma_of(s: Tensor, average: str, eps: float) -> Tensor:
+    """The standard deviation that a spread stands for; inverse of `spread`."""
+    if average == "std":
+        return s
+    return s.sqrt() if average == "var" else (s**-2 - eps).clamp_min(0).sqrt()
+
+
+def rate(s: Tensor, average: str, eps: float, eps_at: str) -> Tensor:
+    """r, the factor of x - mu: 1/(sigma + eps) (eps_at=std, the paper) or 1/sqrt(sigma^2 + eps) (eps_at=var)."""
+    if average == "inv_std":
+        return s
+    if eps_at == "std":
+        return (sigma_of(s, average, eps) + eps).reciprocal()
+    return ((s if average == "var" else s * s) + eps).rsqrt()
+
+
+def rate_slope(var_b: Tensor, s: Tensor, r: Tensor, average: str, eps: float, eps_at: str) -> Tensor:
+    """-2 dr/d(var_b), with ds/d(s_b) taken as 1: how the rate falls as the batch's variance grows.
+
+    Non-negative; 0 where sigma_b = 0, as the derivative of torch.std is.
+    """
+    if average == "inv_std":
+        return (var_b + eps) ** -1.5
+    if average == "var":
+        slope = r**3 if eps_at == "var" else r * r / s.sqrt()
+    else:
+        sigma_b = var_b.sqrt()
+        slope = (s * r**3 if eps_at == "var" else r * r) / sigma_b
+    # Not a product with the mask: 0 * inf is NaN.
+    return torch.where(var_b > 0, slope, torch.zeros_like(slope))
+
+
+def normalize(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mu: Tensor,
+    r: Tensor,
+    *,
+    mu_b: Tensor | None = None,
+    mean_grad: float | Tensor = 0.0,
+    rate_grad: Tensor | None = None,
+) -> Tensor:
+    """y = gamma * (x - mu) * r + beta, equation 3, as one differentiable operation.
+
+    mu (C,) and r (C,) are statistics. Where they depend on the batch itself, say how: `mu_b` is the batch's
+    mean (None: mu is), `mean_grad` = d mu / d mu_b, and `rate_grad` = -2 dr / d var_b (C,), non-negative. Leave
+    all three out and the statistics are constants (equation 2). Differentiable once in x, gamma and beta.
+    Returns y with the shape and dtype of x.
+    """
+    return _Normalize.apply(x, gamma, beta, mu, r, mu_b, mean_grad, rate_grad)
+
+
+class _Normalize(torch.autograd.Function):
+    """y = (gamma r)(x - mu) + beta, forward and backward by the native batch-norm kernels.
+
+    With g = dL/dy, P = sum g (x - mu) and N values a channel:
+
+        dL/dbeta = sum g        dL/dgamma = r P
+        dL/dx = gamma r g  -  gamma r a (sum g) / N  -  gamma P k (x - mu_b) / N
+
+    where a = d mu / d mu_b and k = -2 dr / d var_b. The kernel of ordinary batch norm, told that the batch had
+    mean M and rate I, computes A (g - (sum g) / N - (x - M) I^2 (sum g (x - M)) / N) with A = I * weight.
+    M = mu, I^2 = k / r and A = gamma r make its last term ours but for a constant a channel, which is added.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mu: Tensor,
+        r: Tensor,
+        mu_b: Tensor | None,
+        mean_grad: float | Tensor | None,
+        rate_grad: Tensor | None,
+    ) -> Tensor:
+        weight = r if gamma is None else gamma * r
+        shift = None if beta is None else beta.to(mu.dtype)
+        one = torch.ones_like(mu)
+        alpha_is_tensor = isinstance(mean_grad, Tensor)
+        ctx.save_for_backward(x, gamma, weight, mu, r, one, mu_b, mean_grad if alpha_is_tensor else None, rate_grad)
+        ctx.mean_grad = None if alpha_is_tensor else mean_grad
+        ctx.beta_dtype = None if beta is None else beta.dtype
+        return torch.native_batch_norm(x, weight, shift, mu, one, False, 0.0, 0.0)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, weight, mu, r, one, mu_b, mean_grad, rate_grad = ctx.saved_tensors
+        g = grads[0]
+        want_x = ctx.needs_input_grad[0]
+        kernel = torch.ops.aten.native_batch_norm_backward
+        if rate_grad is None or not want_x:
+            mask = [want_x, True, True]
+            dx, p, sum_g = kernel(g, x, weight, mu, one, None, None, False, 0.0, mask)
+        else:
+            i = (rate_grad / r).clamp_min(_TINY).sqrt()
+            dx, p_i, sum_g = kernel(g, x, weight / i, None, None, mu, i, True, 0.0, [True, True, True])
+            p = p_i / i
+            count = x.numel() // x.shape[1]
+            mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
+            if mu_b is not None:  # else mu is the batch's mean and mean_grad is 1: no constant remains
+                constant = weight / count * ((1 - mean_grad) * sum_g + (mu_b - mu) * p_i * i)
+                dx += constant.view(-1, *[1] * (x.dim() - 2)).to(dx.dtype)
+        dgamma = None if gamma is None else (p * r).to(gamma.dtype)
+        dbeta = None if ctx.beta_dtype is None else sum_g.to(ctx.beta_dtype)
+        return dx, dgamma, dbeta, None, None, None, None, None

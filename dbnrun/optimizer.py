@@ -1,0 +1,96 @@
+"""Named parameter groups, then the optimizer over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbnrun.config import GroupConfig, OptimizerConfig, UserError
+
+
+def group_parameters(
+    named: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, GroupConfig]
+) -> dict[str, list[nn.Parameter]]:
+    """Each parameter in the first group whose pattern (a glob over its name) fits; empty groups are left out.
+
+    Raises UserError where a parameter fits no pattern.
+    """
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    ungrouped = []
+    for name, parameter in named:
+        group = next((key for key, config in groups.items() if fnmatchcase(name, config.pattern)), None)
+        if group is None:
+            ungrouped.append(name)
+        else:
+            members[group].append(parameter)
+    if ungrouped:
+        raise UserError(
+            f"optimizer.groups miss {len(ungrouped)} parameter(s), first {ungrouped[0]!r}; "
+            f"groups tried, in order: {', '.join(groups)}. Add a pattern that fits, such as a last group with '*'."
+        )
+    return {name: parameters for name, parameters in members.items() if parameters}
+
+
+def _options(config: OptimizerConfig) -> dict[str, Any]:
+    if config.name == "adagrad":
+        return {"eps": config.eps, "initial_accumulator_value": config.initial_accumulator}
+    if config.name == "sgd":
+        return {"momentum": config.momentum, "nesterov": config.nesterov}
+    assert config.betas is not None
+    return {"betas": (config.betas[0], config.betas[1]), "eps": config.eps}
+
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that conf/optimizer names, over the named groups of `model`'s parameters.
+
+    Weight decay is a penalty w/2 |theta|^2 whose gradient `add_penalty` adds, kept in each group under "l2"; in
+    AdamW it is decoupled and the optimizer's own.
+    """
+    decoupled = config.name == "adamw"
+    members = group_parameters(model.named_parameters(), config.groups)
+    groups = [
+        {
+            "params": parameters,
+            "name": name,
+            "lr": config.groups[name].lr,
+            "weight_decay": config.groups[name].weight_decay if decoupled else 0.0,
+            "l2": 0.0 if decoupled else config.groups[name].weight_decay,
+        }
+        for name, parameters in members.items()
+    ]
+    device = next(model.parameters()).device.type
+    fused = device == "cpu" or (device == "cuda" and config.name != "adagrad")
+    return OPTIMIZERS[config.name](groups, lr=config.lr, fused=fused or None, **_options(config))  # pyright: ignore[reportCallIssue]
+
+
+@torch.no_grad()
+def add_penalty(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Add the gradient of the groups' l2 penalties; return the norm of the whole gradient, a 0-dim tensor.
+
+    Every parameter must have its gradient.
+    """
+    gradients: list[Tensor] = []
+    for group in optimizer.param_groups:
+        own = [p.grad for p in group["params"]]
+        if group["l2"]:
+            torch._foreach_add_(own, group["params"], alpha=group["l2"])
+        gradients += own
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def lr_of(optimizer: torch.optim.Optimizer, name: str = "weights") -> float:
+    """The learning rate of a named group, or of the first group where there is none of that name."""
+    groups = optimizer.param_groups
+    return float(next((group for group in groups if group.get("name") == name), groups[0])["lr"])

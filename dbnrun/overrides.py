@@ -1,0 +1,98 @@
+"""What a user typed, checked against the schema and the choices in conf/ before Hydra composes anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from dbnrun.config import UserError, known_keys, nearest
+
+
+def conf_dir() -> Path:
+    """conf/: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def choices() -> dict[str, list[str]]:
+    """The config groups and the names one can choose in each."""
+    groups = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+
+
+def check_overrides(typed: Sequence[str]) -> None:
+    """Raise UserError at the first override that names an unknown key, group or choice, or adds or deletes a key."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(typed))
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error.override}: expected key=value ({_first_line(error)}). Quote a value with special characters: 'key=\"value\"'."
+        ) from None
+    known = choices()
+    for override in parsed:
+        _check_override(override, known)
+
+
+def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
+    key = override.key_or_group
+    if re.match(r"hydra[./]", key):
+        return  # Hydra's own settings are Hydra's to check
+    if key not in groups and not _is_known(key):
+        words = [*groups, *known_keys()]
+        leaves = {word.rpartition(".")[2]: word for word in reversed(words)}
+        hint = nearest(key, words) or nearest(leaves.get(key, key), words) or nearest(key, leaves)
+        raise UserError(f"{override.input_line}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
+    if override.is_delete():
+        raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
+    if override.is_add() and not key.startswith("optimizer.groups."):
+        raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
+    if key in groups:
+        for choice in _chosen(override):
+            if choice not in groups[key]:
+                known = groups[key]
+                raise UserError(f"{key}={choice}: expected one of {', '.join(known)}.{nearest(choice, known)}")
+
+
+def _is_known(key: str) -> bool:
+    return key in known_keys() or re.fullmatch(r"optimizer\.groups\.\w+(\.(pattern|lr|weight_decay))?", key) is not None
+
+
+def _chosen(override: Override) -> list[str]:
+    """The choices that an override of a group names; none for null and for globs over what exists."""
+    if override.is_discrete_sweep():
+        return [] if "glob(" in str(override.input_line) else [str(name) for name in override.sweep_string_iterator()]
+    value = override.value()
+    if value is None:
+        return []
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def refusal(error: BaseException) -> UserError | None:
+    """The one line to show for an error that the user's input caused; None where it did not."""
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    cause = error
+    while isinstance(cause.__cause__, HydraException | OmegaConfBaseException | UserError):
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    text = str(error)
+    if match := re.match(r"Ambiguous value for argument '(.*)'", text):
+        return UserError(f"{match[1]}: several values; expected one, or -m in front of them to sweep.")
+    override = re.match(r"Error merging override (.*)", text)
+    typed = f"{override[1].rstrip('.')}: " if override else ""
+    key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
+    return UserError(f"{typed or key}{_first_line(cause)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,169 @@
+"""The training loop: yields one row an epoch, opens no file, prints nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dbnrun.config import TrainConfig
+from dbnrun.data.parts import Data, Part
+from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
+from dbnrun.optimizer import add_penalty, lr_of
+from dbnrun.records import EpochRow
+from dbnrun.streams import Streams
+
+EVAL_BATCH = 1000  # records an evaluation step; no number depends on it but by rounding
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean loss [nat] and error [%] over a number of records."""
+
+    loss: float
+    error_pct: float
+
+
+class _Sums:
+    """Loss and errors summed on the device: reading them synchronizes with the host, once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self.records = 0
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Add a batch by its mean loss."""
+        self.loss += loss.detach() * len(y)
+        self.wrong += (logits.argmax(1) != y).sum()
+        self.records += len(y)
+
+    def measured(self) -> Measured:
+        return Measured(self.loss.item() / self.records, 100 * self.wrong.item() / self.records)
+
+
+def steps_per_epoch(records: int, config: TrainConfig) -> int:
+    """floor(N / batch), or limit_batches if that is less: only full batches, for with a short last batch
+    alpha = 1 would be tested with that batch's statistics."""
+    return min(records // config.batch_size, config.limit_batches or records)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, part: Part, precision: str) -> Measured:
+    """Loss and error of a model in evaluation mode over a whole part."""
+    sums = _Sums(part.x.device)
+    for x, y in zip(part.x.split(EVAL_BATCH), part.y.split(EVAL_BATCH), strict=True):
+        with autocast(x.device, precision):
+            logits = model(x).float()
+        sums.add(F.cross_entropy(logits, y), logits, y)
+    return sums.measured()
+
+
+def _batches(part: Part, batch_size: int, steps: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` full batches of a part, in the given order or as it lies."""
+    for start in range(0, steps * batch_size, batch_size):
+        if order is None:
+            yield part.x[start : start + batch_size], part.y[start : start + batch_size]
+        else:
+            index = order[start : start + batch_size]
+            yield part.x[index], part.y[index]
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Data,
+    config: TrainConfig,
+    streams: Streams,
+    *,
+    precision: str = "fp32",
+    alpha: Callable[[int], float] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    epochs_done: int = 0,
+    on_step: Callable[[], object] = lambda: None,
+) -> Iterator[EpochRow]:
+    """Train from epoch `epochs_done` + 1 on and yield a row after each epoch; stop after a loss that is not finite.
+
+    While the generator waits at a row, model, optimizer and streams stand exactly at that epoch's end. `alpha`
+    maps the number of updates to the schedule's value, for the record. `on_step` is called after every update.
+    """
+    steps = steps_per_epoch(len(data.train), config)
+    for epoch in range(epochs_done + 1, config.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        order = torch.randperm(len(data.train), generator=streams.order).to(data.train.x.device)
+        sums, norms = _Sums(order.device), torch.zeros((), device=order.device)
+        for x, y in _batches(data.train, config.batch_size, steps, order):
+            batch = x if augment is None else augment(x, streams.augment)
+            norms += train_step(model, optimizer, batch, y, sums, precision)
+            on_step()
+        trained = sums.measured()  # waits for the device
+        evaluating = time.perf_counter()
+        evaluations = _evaluations(model, data, config, precision)
+        ended = time.perf_counter()
+        yield EpochRow(
+            epoch=epoch,
+            step=epoch * steps,
+            alpha=None if alpha is None else float(alpha(epoch * steps)),
+            lr=lr_of(optimizer),
+            train_loss=trained.loss,
+            train_error_pct=trained.error_pct,
+            grad_norm=norms.item() / steps,
+            train_seconds=evaluating - started,
+            eval_seconds=ended - evaluating,
+            **evaluations,
+        )
+        if not math.isfinite(trained.loss):
+            return
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, sums: _Sums, precision: str
+) -> Tensor:
+    """One update. Returns the norm of the gradient of loss + l2, a 0-dim tensor; never waits for the device."""
+    with autocast(x.device, precision):
+        logits = model(x)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, y)
+    optimizer.zero_grad()
+    loss.backward()
+    norm = add_penalty(optimizer)
+    optimizer.step()
+    sums.add(loss, logits, y)
+    return norm
+
+
+def _evaluations(model: nn.Module, data: Data, config: TrainConfig, precision: str) -> dict[str, Any]:
+    """The val_*, test_*, …_population and lambda_drift columns, for the model as it stands."""
+    model.eval()
+    val, test = evaluate(model, data.val, precision), evaluate(model, data.test, precision)
+    # All of the training part, whatever limit_batches says: statistics of the population, not of a sample.
+    full = len(data.train) // config.batch_size
+    with autocast(data.train.x.device, precision):
+        moments = population_moments(model, (x for x, _ in _batches(data.train, config.batch_size, full)))
+    population = None
+    if moments:
+        with using_statistics(moments):
+            population = evaluate(model, data.test, precision).error_pct
+    return {
+        "val_loss": val.loss,
+        "val_error_pct": val.error_pct,
+        "test_loss": test.loss,
+        "test_error_pct": test.error_pct,
+        "test_error_pct_population": population,
+        "lambda_drift": lambda_drift(moments),
+    }

@@ -1,0 +1,308 @@
+"""The layers against independent references: nn.BatchNorm, finite differences, a recursion in numpy."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
+from dbnrun.norm.dbn import DiminishingBatchNorm
+from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power
+
+PAIRS = [
+    (DiminishingBatchNorm1d, nn.BatchNorm1d, (7, 3)),
+    (DiminishingBatchNorm1d, nn.BatchNorm1d, (4, 3, 5)),
+    (DiminishingBatchNorm2d, nn.BatchNorm2d, (4, 3, 2, 5)),
+    (DiminishingBatchNorm3d, nn.BatchNorm3d, (2, 3, 2, 3, 2)),
+]
+AXES = list(itertools.product(["lambda", "batch"], ["std", "var", "inv_std"], ["std", "var"]))
+
+
+def rand(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("ours", "reference", "shape"), PAIRS)
+@pytest.mark.parametrize("affine", [True, False])
+def test_alpha_one_trains_as_torch_batchnorm_even_with_a_dead_unit(ours, reference, shape, affine):
+    x = rand(*shape) * 3 + 1
+    x[:, 0] = 2.0  # sigma_B = 0
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer = ours(3, 1.0, eps=1e-5, eps_at="var", affine=affine, dtype=torch.float64)
+    peer = reference(3, eps=1e-5, affine=affine, dtype=torch.float64)
+    if affine:
+        for own in (layer, peer):
+            own.weight.data.copy_(rand(3, seed=1))
+            own.bias.data.copy_(rand(3, seed=2))
+    g = rand(*shape, seed=3)
+    y, expected = layer(mine), peer(theirs)
+    y.backward(g)
+    expected.backward(g)
+    # float64; gradients of the dead unit are of order 1/sqrt(eps) = 300.
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+    if affine:
+        torch.testing.assert_close(layer.weight.grad, peer.weight.grad, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(layer.bias.grad, peer.bias.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 1e-3, 0.0])
+@pytest.mark.parametrize(("train_stats", "average", "eps_at"), AXES)
+def test_gradients_match_finite_differences(alpha, train_stats, average, eps_at):
+    def forward(x, gamma, beta):
+        layer = DiminishingBatchNorm2d(
+            3, alpha, train_stats=train_stats, average=average, eps_at=eps_at, init=(0.3, 0.8), dtype=torch.float64
+        )
+        return torch.func.functional_call(layer, {"weight": gamma, "bias": beta}, (x,))
+
+    inputs = [rand(4, 3, 2, 2), rand(3, seed=1), rand(3, seed=2)]
+    assert torch.autograd.gradcheck(forward, [t.requires_grad_() for t in inputs])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 1e-3, 0.0])
+@pytest.mark.parametrize(("train_stats", "average", "eps_at"), AXES)
+def test_without_stats_grad_the_gradient_holds_the_statistics_constant(alpha, train_stats, average, eps_at):
+    axes = {"train_stats": train_stats, "average": average, "eps_at": eps_at, "dtype": torch.float64}
+    layer = DiminishingBatchNorm1d(3, alpha, stats_grad=False, init=(0.3, 0.8), **axes)
+    x, gamma, beta = rand(6, 3).requires_grad_(), rand(3, seed=1), rand(3, seed=2)
+    layer.weight.data.copy_(gamma)
+    layer.bias.data.copy_(beta)
+    y, g = layer(x), rand(6, 3, seed=3)
+    y.backward(g)
+    # With constant statistics y is affine in x: y = gamma r x + const, so r can be read off y itself.
+    r = (y[1] - y[0]).detach() / (gamma * (x[1] - x[0]).detach())
+    torch.testing.assert_close(x.grad, gamma * r * g, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer.weight.grad, (g * (y.detach() - beta) / gamma).sum(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer.bias.grad, g.sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("average", ["std", "var", "inv_std"])
+@pytest.mark.parametrize("train_stats", ["lambda", "batch"])
+@pytest.mark.parametrize(
+    ("schedule", "alpha"),
+    [
+        (0.3, lambda m: 0.3),
+        (Harmonic(), lambda m: 1 / m),
+        (InverseSquare(), lambda m: m**-2),
+        (Power(0.5), lambda m: m**-0.5),
+    ],
+)
+def test_fifty_updates_of_lambda_equal_a_numpy_recursion(average, train_stats, schedule, alpha):
+    eps, init = 1e-3, (0.2, 1.5)
+    layer = DiminishingBatchNorm1d(
+        3, schedule, average=average, train_stats=train_stats, eps=eps, init=init, dtype=torch.float64
+    )
+    of_sigma = {"std": lambda s: s, "var": lambda s: s**2, "inv_std": lambda s: 1 / np.sqrt(s**2 + eps)}[average]
+    mu, spread = np.full(3, init[0]), of_sigma(np.full(3, init[1]))
+    for m in range(1, 51):
+        x = rand(8, 3, seed=m) * m**0.5 + 0.1 * m
+        layer(x)
+        a, batch = alpha(m), x.numpy()
+        mu = a * batch.mean(0) + (1 - a) * mu
+        spread = a * of_sigma(batch.std(0)) + (1 - a) * spread
+    assert int(layer.m) == 50
+    np.testing.assert_allclose(layer.mu.numpy(), mu, rtol=1e-12)
+    np.testing.assert_allclose(layer.spread.numpy(), spread, rtol=1e-12)
+
+
+@pytest.mark.parametrize("average", ["std", "var", "inv_std"])
+@pytest.mark.parametrize("eps_at", ["std", "var"])
+def test_evaluation_uses_lambda_exactly_and_leaves_it_still(average, eps_at):
+    eps = 1e-2
+    layer = DiminishingBatchNorm2d(3, 0.3, average=average, eps_at=eps_at, eps=eps, dtype=torch.float64)
+    for m in range(5):
+        layer(rand(4, 3, 2, 2, seed=m) + m)
+    layer.weight.data.copy_(rand(3, seed=8))
+    layer.bias.data.copy_(rand(3, seed=9))
+    before = copy.deepcopy(layer.state_dict())
+    x = rand(2, 3, 4, 4, seed=7)
+    y = layer.eval()(x)
+    mu, spread = (t.numpy()[:, None, None] for t in (before["mu"], before["spread"]))
+    if average == "inv_std":
+        rate = spread
+    else:
+        sigma = spread if average == "std" else np.sqrt(spread)
+        rate = 1 / (sigma + eps) if eps_at == "std" else 1 / np.sqrt(sigma**2 + eps)
+    gamma, beta = (before[k].numpy()[:, None, None] for k in ("weight", "bias"))
+    np.testing.assert_allclose(y.detach().numpy(), gamma * (x.numpy() - mu) * rate + beta, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, layer.state_dict()[key]) for key, value in before.items())
+
+
+def test_training_under_lambda_normalizes_by_the_lambda_that_includes_the_batch():
+    layer = DiminishingBatchNorm1d(2, 0.25, eps=1e-3, affine=False, init=(1.0, 2.0), dtype=torch.float64)
+    x = rand(6, 2)
+    y = layer(x).numpy()
+    mu = 0.25 * x.numpy().mean(0) + 0.75 * 1.0
+    sigma = 0.25 * x.numpy().std(0) + 0.75 * 2.0
+    np.testing.assert_allclose(y, (x.numpy() - mu) / (sigma + 1e-3), rtol=1e-12)
+
+
+def test_alpha_zero_leaves_lambda_where_it_began():
+    layer = DiminishingBatchNorm1d(2, 0.0, init=(0.5, 2.0), dtype=torch.float64)
+    for seed in range(3):
+        layer(rand(6, 2, seed=seed))
+    assert layer.mu.tolist() == [0.5, 0.5]
+    assert layer.sigma.tolist() == [2.0, 2.0]
+
+
+def test_sigma_is_the_standard_deviation_whatever_lambda_averages():
+    for average in ("std", "var", "inv_std"):
+        layer = DiminishingBatchNorm1d(2, 1.0, average=average, dtype=torch.float64)
+        x = rand(9, 2)
+        layer(x)
+        np.testing.assert_allclose(layer.sigma.numpy(), x.numpy().std(0), rtol=1e-9)
+
+
+def test_per_epoch_schedule_holds_alpha_through_an_epoch_and_moves_lambda_at_every_step():
+    schedule = PerEpoch(Harmonic(), 3)
+    assert [schedule(m) for m in range(1, 8)] == [1, 1, 1, 1 / 2, 1 / 2, 1 / 2, 1 / 3]
+    layer = DiminishingBatchNorm1d(1, schedule, dtype=torch.float64)
+    mu = 0.0
+    for m in range(1, 8):
+        x = rand(5, 1, seed=m)
+        layer(x)
+        alpha = 1 / -(-m // 3)
+        mu = alpha * x.mean().item() + (1 - alpha) * mu
+        assert layer.mu.item() == pytest.approx(mu, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4,), "2-D or 3-D"),
+        ((4, 5), "3 channels, got 5"),
+        ((1, 3), "more than 1 value per channel"),
+        ((2, 3, 4, 4), "got 4-D"),
+    ],
+)
+def test_a_wrong_input_is_refused_with_what_came_and_what_was_expected(shape, message):
+    with pytest.raises(ValueError, match=message):
+        DiminishingBatchNorm1d(3)(torch.zeros(shape))
+
+
+def test_one_value_a_channel_is_fine_in_evaluation():
+    assert DiminishingBatchNorm1d(3).eval()(torch.zeros(1, 3)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"schedule": 1.5}, "alpha = 1.5 at m = 1"),
+        ({"schedule": lambda m: m / 5000}, "at m = 5001"),
+        ({"schedule": float("nan")}, "alpha = nan"),
+        ({"train_stats": "population"}, "expected one of 'lambda', 'batch'"),
+        ({"average": "mean"}, "expected one of 'std', 'var', 'inv_std'"),
+        ({"eps_at": "sigma"}, "expected one of 'std', 'var'"),
+    ],
+)
+def test_an_impossible_axis_is_refused_at_construction(axes, message):
+    with pytest.raises(ValueError, match=message):
+        DiminishingBatchNorm1d(3, **axes)
+
+
+@pytest.mark.parametrize("train_stats", ["lambda", "batch"])
+def test_a_compiled_layer_is_one_graph_that_never_recompiles(train_stats):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    eager = DiminishingBatchNorm2d(3, Harmonic(), train_stats=train_stats)
+    layer = copy.deepcopy(eager)
+    # aot_eager traces forward and backward as inductor would, without a C++ compiler.
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for m in range(12):
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(m))
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, expected = compiled(a), eager(b)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        # float32 sums of order 100, in another order.
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+    assert int(layer.m) == 12
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_autocast_keeps_moments_and_lambda_in_float32():
+    layer = DiminishingBatchNorm2d(4, 1.0)
+    conv = nn.Conv2d(3, 4, 3)
+    x = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = conv(x)
+        y = layer(z)
+    assert z.dtype == y.dtype == torch.bfloat16
+    assert layer.mu.dtype == layer.spread.dtype == torch.float32
+    # lambda = the moments of the bf16 activations, computed in float32: far finer than bf16's 3 digits.
+    torch.testing.assert_close(layer.sigma, z.float().std((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
+    y.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_casting_the_module_to_bfloat16_leaves_lambda_in_float32():
+    layer = DiminishingBatchNorm2d(4, Harmonic())
+    layer(torch.randn(4, 4, 3, 3))
+    mu = layer.mu.clone()
+    layer.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.mu, mu) and layer.mu.dtype == torch.float32
+    y = layer(torch.randn(4, 4, 3, 3).bfloat16())
+    y.float().sum().backward()
+    assert y.dtype == layer.weight.grad.dtype == torch.bfloat16
+
+
+def test_state_dict_round_trip_and_deepcopy_keep_lambda_and_its_counter():
+    layer = DiminishingBatchNorm1d(3, Harmonic())
+    for seed in range(4):
+        layer(rand(5, 3, seed=seed).float())
+    fresh = DiminishingBatchNorm1d(3, Harmonic())
+    fresh.load_state_dict(layer.state_dict())
+    x = rand(5, 3, seed=9).float()
+    twin = copy.deepcopy(layer)
+    assert torch.equal(layer(x), fresh(x)) and torch.equal(twin(x), fresh.train()(x)) is False  # fresh moved on
+    assert torch.equal(layer.mu, twin.mu) and int(layer.m) == int(twin.m) == 5
+
+
+def test_it_is_a_drop_in_norm_layer_for_resnet18():
+    from dbnrun.data.torchvision_shim import torchvision
+
+    model = torchvision.models.resnet18(norm_layer=lambda c: DiminishingBatchNorm2d(c, Harmonic()), num_classes=10)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    layers = [layer for layer in model.modules() if isinstance(layer, DiminishingBatchNorm)]
+    assert len(layers) == 20 and all(int(layer.m) == 1 for layer in layers)
+    assert all(torch.isfinite(layer.weight.grad).all() for layer in layers)
+
+
+def test_channels_last_gives_the_same_numbers():
+    x = rand(4, 3, 5, 5)
+    outputs = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer = DiminishingBatchNorm2d(3, 0.3, dtype=torch.float64)
+        a = x.clone().to(memory_format=layout).requires_grad_()
+        y = layer(a)
+        y.backward(rand(4, 3, 5, 5, seed=1))
+        outputs.append((y, a.grad, layer.spread))
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_constant_is_known_by_its_number():
+    assert DiminishingBatchNorm1d(3, 0.25).schedule == Constant(0.25)
+    assert "schedule=Constant(alpha=0.25)" in repr(DiminishingBatchNorm1d(3, 0.25))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("train_stats", ["lambda", "batch"])
+@pytest.mark.parametrize("stats_grad", [True, False])
+@pytest.mark.parametrize("shape", [(16, 3), (4, 3, 5, 5)])
+def test_cuda_equals_the_cpu(train_stats, stats_grad, shape):
+    results = []
+    for device in ("cpu", "cuda"):
+        layer = DiminishingBatchNorm(
+            3, 0.3, train_stats=train_stats, stats_grad=stats_grad, dtype=torch.float64, device=device
+        )
+        x = rand(*shape).to(device).requires_grad_()
+        layer(x).backward(rand(*shape, seed=1).to(device))
+        results.append([t.cpu() for t in (x.grad, layer.weight.grad, layer.bias.grad, layer.mu, layer.spread)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
