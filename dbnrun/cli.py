@@ -49,21 +49,9 @@ data: $DBNRUN_DATA, or data/.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in arguments[:1] or "--help" in arguments[:1]:
-        print(HELP, end="")
-        return 0
-    if "--version" in arguments[:1]:
-        print(f"dbnrun {__version__}")
-        return 0
-    verb = arguments[0] if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else None
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if verb is None:
-            return _train(arguments)
-        if verb not in VERBS:
-            return _refuse(f"{verb}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
-        return VERBS[verb](arguments[1:])
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         message = "dbnrun: interrupted; every finished epoch is kept. The same command goes on from there."
         print(message, file=sys.stderr)
@@ -72,6 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`dbnrun … | head`): nothing left to say, to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if first == "--version":
+        print(f"dbnrun {__version__}")
+        return 0
+    if not first or first.startswith(("-", "+", "~")) or "=" in first:
+        return _train(arguments)
+    if first not in VERBS:
+        return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
+    return VERBS[first](arguments[1:])
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

@@ -80,7 +80,8 @@ def _check_choice(group: str, config: Any, takes: Mapping[str, tuple[str, ...]])
         if name not in takes[config.name] and value is not None:
             owners = ", ".join(owner for owner, names in takes.items() if name in names)
             raise UserError(
-                f"{group}.{name}={value}: {group} {config.name!r} takes no {name}; it belongs to {owners}. Leave it out."
+                f"{group}.{name}={value}: {group} {config.name!r} takes no {name}; "
+                f"it belongs to {owners}. Leave it out."
             )
 
 

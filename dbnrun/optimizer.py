@@ -83,11 +83,11 @@ def add_penalty(optimizer: torch.optim.Optimizer) -> Tensor:
     """
     gradients: list[Tensor] = []
     for group in optimizer.param_groups:
-        own = [p.grad for p in group["params"]]
-        if group["l2"]:
-            torch._foreach_add_(own, group["params"], alpha=group["l2"])
-        gradients += own
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        for parameter in group["params"]:
+            if group["l2"]:
+                parameter.grad.add_(parameter, alpha=group["l2"])
+            gradients.append(parameter.grad)
+    return nn.utils.get_total_norm(gradients)
 
 
 def lr_of(optimizer: torch.optim.Optimizer, name: str = "weights") -> float:

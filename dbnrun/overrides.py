@@ -32,7 +32,8 @@ def check_overrides(typed: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(list(typed))
     except OverrideParseException as error:
         raise UserError(
-            f"{error.override}: expected key=value ({_first_line(error)}). Quote a value with special characters: 'key=\"value\"'."
+            f"{error.override}: expected key=value ({_first_line(error)}). "
+            "Quote a value with special characters: 'key=\"value\"'."
         ) from None
     known = choices()
     for override in parsed:

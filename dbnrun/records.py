@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder with rows (CSV), configuration, manifest and checkpoint, each written crash-safe.
+"""What a run leaves behind, each file written crash-safe.
 
     <results_dir>/runs/<readable name>-<signature>/
         metrics.csv     one EpochRow a line, appended and synced as each epoch ends

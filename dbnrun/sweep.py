@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf, open_dict
 
 from dbnrun import records
-from dbnrun.config import RunConfig, cell_of, checked, readable_name, signature
+from dbnrun.config import RunConfig, cell_of, checked, signature
 from dbnrun.data import expected_digest
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -38,9 +38,10 @@ class CellSweeper(BasicSweeper):
             config = self._composed(job)
             cells.setdefault(signature(cell_of(config), expected_digest(config.dataset.name)), (job, config))
         new = [job for sig, (job, config) in cells.items() if not _is_finished(config, sig)]
+        folded = len(grid) - len(cells)
         _say(
             f"{_count(len(cells), 'cell')}: {len(new)} to train, {len(cells) - len(new)} finished before"
-            + (f"; {_count(len(grid) - len(cells), 'duplicate')} folded" if len(grid) > len(cells) else "")
+            + (f"; {_count(folded, 'duplicate')} folded" if folded else "")
         )
         cells_to_train = len(new)
         returns = list(self.launcher.launch(new, initial_job_idx=0)) if new else []

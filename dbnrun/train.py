@@ -109,7 +109,7 @@ def train(
         sums, norms = _Sums(order.device), torch.zeros((), device=order.device)
         for x, y in _batches(data.train, config.batch_size, steps, order):
             batch = x if augment is None else augment(x, streams.augment)
-            norms += train_step(model, optimizer, batch, y, sums, precision)
+            norms += train_step(model, optimizer, (batch, y), sums, precision)
             on_step()
         trained = sums.measured()  # waits for the device
         evaluating = time.perf_counter()
@@ -132,9 +132,10 @@ def train(
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, sums: _Sums, precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], sums: _Sums, precision: str
 ) -> Tensor:
     """One update. Returns the norm of the gradient of loss + l2, a 0-dim tensor; never waits for the device."""
+    x, y = batch
     with autocast(x.device, precision):
         logits = model(x)
     logits = logits.float()

@@ -126,7 +126,7 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(
         ctx: Any,
         x: Tensor,
         gamma: Tensor | None,
@@ -148,7 +148,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, gamma, weight, mu, r, one, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         want_x = ctx.needs_input_grad[0]

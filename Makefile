@@ -1,0 +1,32 @@
+# The list of habits; .ci/run calls the same targets. Override with make PYTHON=python3.12 venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test check figures clean
+
+venv: .venv/.ready
+
+# constraints.txt holds the exact versions; pyproject.toml the lower bounds.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv    # BN against DBN on real digits: trains 15 small cells, prints a table, draws the curves
+	$(BIN)/dbnrun experiment=demo results_dir=results/demo
+	$(BIN)/dbnrun report results/demo
+
+test: venv    # on the CPU; with DBNRUN_DATA set, on the real data too
+	$(BIN)/pytest -q
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+figures: venv # from recorded CSVs alone, no training
+	$(BIN)/dbnrun report
+
+clean:        # what can be made again; records stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info results/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
