@@ -91,79 +91,91 @@ def _train(arguments: list[str]) -> int:
     from dbnrun import overrides
     from dbnrun.sweep import CellFailed
 
-    typed = [word for word in arguments if "=" in word and not word.startswith("-")]
-    debug = "debug=true" in typed
     try:
-        _parse_flags(arguments)
-        completing = any(word in ("-sc", "--shell-completion", "--shell_completion") for word in arguments)
-        if not completing:
-            overrides.check_overrides(typed)
+        flags = _parsed_flags(arguments)
+        if not flags.shell_completion:  # what is being completed is not yet right
+            overrides.check_overrides(flags.overrides)
         _hydra(arguments)
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)
         return 1
     except Exception as error:
         line = overrides.refusal(error)
-        if debug or line is None:
+        if line is None or "debug=true" in arguments:
             raise
         return _refuse(str(line))
     return 0
 
 
-def _parse_flags(arguments: list[str]) -> None:
-    """Refuse a flag that Hydra does not know, in one line."""
+def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's flags and, as `overrides`, the rest; UserError at a flag that Hydra does not know."""
     from hydra._internal.utils import get_args_parser
 
     from dbnrun.config import UserError, nearest
 
     parser = get_args_parser()
-    flags = [flag for action in parser._actions for flag in action.option_strings]
+    known = [flag for action in parser._actions for flag in action.option_strings]
 
     def refuse(message: str) -> NoReturn:
         unknown = message.rpartition(": ")[2].split(" ")[0]
-        raise UserError(f"{message}.{nearest(unknown, flags)} See `dbnrun --help`.")
+        raise UserError(f"{message}.{nearest(unknown, known)} See `dbnrun --help`.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    words = parser.parse_args(arguments).overrides
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
-            raise UserError(f"{word}: expected key=value. A verb, such as report, comes first.")
+    return parser.parse_args(arguments)
 
 
 def _hydra(arguments: list[str]) -> None:
+    """Let Hydra compose and run: one cell here, or a sweep through dbnrun.sweep. Raises what ends with an exit code."""
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    from dbnrun.config import RunConfig
+    from dbnrun import sweep
+    from dbnrun.config import RunConfig, UserError
     from dbnrun.overrides import conf_dir
+
+    outcomes = []
+
+    def cell(cfg: Any) -> Any:
+        outcomes.append(_cell(cfg))
+        return outcomes[-1]
 
     ConfigStore.instance().store(name="schema", node=RunConfig)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
     sys.argv[1:] = arguments
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_cell)()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
+    if sweep.cells_to_train or not outcomes:
+        return  # a sweep raises for itself
+    if isinstance(outcomes[0], UserError):
+        raise outcomes[0]
+    if outcomes[0].status == "refused":
+        raise UserError(outcomes[0].message)
+    if outcomes[0].status == "failed":
+        raise sweep.CellFailed(f"the cell failed; its traceback is in {outcomes[0].folder / 'run.log'}")
 
 
-def _cell(cfg: Any) -> str:
-    """What Hydra runs for each cell. Returns its status; raises CellFailed once the failure is on record."""
+def _cell(cfg: Any) -> Any:
+    """What Hydra runs for each cell: train it, say in one line how it ended, return the Outcome.
+
+    A configuration that is refused comes back as the UserError itself: raised here, Hydra would print its own lines.
+    """
     from dbnrun.config import UserError, checked
 
-    config = checked(cfg)
+    try:
+        config = checked(cfg)
+    except Exception as error:
+        from dbnrun.overrides import refusal
+
+        line = refusal(error)
+        if line is None:
+            raise
+        return line
     from dbnrun import experiment, sweep
 
-    try:
-        outcome = experiment.run(config)
-    except UserError as error:
-        if not sweep.cells_to_train:
-            raise
-        _tell(f"refused: {error}")
-        raise sweep.CellFailed(str(error)) from error
-    except Exception as error:
-        if config.debug:
-            raise
-        _tell(f"failed: {experiment.one_line(error)}")
-        raise sweep.CellFailed(experiment.one_line(error)) from error
-    _tell(_sentence(outcome))
-    return outcome.status
+    outcome = experiment.run(config)
+    alone = not sweep.cells_to_train
+    if not (alone and outcome.status == "refused"):
+        _tell(_sentence(outcome))
+    return outcome
 
 
 def _tell(line: str) -> None:
@@ -178,12 +190,13 @@ def _tell(line: str) -> None:
 
 def _sentence(outcome: Any) -> str:
     """One line for a cell that ended."""
-    result = f"test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
     if outcome.status == "held":
         return f"{outcome.name}: left to {outcome.message}"
-    if outcome.status == "skipped":
-        return f"{outcome.name}: {outcome.message} before, {result} → {outcome.folder}"
-    return f"{outcome.name}: {outcome.status}, {result} → {outcome.folder}"
+    if outcome.status in ("refused", "failed"):
+        return f"{outcome.name}: {outcome.status}: {outcome.message}"
+    ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
+    result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
+    return f"{outcome.name}: {ended}{result} → {outcome.folder}"
 
 
 def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:

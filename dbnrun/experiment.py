@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,17 @@ from dbnrun.models import build_model
 from dbnrun.norm import norm_factory
 from dbnrun.norm.schedules import build_schedule
 from dbnrun.optimizer import build_optimizer
-from dbnrun.records import EpochRow, RecordWriter
+from dbnrun.records import EpochRow, Outcome, RecordWriter
 from dbnrun.streams import Streams
 from dbnrun.train import steps_per_epoch, train
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: status is done, diverged, skipped (finished before), held (by another process) or failed."""
-
-    name: str
-    folder: Path
-    status: str
-    row: EpochRow | None = None
-    message: str = ""
-
-
 def run(config: RunConfig) -> Outcome:
-    """Train one cell into its folder, from its checkpoint where there is one; a finished cell is left as it is."""
+    """Train one cell into its folder, from its checkpoint where there is one; a finished cell is left as it is.
+
+    A cell that raises ends with the outcome "failed" (or "refused", where the user can mend it) and its traceback in
+    the folder's run.log; with debug=true it raises.
+    """
     cell = cell_of(config)
     sig = signature(cell, datasets.expected_digest(config.dataset.name))
     folder = records.run_folder(Path(config.results_dir), cell, sig)
@@ -63,6 +56,10 @@ def run(config: RunConfig) -> Outcome:
             return _finished(folder, name) or _train(config, cell, sig, folder, name)
     except records.Held as held:
         return Outcome(name, folder, "held", message=str(held))
+    except Exception as error:
+        if config.debug:
+            raise
+        return Outcome(name, folder, "refused" if isinstance(error, UserError) else "failed", message=one_line(error))
 
 
 def _finished(folder: Path, name: str) -> Outcome | None:

@@ -33,10 +33,12 @@ def check_overrides(typed: Sequence[str]) -> None:
     except OverrideParseException as error:
         raise UserError(
             f"{error.override}: expected key=value ({_first_line(error)}). "
-            "Quote a value with special characters: 'key=\"value\"'."
+            "A verb, such as report, comes first; quote a value with special characters: 'key=\"value\"'."
         ) from None
     known = choices()
     for override in parsed:
+        if override.is_delete():
+            raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
         _check_override(override, known)
 
 
@@ -49,8 +51,6 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
         leaves = {word.rpartition(".")[2]: word for word in reversed(words)}
         hint = nearest(key, words) or nearest(leaves.get(key, key), words) or nearest(key, leaves)
         raise UserError(f"{override.input_line}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
-    if override.is_delete():
-        raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
     if override.is_add() and not key.startswith("optimizer.groups."):
         raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
     if key in groups:
@@ -65,12 +65,12 @@ def _is_known(key: str) -> bool:
 
 
 def _chosen(override: Override) -> list[str]:
-    """The choices that an override of a group names; none for null and for globs over what exists."""
+    """The choices that an override of a group names; none for globs over what exists."""
     if override.is_discrete_sweep():
         return [] if "glob(" in str(override.input_line) else [str(name) for name in override.sweep_string_iterator()]
     value = override.value()
     if value is None:
-        return []
+        return [] if override.key_or_group == "experiment" else ["null"]
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 

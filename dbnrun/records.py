@@ -58,6 +58,17 @@ class EpochRow:
     eval_seconds: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: done, diverged, skipped (finished before), held (by another process), refused or failed."""
+
+    name: str
+    folder: Path
+    status: str
+    row: EpochRow | None = None  # its last
+    message: str = ""
+
+
 COLUMNS = tuple(field.name for field in fields(EpochRow))
 _TYPES = get_type_hints(EpochRow)
 

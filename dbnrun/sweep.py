@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf, open_dict
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 
 from dbnrun import records
-from dbnrun.config import RunConfig, cell_of, checked, signature
+from dbnrun.config import RunConfig, UserError, cell_of, checked, signature
 from dbnrun.data import expected_digest
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -24,21 +28,34 @@ class CellFailed(Exception):
     """A cell, or some cells of a sweep, failed. Exit code 1."""
 
 
-class CellSweeper(BasicSweeper):
-    """Launches each distinct unfinished cell of a grid once, through whichever launcher Hydra is told to use."""
+class CellSweeper(Sweeper):
+    """Launches each distinct unfinished cell of a grid once, through whichever launcher Hydra is told to use.
 
-    def sweep(self, arguments: list[str]) -> Any:
+    The task returns a records.Outcome. `params` are the overrides that conf/experiment files sweep; the command's
+    own come after them and win.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
         global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
-        assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        grid = self.split_arguments(overrides, None)[0]
-        cells = {}
-        for job in grid:
+        own = [f"{key}={value}" for key, value in self.params.items()]
+        jobs = grid(parser.parse_overrides([*own, *arguments]))
+        cells: dict[str, tuple[list[str], RunConfig]] = {}
+        for job in jobs:
             config = self._composed(job)
             cells.setdefault(signature(cell_of(config), expected_digest(config.dataset.name)), (job, config))
         new = [job for sig, (job, config) in cells.items() if not _is_finished(config, sig)]
-        folded = len(grid) - len(cells)
+        folded = len(jobs) - len(cells)
         _say(
             f"{_count(len(cells), 'cell')}: {len(new)} to train, {len(cells) - len(new)} finished before"
             + (f"; {_count(folded, 'duplicate')} folded" if folded else "")
@@ -49,12 +66,24 @@ class CellSweeper(BasicSweeper):
         return returns
 
     def _composed(self, job: Sequence[str]) -> RunConfig:
-        assert self.hydra_context is not None and self.config is not None
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
         with open_dict(composed):
             del composed["hydra"]
-        OmegaConf.resolve(composed)
         return checked(composed)
+
+
+def grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the values that the overrides sweep over; of two for one key the later one counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: expected values to sweep over, such as {key}=1,2,3 or range(1,4).")
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 def _is_finished(config: RunConfig, sig: str) -> bool:
@@ -62,13 +91,11 @@ def _is_finished(config: RunConfig, sig: str) -> bool:
     return records.read_manifest(folder).get("status") in records.FINISHED
 
 
-def _conclude(returns: list[JobReturn]) -> None:
-    """One closing line for the sweep; CellFailed where a cell failed."""
-    failed = [r for r in returns if r.status == JobStatus.FAILED]
+def _conclude(returns: Sequence[JobReturn]) -> None:
+    """Raise CellFailed where a cell of the sweep failed; each has said so itself."""
+    failed = sum(r.status == JobStatus.FAILED or r.return_value.status in ("failed", "refused") for r in returns)
     if failed:
-        raise CellFailed(
-            f"{len(failed)} of {_count(len(returns), 'cell')} failed, each named above; the others are recorded."
-        )
+        raise CellFailed(f"{failed} of {_count(len(returns), 'cell')} failed, each named above.")
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,5 +1,7 @@
-"""Hands dbnrun's sweeper to Hydra, which takes plugins from the namespace hydra_plugins alone."""
+"""Hands dbnrun's sweeper to Hydra, which knows a plugin by the module that defines it, and takes only these."""
 
-from dbnrun.sweep import CellSweeper
+from dbnrun import sweep
 
-__all__ = ["CellSweeper"]
+
+class CellSweeper(sweep.CellSweeper):
+    """dbnrun.sweep.CellSweeper, under a name that Hydra accepts."""

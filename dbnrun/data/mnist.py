@@ -1,0 +1,30 @@
+"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dbnrun.config import DatasetConfig
+from dbnrun.data.parts import Data, Part, split_off
+from dbnrun.data.source import ensure, expected_digest
+
+
+def load(config: DatasetConfig, data_dir: Path) -> Data:
+    """Images (1, 28, 28) in [0, 1]."""
+    ensure("mnist", data_dir)
+    from dbnrun.data.torchvision_shim import torchvision
+
+    def images(train: bool) -> tuple[Tensor, Tensor]:
+        official = torchvision.datasets.MNIST(str(data_dir), train=train, download=False)
+        return official.data, official.targets
+
+    def part(x: Tensor, y: Tensor) -> Part:
+        return Part(x.unsqueeze(1).float().div_(255), y)
+
+    x, y = images(train=True)
+    train, val = (torch.from_numpy(index) for index in split_off(len(y), config.val_size))
+    parts = part(x[train], y[train]), part(x[val], y[val]), part(*images(train=False))
+    return Data(*parts, (1, 28, 28), 10, expected_digest("mnist"))

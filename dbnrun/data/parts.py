@@ -1,0 +1,60 @@
+"""What a data set is to the rest of the program: three parts as tensors, and how one is split off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbnrun.config import UserError
+
+SPLIT_SEED = 170508011  # the paper's arXiv number; the validation part is the same for every cell
+
+
+@dataclass(frozen=True)
+class Part:
+    """Records x (N, *input_shape) float32 and their classes y (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device) -> Part:
+        return Part(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory: training, validation and test part, and the digest of the files it came from."""
+
+    train: Part
+    val: Part
+    test: Part
+    input_shape: tuple[int, ...]
+    num_classes: int
+    digest: str
+
+    def to(self, device: torch.device) -> Data:
+        parts = (part.to(device) for part in (self.train, self.val, self.test))
+        return Data(*parts, self.input_shape, self.num_classes, self.digest)
+
+
+def validation_count(records: int, val_size: float) -> int:
+    """Records for validation: `val_size` itself, or the share that it is below 1. Raises UserError if none remain."""
+    count = round(val_size * records) if val_size < 1 else int(val_size)
+    if not 0 < count < records:
+        raise UserError(
+            f"dataset.val_size={val_size:g}: expected at least 1 and fewer than the {records} training records."
+        )
+    return count
+
+
+def split_off(records: int, val_size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending indices of the training and of the validation part, drawn with a fixed seed."""
+    count = validation_count(records, val_size)
+    order = np.random.default_rng(SPLIT_SEED).permutation(records)
+    return np.sort(order[count:]), np.sort(order[:count])
