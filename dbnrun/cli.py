@@ -158,7 +158,7 @@ def _cell(cfg: Any) -> Any:
 
     A configuration that is refused comes back as the UserError itself: raised here, Hydra would print its own lines.
     """
-    from dbnrun.config import UserError, checked
+    from dbnrun.config import checked
 
     try:
         config = checked(cfg)
