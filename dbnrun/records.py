@@ -109,14 +109,16 @@ def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cell))).encode())
 
 
-def _field(value: float | int | None) -> str:
-    return "" if value is None else repr(value)
+def _field(name: str, value: float | int | None) -> str:
+    if value is None:
+        return ""
+    if name in TIME_COLUMNS:
+        return f"{value:.3f}"
+    return repr(int(value) if _TYPES[name] is int else float(value))  # repr reads back exactly
 
 
 def _line(row: EpochRow) -> str:
-    values = [getattr(row, name) for name in COLUMNS]
-    times = {name: f"{getattr(row, name):.3f}" for name in TIME_COLUMNS}
-    return ",".join(times.get(name) or _field(value) for name, value in zip(COLUMNS, values, strict=True)) + "\n"
+    return ",".join(_field(name, getattr(row, name)) for name in COLUMNS) + "\n"
 
 
 def _parse(fields_read: Mapping[str, str | None]) -> EpochRow:

@@ -39,15 +39,15 @@ class CellSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context = hydra_context
-        self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.loader = hydra_context.config_loader
+        self.master = config
+        self.runner = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self.loader)
         own = [f"{key}={value}" for key, value in self.params.items()]
         jobs = grid(parser.parse_overrides([*own, *arguments]))
         cells: dict[str, tuple[list[str], RunConfig]] = {}
@@ -61,12 +61,12 @@ class CellSweeper(Sweeper):
             + (f"; {_count(folded, 'duplicate')} folded" if folded else "")
         )
         cells_to_train = len(new)
-        returns = list(self.launcher.launch(new, initial_job_idx=0)) if new else []
+        returns = list(self.runner.launch(new, initial_job_idx=0)) if new else []
         _conclude(returns)
         return returns
 
     def _composed(self, job: Sequence[str]) -> RunConfig:
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+        composed = self.loader.load_sweep_config(self.master, list(job))
         with open_dict(composed):
             del composed["hydra"]
         return checked(composed)

@@ -19,8 +19,8 @@ def load(config: DatasetConfig, _data_dir: Path) -> Data:
     """Images (1, 8, 8) in [0, 1]: 360 test records, `val_size` for validation, the rest for training."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
+    flat, target = load_digits(return_X_y=True)
+    images, labels = np.asarray(flat).reshape(-1, 8, 8).astype(np.uint8), np.asarray(target).astype(np.uint8)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if digest != expected_digest("digits"):
         raise UserError(

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,7 +195,7 @@ def parse(content: bytes, path: Path) -> Records:
     try:
         if content.count(b",") != (FIELDS - 1) * len(lines) or not lines:
             raise ValueError("a line has too few or too many fields")
-        kinds = dict.fromkeys(NUMERIC, "float64") | dict.fromkeys((*CATEGORICAL, LABEL), "str")
+        kinds: Any = dict.fromkeys(NUMERIC, "float64") | dict.fromkeys((*CATEGORICAL, LABEL), "str")
         table = pd.read_csv(
             io.BytesIO(content), header=None, names=list(range(FIELDS)), dtype=kinds, index_col=False,
             na_filter=False, quoting=3, encoding="ascii", skip_blank_lines=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ class Data:
     digest: str
 
     def to(self, device: torch.device) -> Data:
-        parts = (part.to(device) for part in (self.train, self.val, self.test))
-        return Data(*parts, self.input_shape, self.num_classes, self.digest)
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
 
 def validation_count(records: int, val_size: float) -> int:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dbnrun.config import UserError
 
@@ -130,7 +130,7 @@ def ensure(name: str, data_dir: Path) -> None:
 def fault(path: Path, file: DataFile) -> str:
     """What is wrong with the file at `path`, or '' where it has the official content."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if file.path.endswith(".gz") else path.open("rb") as stream:
             size, digest = _measure(stream, file.size)
     except FileNotFoundError:
         return "missing"
@@ -141,7 +141,7 @@ def fault(path: Path, file: DataFile) -> str:
     return "" if digest == file.sha256 else "its content is not the official file's (SHA-256 differs)"
 
 
-def _measure(stream: IO[bytes], limit: int, copy: IO[bytes] | None = None) -> tuple[int, str]:
+def _measure(stream: Any, limit: int, copy: IO[bytes] | None = None) -> tuple[int, str]:
     """Size and SHA-256 of a stream, copied on the way; stops just beyond `limit` bytes: a bomb stays small."""
     size, digest = 0, hashlib.sha256()
     while size <= limit and (chunk := stream.read(CHUNK)):
@@ -182,7 +182,7 @@ def _retrieve(download: Download, staging: Path, progress: bool) -> Path:
     pooch.get_logger().setLevel("ERROR")
     reasons = []
     for url in download.urls:
-        downloader = pooch.HTTPDownloader(progressbar=progress and sys.stderr.isatty(), timeout=30)
+        downloader: Any = pooch.HTTPDownloader(progressbar=progress and sys.stderr.isatty(), timeout=30)
         try:
             got = pooch.retrieve(url, download.known_hash, fname=download.name, path=staging, downloader=downloader)
             return Path(got)
@@ -224,10 +224,10 @@ def _unpack_tar(source: Path, download: Download, data_dir: Path) -> None:
     except KeyError as error:
         raise _NotFetched(f"{download.name}: {error.args[0]}") from None
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise _NotFetched(f"{download.name}: damaged ({error})") from None
+        raise _NotFetched(f"{download.name}: damaged ({type(error).__name__})") from None
 
 
-def _place(stream: IO[bytes], file: DataFile, data_dir: Path) -> None:
+def _place(stream: Any, file: DataFile, data_dir: Path) -> None:
     """Copy a stream to its final name by way of a temporary file, once size and digest are right."""
     final = data_dir / file.path
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -249,5 +249,6 @@ def _refuse(name: str, download: Download, data_dir: Path, reason: str) -> None:
     more = f" (and {len(missing) - 1} more beside it)" if len(missing) > 1 else ""
     raise UserError(
         f"dataset {name}: cannot fetch {download.name} ({reason}). "
-        f"Put the official file at {missing[0] if missing else data_dir}{more}, or set DBNRUN_DATA to where the data lies."
+        f"Put the official file at {missing[0] if missing else data_dir}{more}, "
+        "or set DBNRUN_DATA to where the data lies."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.optimize import isotonic_regression
 
 from dbnrun.records import write_atomic
 from dbnrun.report.gather import Series, Setting
-from dbnrun.report.tables import describe, most_efficient
+from dbnrun.report.tables import TOP, describe, most_efficient
 
 PROTOCOLS = {
     "dbn_inference": "batch statistics in training, λ at test",
@@ -24,8 +25,9 @@ PROTOCOLS = {
     "dbn, stats_grad=false": "λ in training and test, held constant in the gradient",
     "": "",
 }
-LOG_BEYOND = 8  # a log axis where values span more than this ratio
-STYLE = {
+FAR = 3  # times the usual height: drawn in a strip of its own
+LOG_BEYOND = 4  # a log axis where values span more than this ratio
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,12 +44,12 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     panels = {protocol: [s for s in setting.panel(protocol) if s.n] for protocol in setting.protocols}
     best = {protocol: most_efficient(panel) for protocol, panel in panels.items()}
-    rule = "three least last-epoch errors, with α = 1 and BN"
+    rule = f"the {TOP} schedules of least last-epoch error, with α = 1 and BN"
     name = setting.dataset
     figures = [
         ("figure2", f"{name}: test error, every schedule", panels, "test_error_pct", "test error [%]"),
-        ("figure3", f"{name}: test error, the most efficient schedules ({rule})", best, "test_error_pct", "test error [%]"),
-        ("figure4", f"{name}: validation loss, the most efficient schedules ({rule})", best, "val_loss",
+        ("figure3", f"{name}: test error, {rule}", best, "test_error_pct", "test error [%]"),
+        ("figure4", f"{name}: validation loss, {rule}", best, "val_loss",
          "validation loss [nat]"),
     ]  # fmt: skip
     written = []
@@ -60,30 +62,55 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
 
 
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
-    figure = Figure(figsize=(7.2 * len(panels), 4.8), dpi=150)
+    """A panel a protocol; curves far above the others get a strip of their own on top, so that both can be read."""
+    split = {protocol: _far_and_near(panel, column) for protocol, panel in panels.items()}
+    strip = any(far for far, _ in split.values())
+    width = 7.2 * len(panels)
+    figure = Figure(figsize=(width, 5.6 if strip else 4.8), dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(
+        2 if strip else 1, len(panels), sharex=True, sharey="row", squeeze=False,
+        height_ratios=[1, 2.6] if strip else [1],
+    )  # fmt: skip
     figure.suptitle(title, fontsize=10, x=0.02, ha="left")
-    figure.subplots_adjust(left=0.62 / (7.2 * len(panels)) + 0.02, right=1 - 0.17 / len(panels), bottom=0.12, top=0.84,
-                           wspace=0.36)  # fmt: skip
-    for ax, (protocol, panel) in zip(axes, panels.items(), strict=True):
-        for series in panel:
-            _curve(ax, series, column)
-        counts = sorted({series.n for series in panel})
-        seeds = (
-            f"n = {'–'.join(map(str, {counts[0], counts[-1]}))} seed{'s' if counts[-1] > 1 else ''}" if counts else ""
-        )
-        band = ", mean ± standard deviation" if counts and counts[-1] > 1 else ""
-        ax.set_title(f"{PROTOCOLS.get(protocol, protocol)}{'; ' if protocol else ''}{seeds}{band}", loc="left")
+    margins = {"left": 0.62 / width + 0.02, "right": 1 - 1.2 / width, "bottom": 0.11, "top": 0.86}
+    figure.subplots_adjust(**margins, wspace=0.36, hspace=0.08)
+    for row, axes in enumerate(grid):
+        shown = [far if strip and row == 0 else near for far, near in split.values()]
+        for ax, panel in zip(axes, shown, strict=True):
+            for series in panel:
+                _curve(ax, series, column)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.margins(x=0.01)
+        _scale(axes[0], [series for panel in shown for series in panel], column)
+    for ax, (protocol, panel) in zip(grid[0], panels.items(), strict=True):
+        ax.set_title("; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panel)])), loc="left")
+    for ax in grid[-1]:
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.margins(x=0.01)
-    axes[0].set_ylabel(unit)
-    _scale(axes[0], panels, column)
+    grid[-1][0].set_ylabel(unit)
     figure.canvas.draw()  # fixes the transforms that labels are placed by
-    for ax, panel in zip(axes, panels.values(), strict=True):
-        _label_ends(ax, panel, column)
+    for column_of_axes, (far, near) in zip(grid.T, split.values(), strict=True):
+        for ax, panel in zip(column_of_axes, (far, near) if strip else (near,), strict=True):
+            _label_ends(ax, panel, column)
     return figure
+
+
+def _far_and_near(panel: Sequence[Series], column: str) -> tuple[list[Series], list[Series]]:
+    """The curves that run, in their last half, at more than three times the usual height, and the others."""
+    means = {id(s): _mean(s, column) for s in panel}
+    heights = {key: float(np.median(mean[len(mean) // 2 :])) for key, mean in means.items()}
+    usual = float(np.nanmedian(list(heights.values()))) if heights else 0.0
+    far = [s for s in panel if not heights[id(s)] <= FAR * usual]
+    return far, [s for s in panel if s not in far]
+
+
+def _counted(panel: Sequence[Series]) -> str:
+    """'n = 3 seeds, mean ± standard deviation'."""
+    counts = sorted({series.n for series in panel})
+    if not counts or counts[-1] == 1:
+        return "n = 1 seed" if counts else ""
+    span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f"n = {span} seeds, mean ± standard deviation"
 
 
 def _mean(series: Series, column: str) -> np.ndarray:
@@ -99,11 +126,11 @@ def _curve(ax: Axes, series: Series, column: str) -> None:
     if series.n > 1:
         sd = values.std(0, ddof=1)
         # A band that reaches 0 has no place on a log axis.
-        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=0.13, lw=0)
+        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=0.11, lw=0)
 
 
 # Okabe and Ito's palette for what has a name; constants take a colour-blind-safe ramp from dark (1) to light (small).
-NAMED = {
+NAMED: dict[str, Any] = {
     "bn": ("#000000", "-"),
     "ln": ("#666666", (0, (5, 1))),
     "gn": ("#666666", (0, (1, 1))),
@@ -114,7 +141,7 @@ NAMED = {
 }
 
 
-def line_style(series: Series) -> dict[str, object]:
+def line_style(series: Series) -> dict[str, Any]:
     """Colour, dash and width of a curve, by what it is: the same in every figure."""
     name = series.cell["schedule"]["name"] if series.protocol else series.cell["norm"]["name"]
     if name == "constant":
@@ -127,9 +154,9 @@ def line_style(series: Series) -> dict[str, object]:
     return {"color": color, "ls": dash, "lw": 1.8 if name == "bn" else 1.5}
 
 
-def _scale(ax: Axes, panels: dict[str, list[Series]], column: str) -> None:
+def _scale(ax: Axes, panel: Sequence[Series], column: str) -> None:
     """A log axis with plain numbers where the values span it; otherwise linear."""
-    means = np.concatenate([_mean(series, column) for panel in panels.values() for series in panel] or [np.ones(1)])
+    means = np.concatenate([_mean(series, column) for series in panel] or [np.ones(1)])
     means = means[np.isfinite(means) & (means > 0)]
     if not len(means) or means.max() / means.min() < LOG_BEYOND:
         return
@@ -164,7 +191,15 @@ def _label_ends(ax: Axes, panel: Sequence[Series], column: str) -> None:
             va="center",
             fontsize=8.2,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line_style(series)["color"], "lw": 0.7, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line_style(series)["color"],
+                "lw": 0.7,
+                "relpos": (0, 0.5),
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "patchA": None,  # else the line is cut where it leaves the text's box
+            },
         )
 
 

@@ -129,8 +129,10 @@ def _run_folders(path: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     try:
         cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
-        cell["norm"]["name"], cell["dataset"]["name"], cell["seed"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        known = cell["dataset"]["name"] and cell["norm"]["name"] in (*REFERENCES, "dbn") and cell["seed"] >= 0
+        if not known:
+            raise ValueError
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
         ) from None
@@ -149,7 +151,8 @@ def _distinct(runs: Iterable[Run]) -> list[Run]:
             continue
         if other.status == "done" and _numbers(other) != _numbers(run):
             raise UserError(
-                f"{other.folder} and {run.folder} are the same cell with different numbers; report one of them at a time."
+                f"{other.folder} and {run.folder} are the same cell with different numbers; "
+                "report one of them at a time."
             )
         kept[run.signature] = run
     return list(kept.values())

@@ -77,8 +77,9 @@ def rows(setting: Setting) -> pd.DataFrame:
 
 def _top(table: pd.DataFrame, column: str) -> pd.Series:
     """Whether a series is among the three best of its protocol (the peers are in no one's three)."""
-    ranks = table[column].where(table["protocol"] != "").groupby(table["protocol"]).rank(method="min")
-    return ranks <= TOP
+    schedules = table[table["protocol"] != ""]
+    best = schedules.groupby("protocol")[column].nsmallest(TOP, keep="all").index.get_level_values(-1)
+    return pd.Series(table.index.isin(best), index=table.index)
 
 
 def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
@@ -145,7 +146,7 @@ def as_text(setting: Setting) -> str:
     """The same for a terminal: one block a setting, a line a series."""
     table = rows(setting)
     head = ("", "curve", "n", "last epoch", "best on test*", "population", "paper", "")
-    body = [head]
+    body: list[tuple[str, ...]] = [head]
     for row in table.to_dict("records"):
         body.append(
             (

@@ -1,0 +1,38 @@
+"""What several test rooms share: the real data where it is at hand, and a way to run the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# One thread a test process: two processes with two threads each cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data; skips where DBNRUN_DATA does not name one."""
+    folder = os.environ.get("DBNRUN_DATA")
+    if not folder or not (Path(folder) / "MNIST").is_dir():
+        pytest.skip("needs the real data: set DBNRUN_DATA to its folder (`dbnrun data` fetches it)")
+    return Path(folder)
+
+
+@pytest.fixture
+def dbnrun(tmp_path):
+    """Run the command in a process of its own, in an empty folder; returns the finished process."""
+
+    def run(*words: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dbnrun.cli", *words],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,204 @@
+"""NI: parsing, encoding, the split and the cache, on small files; counts on the real ones."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbnrun.config import DatasetConfig, UserError
+from dbnrun.data import load, ni
+from dbnrun.data.ni import CLASSES, encode, first_malformed, parse, split_groups
+from dbnrun.data.source import DataFile, Download
+
+WHERE = Path("kdd.gz")
+
+
+def line(label="normal", protocol="tcp", service="http", flag="SF", **numbers):
+    """A record; numbers by 1-based field, such as f5=181."""
+    fields = ["0"] * 42
+    fields[1:4], fields[41] = [protocol, service, flag], f"{label}."
+    for name, value in numbers.items():
+        fields[int(name[1:]) - 1] = str(value)
+    return ",".join(fields)
+
+
+def content(*lines):
+    return ("\n".join(lines) + "\n").encode()
+
+
+TRAIN = [
+    line("normal", f5=0, f6=10),
+    line("smurf", "icmp", "ecr_i", f5=99),
+    line("smurf", "icmp", "ecr_i", f5=99),
+    line("satan", "udp", "private", "REJ", f1=3),
+    line("perl", f10=2),
+    line("spy", f32=255),
+] * 5
+TEST = [line("snmpguess", "udp", "unheard_of", f5=999), line("normal")]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A data folder with small files that stand in for the official ones."""
+    import hashlib
+
+    downloads = []
+    for name, lines in (("kddcup.data_10_percent.gz", TRAIN), ("corrected.gz", TEST)):
+        raw = content(*lines)
+        (tmp_path / "ni").mkdir(exist_ok=True)
+        (tmp_path / "ni" / name).write_bytes(gzip.compress(raw))
+        file = DataFile(f"ni/{name}", hashlib.sha256(raw).hexdigest(), len(raw))
+        downloads.append(Download((f"http://127.0.0.1:9/{name}",), None, "keep", (file,)))
+    monkeypatch.setitem(ni.SOURCES, "ni", tuple(downloads))
+    return tmp_path
+
+
+def config(**changes):
+    return DatasetConfig(**{"name": "ni", "val_size": 0.2, "fnn_widths": [5], "features": "log", **changes})
+
+
+def test_records_are_parsed_into_numbers_categories_and_classes():
+    records = parse(content(*TRAIN), WHERE)
+    assert records.numeric.shape == (30, 38)
+    assert [CLASSES[y] for y in records.y[:6]] == ["normal", "dos", "dos", "probe", "u2r", "r2l"]
+    assert records.categories[3].tolist() == ["udp", "private", "REJ"]
+    assert records.numeric[1, ni.NUMERIC.index(4)] == 99
+    assert records.group[1] == records.group[2] != records.group[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("1,2,3", "line 3: 3 fields, expected 42"),
+        (line() + ",7", "line 3: 43 fields, expected 42"),
+        (line(f5="many"), "line 3: field 5 is 'many', expected a number of at least 0"),
+        (line(f5=-1), "line 3: field 5 is '-1', expected a number of at least 0"),
+        (line(f6="nan"), "line 3: field 6 is 'nan', expected a number"),
+        (line(f6="1e999"), "line 3: field 6 is '1e999', expected a number"),
+        (line(f6=""), "line 3: field 6 is '', expected a number"),
+        (line("teapot"), r"line 3: label 'teapot\.', expected one of the 40 known"),
+        (line(service="h\u00e9"), r"line 3: field 3 is 'h\\\\xc3\\\\xa9', expected ASCII text"),
+        ("", "line 3: 1 fields, expected 42"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_number(bad, message):
+    with pytest.raises(UserError, match=message):
+        parse(content(line(), line(), bad, line()), WHERE)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)), st.integers(0, 2))
+def test_whatever_stands_in_a_file_is_parsed_or_refused_in_one_line(garbage, where):
+    lines = [line().encode()] * 2
+    lines.insert(where, garbage)
+    raw = b"\n".join(lines) + b"\n"
+    try:
+        records = parse(raw, WHERE)
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).startswith("kdd.gz: ")
+    else:
+        assert first_malformed(raw) is None and np.isfinite(records.numeric).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(ni.NUMERIC), st.floats(0, 1e9, width=32), max_size=8))
+def test_any_record_of_counts_is_read_as_it_stands(numbers):
+    record = line(**{f"f{index + 1}": value for index, value in numbers.items()})
+    parsed = parse(content(record), WHERE).numeric[0]
+    for index, value in numbers.items():
+        assert parsed[ni.NUMERIC.index(index)] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_category_that_training_never_saw_is_all_zeros():
+    encoded = encode(parse(content(*TRAIN), WHERE), parse(content(*TEST), WHERE))
+    assert encoded.sizes.tolist() == [3, 3, 2]
+    assert encoded.test_codes[0].tolist() == [2, ni.UNSEEN, 1]  # udp, none, SF of (REJ, SF)
+
+
+def test_features_are_scaled_on_the_training_part_alone(small):
+    data = load(config(), small)
+    train, numeric = data.train.x[:, :38], ni.NUMERIC.index(4)
+    assert data.input_shape == (38 + 3 + 3 + 2,)
+    assert train.min() == 0 and train.max() == 1
+    # Field 5 runs from 0 to 99 in training; a test record of 999 lies beyond 1 by the ratio of the logarithms.
+    assert data.test.x[0, numeric].item() == pytest.approx(np.log(1000) / np.log(100), rel=1e-5)
+    assert data.test.x[0, 38:].tolist() == [0, 0, 1, 0, 0, 0, 0, 1]
+    constant = [i for i in range(38) if train[:, i].max() == 0]
+    assert constant and torch.isfinite(train).all()
+
+
+def test_standard_features_have_mean_zero_and_deviation_one_on_the_training_part(small):
+    train = load(config(features="standard"), small).train.x[:, :38].numpy().astype(float)
+    varying = train.std(0) > 0
+    assert 0 < varying.sum() < 38
+    np.testing.assert_allclose(train[:, varying].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(train[:, varying].std(0), 1, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=10, max_size=200), st.floats(0.1, 0.9))
+def test_identical_records_lie_on_one_side_of_the_split(group, share):
+    group = np.unique(np.array(group), return_inverse=True)[1]
+    train, val = split_groups(group, share)
+    assert set(group[train]).isdisjoint(group[val])
+    assert sorted([*train, *val]) == list(range(len(group)))
+    assert len(val) <= round(share * len(group))
+
+
+def test_a_second_load_reads_the_cache_and_gives_the_same(small, monkeypatch):
+    first = load(config(), small)
+    monkeypatch.setattr(ni, "parse", lambda *_: pytest.fail("parsed again"))
+    second = load(config(), small)
+    assert torch.equal(first.train.x, second.train.x) and torch.equal(first.val.y, second.val.y)
+    load(config(features="standard", val_size=0.4), small)  # another encoding, the same cache
+
+
+def test_a_damaged_cache_is_read_anew_and_an_unwritable_one_does_without(small, monkeypatch):
+    first = load(config(), small)
+    (cache,) = (small / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert torch.equal(load(config(), small).train.x, first.train.x)
+    cache.unlink()
+    (small / "cache").rmdir()
+    (small / "cache").write_text("in the way")
+    assert torch.equal(load(config(), small).train.x, first.train.x)
+
+
+def test_an_altered_file_is_refused_with_the_line_that_is_malformed(small):
+    path = small / "ni" / "corrected.gz"
+    path.write_bytes(gzip.compress(content(TEST[0], "half a rec")))
+    with pytest.raises(UserError, match=r"corrected.gz: line 2: 1 fields, expected 42. Fetch it again"):
+        load(config(), small)
+    path.write_bytes(gzip.compress(content(*TEST[::-1])))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        load(config(), small)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        load(config(), small)
+    assert not (small / "cache").exists()
+
+
+def test_the_families_are_those_of_the_published_map(real_data):
+    shared = Path(__file__).parents[3] / "shared" / "data" / "ni" / "families.csv"
+    if not shared.exists():
+        pytest.skip("needs ../shared/data/ni/families.csv")
+    rows = [row.split(",")[:2] for row in shared.read_text().split()[1:]]
+    assert {label: CLASSES[number] for label, number in ni.CLASS_OF.items()} == dict(rows)
+
+
+def test_the_real_files_have_the_published_counts_and_118_columns(real_data):
+    data = load(config(val_size=0.1), real_data)
+    counts = lambda part: torch.bincount(part.y, minlength=5).tolist()  # noqa: E731
+    both = [a + b for a, b in zip(counts(data.train), counts(data.val), strict=True)]
+    assert both == [97278, 4107, 391458, 52, 1126]
+    assert counts(data.test) == [60593, 4166, 229853, 228, 16189]
+    assert data.input_shape == (118,) and data.train.x.shape[1] == data.test.x.shape[1] == 118
+    # The largest groups of identical records are too large for the validation part, which stays within 10 %.
+    assert 0.095 < len(data.val) / 494021 <= 0.1
+    encoded = ni._cached(real_data)
+    assert len(np.unique(encoded.train_group)) == 145586
+    assert encoded.sizes.tolist() == [3, 66, 11]

@@ -1,0 +1,231 @@
+"""Tables and figures from synthetic runs, against hand calculations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dbnrun import records
+from dbnrun.config import UserError, readable_name
+from dbnrun.records import EpochRow, RecordWriter
+from dbnrun.report import figures, report, tables
+from dbnrun.report.gather import gather
+
+DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stats_grad": True, "average": "std",
+       "eps_at": "std", "init": [0.0, 1.0]}  # fmt: skip
+TABLE_1 = [1, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001, 0]
+
+
+def cell(norm="bn", schedule=None, seed=0, dataset="mnist", epochs=3, **axes):
+    group = {"pattern": "*", "lr": 0.01, "weight_decay": 0.0}
+    content = {
+        "dataset": {"name": dataset},
+        "model": {"name": "fnn", "widths": [300, 300]},
+        "norm": {**DBN, **axes} if norm == "dbn" else {"name": norm, "eps": 1e-5, **axes},
+        "optimizer": {"name": "adagrad", "groups": {"all": group}},
+        "train": {"epochs": epochs, "batch_size": 100},
+        "seed": seed,
+    }
+    return content | ({"schedule": schedule} if norm == "dbn" else {})
+
+
+def constant(alpha):
+    return {"name": "constant", "alpha": alpha}
+
+
+def record(results: Path, content, errors, status="done", signature=None, population=None, val_loss=0.5):
+    """A run folder as the runner writes it, with the given test errors."""
+    signature = signature or f"{abs(hash(str(content))):08x}"[:8]
+    folder = results / "runs" / f"{readable_name(content)}-{signature}"
+    folder.mkdir(parents=True)
+    records.write_cell(folder, content)
+    records.write_manifest(folder, {"status": status, "signature": signature})
+    with RecordWriter(folder, []) as writer:
+        for epoch, error in enumerate(errors, start=1):
+            writer.write(
+                EpochRow(
+                    epoch=epoch, step=epoch, alpha=None, lr=0.01, train_loss=0.1, train_error_pct=1.0,
+                    val_loss=val_loss / epoch, val_error_pct=error, test_loss=0.2, test_error_pct=error,
+                    test_error_pct_population=population, lambda_drift=None, grad_norm=1.0, train_seconds=1.0,
+                    eval_seconds=0.1,
+                )
+            )  # fmt: skip
+    return folder
+
+
+def table_of(results) -> pd.DataFrame:
+    (setting,) = gather([results])
+    return tables.rows(setting).set_index("curve")
+
+
+def test_mean_and_sample_standard_deviation_by_both_selections(tmp_path):
+    errors = [[5.0, 2.0, 3.0], [6.0, 4.5, 4.0], [9.0, 1.0, 8.0]]
+    for seed, values in enumerate(errors):
+        record(tmp_path, cell("dbn", constant(0.25), seed), values, population=2.5)
+    row = table_of(tmp_path).loc["α = 0.25"]
+    assert row["n"] == 3
+    assert row["last_mean"] == pytest.approx(5.0) and row["last_sd"] == pytest.approx(7**0.5)
+    assert row["best_on_test_mean"] == pytest.approx(7 / 3)
+    assert row["best_on_test_sd"] == pytest.approx(np.std([2, 4, 1], ddof=1))
+    assert row["population_mean"] == 2.5 and row["paper"] == 1.91
+
+
+def test_the_papers_numbers_are_those_of_table_1():
+    paper = tables.paper_numbers()
+    assert paper.loc["1"].tolist() == [2.70, 7.69, 17.31] and paper.loc["0"].tolist() == [24.27, 26.09, 79.34]
+    assert paper.loc["1/m"].tolist() == [2.10, 7.45, 17.26] and paper.loc["1/m^2"].tolist() == [2.00, 7.59, 17.23]
+    assert len(paper) == 10
+
+
+def test_the_paper_stands_beside_schedules_but_not_beside_torchs_bn(tmp_path):
+    record(tmp_path, cell("bn"), [3, 2, 1])
+    record(tmp_path, cell("dbn", constant(1.0)), [3, 2, 1])
+    record(tmp_path, cell("dbn", {"name": "inverse_square", "unit": "epoch"}), [3, 2, 1])
+    record(tmp_path, cell("dbn", constant(0.33)), [3, 2, 1])
+    paper = table_of(tmp_path)["paper"]
+    assert paper["α = 1"] == 2.70 and paper["1/m² (epochs)"] == 2.00
+    assert np.isnan(paper["BN (PyTorch)"]) and np.isnan(paper["α = 0.33"])
+
+
+def test_the_three_best_of_a_protocol_are_marked_and_no_peer(tmp_path):
+    record(tmp_path, cell("bn"), [1, 1, 0.1])
+    for alpha, error in ((1, 5.0), (0.5, 2.0), (0.25, 1.0), (0.1, 3.0), (0.01, 4.0)):
+        record(tmp_path, cell("dbn", constant(alpha)), [9, 9, error])
+    table = table_of(tmp_path)
+    assert set(table.index[table["last_top"]]) == {"α = 0.5", "α = 0.25", "α = 0.1"}
+
+
+def test_unfinished_and_diverged_runs_are_left_out_and_counted(tmp_path):
+    record(tmp_path, cell("bn", seed=0), [3, 2, 1])
+    record(tmp_path, cell("bn", seed=1), [90, 80], status="interrupted")
+    record(tmp_path, cell("bn", seed=2), [90], status="running")
+    record(tmp_path, cell("bn", seed=3), [90, float("nan")], status="diverged")
+    row = table_of(tmp_path).loc["BN (PyTorch)"]
+    assert row["n"] == 1 and row["last_mean"] == 1 and np.isnan(row["last_sd"])
+    assert row["left_out"] == "1 diverged, 2 unfinished"
+
+
+def test_a_half_written_last_line_does_not_stop_the_report(tmp_path):
+    record(tmp_path, cell("bn", seed=0), [3, 2, 1])
+    torn = record(tmp_path, cell("bn", seed=1), [3, 2, 1], status="running") / "metrics.csv"
+    torn.write_text(torn.read_text()[:-9])
+    assert table_of(tmp_path).loc["BN (PyTorch)", "n"] == 1
+
+
+def test_settings_are_never_mixed_and_their_files_say_what_differs(tmp_path):
+    record(tmp_path, cell("bn", epochs=3), [3, 2, 1])
+    record(tmp_path, cell("bn", epochs=2), [30, 20])
+    record(tmp_path, cell("bn", dataset="ni"), [8, 8, 8])
+    settings = gather([tmp_path])
+    assert [setting.slug for setting in settings] == ["mnist-epochs2", "mnist-epochs3", "ni"]
+    assert [tables.rows(setting)["last_mean"].tolist() for setting in settings] == [[20], [1], [8]]
+
+
+def test_protocols_are_panels_and_other_axes_are_labels(tmp_path):
+    record(tmp_path, cell("bn"), [1, 1, 1])
+    for axes in ({"train_stats": "batch"}, {"train_stats": "lambda"}, {"train_stats": "lambda", "stats_grad": False}):
+        record(tmp_path, cell("dbn", constant(0.5), **axes), [2, 2, 2])
+    record(tmp_path, cell("dbn", constant(0.5), train_stats="lambda", average="var"), [3, 3, 3])
+    (setting,) = gather([tmp_path])
+    assert setting.protocols == ["dbn_inference", "dbn", "dbn, stats_grad=false"]
+    assert [s.label for s in setting.panel("dbn")] == ["BN (PyTorch)", "α = 0.5, average=std", "α = 0.5, average=var"]
+    assert [s.label for s in setting.panel("dbn_inference")] == ["BN (PyTorch)", "α = 0.5"]
+
+
+def test_the_same_run_from_two_folders_counts_once_and_conflicting_ones_are_refused(tmp_path):
+    for name, last in (("a", 1), ("b", 1), ("c", 7)):
+        record(tmp_path / name, cell("bn"), [3, 2, last], signature="12345678")
+    (setting,) = gather([tmp_path / "a", tmp_path / "b"])
+    assert setting.series[0].n == 1
+    with pytest.raises(UserError, match="same cell with different numbers"):
+        gather([tmp_path / "a", tmp_path / "c"])
+
+
+def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
+    with pytest.raises(UserError, match=r"no runs; record some with `dbnrun experiment=demo`"):
+        gather([tmp_path])
+    record(tmp_path, cell("bn"), [90], status="interrupted")
+    with pytest.raises(UserError, match="1 unfinished or diverged runs and none that is done"):
+        gather([tmp_path])
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    folder = record(tmp_path, cell("bn"), [1])
+    (folder / "config.yaml").write_text("just: something")
+    with pytest.raises(UserError, match=r"config.yaml: not a cell of dbnrun"):
+        gather([tmp_path])
+
+
+def full_table(results, seeds=2, epochs=6):
+    rng = np.random.default_rng(0)
+    schedules = [constant(a) for a in TABLE_1] + [
+        {"name": name, "unit": "epoch"} for name in ("harmonic", "inverse_square")
+    ]
+    for seed in range(seeds):
+        for norm in ("bn", "ln", "gn", "none"):
+            record(results, cell(norm, seed=seed, epochs=epochs), 2 + rng.random(epochs) / 5)
+        for schedule in schedules:
+            base = 25 if schedule.get("alpha") == 0 else 2
+            record(results, cell("dbn", schedule, seed, epochs=epochs), base + rng.random(epochs) / 5)
+
+
+def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
+    full_table(tmp_path)
+    written = report([tmp_path], tmp_path)
+    names = {path.name for path in written}
+    assert names == {"table1.csv", "table1.md"} | {f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")}
+    assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
+    printed = capsys.readouterr().out
+    assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed
+    read = pd.read_csv(tmp_path / "tables" / "table1.csv")
+    assert len(read) == 14 and read["n"].eq(2).all()
+    lines = [line for line in (tmp_path / "tables" / "table1.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 16 and len({line.count("|") for line in lines}) == 1
+
+
+def test_labels_of_fourteen_curves_never_overlap(tmp_path):
+    full_table(tmp_path)
+    (setting,) = gather([tmp_path])
+    figure = figures._figure("t", {"dbn_inference": setting.series}, "test_error_pct", "test error [%]")
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for ax in figure.axes for text in ax.texts]
+    assert len(boxes) == 14
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert all(box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
+
+
+@pytest.mark.parametrize("errors", [[4.0], [4.0, 3.0, 2.5]])
+def test_one_seed_and_one_curve_make_figures(tmp_path, errors):
+    record(tmp_path, cell("bn", epochs=len(errors)), errors)
+    assert len(report([tmp_path], tmp_path)) == 8
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    for seed in (0, 1):
+        record(tmp_path, cell("dbn", constant(0.5), seed), [3, 2, 1 + seed])
+    drawn = []
+    for out in ("one", "two"):
+        written = report([tmp_path], tmp_path / out)
+        drawn.append([path.read_bytes() for path in written])
+    assert drawn[0] == drawn[1]
+
+
+def test_spread_keeps_places_apart_in_order_and_near():
+    wanted = np.array([10.0, 10.0, 10.0, 50.0, 99.0])
+    places = figures.spread(wanted, gap=5, low=0, high=100)
+    assert places.tolist() == [5, 10, 15, 50, 99]
+    crowded = figures.spread(np.full(5, 99.0), gap=5, low=0, high=100)
+    assert crowded.tolist() == [80, 85, 90, 95, 100]
+
+
+def test_the_report_never_imports_torch(tmp_path):
+    record(tmp_path, cell("bn"), [3, 2, 1])
+    code = (
+        "import sys; from dbnrun.cli import main; "
+        f"code = main(['report', {str(tmp_path)!r}]); sys.exit(code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
