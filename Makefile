@@ -17,7 +17,7 @@ demo: venv    # BN against DBN on real digits: trains 15 small cells, prints a t
 	$(BIN)/dbnrun report results/demo
 
 test: venv    # on the CPU; with DBNRUN_DATA set, on the real data too
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -189,14 +189,14 @@ def _tell(line: str) -> None:
 
 
 def _sentence(outcome: Any) -> str:
-    """One line for a cell that ended."""
+    """One line for a cell that ended; the folder bears its name."""
     if outcome.status == "held":
-        return f"{outcome.name}: left to {outcome.message}"
+        return f"left to {outcome.message}: {outcome.folder}"
     if outcome.status in ("refused", "failed"):
-        return f"{outcome.name}: {outcome.status}: {outcome.message}"
+        return f"{outcome.status}: {outcome.message} ({outcome.folder / 'run.log'})"
     ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
     result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
-    return f"{outcome.name}: {ended}{result} → {outcome.folder}"
+    return f"{ended}{result}: {outcome.folder}"
 
 
 def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
         leaves = {word.rpartition(".")[2]: word for word in reversed(words)}
         hint = nearest(key, words) or nearest(leaves.get(key, key), words) or nearest(key, leaves)
         raise UserError(f"{override.input_line}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
-    if override.is_add() and not key.startswith("optimizer.groups."):
+    if (override.is_add() or override.is_force_add()) and not key.startswith("optimizer.groups."):
         raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
     if key in groups:
         for choice in _chosen(override):

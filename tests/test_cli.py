@@ -1,0 +1,271 @@
+"""The command as a user meets it: in processes of its own."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+WRONG = [
+    (["dataset=mnits"], r"dataset=mnits: expected one of .* Did you mean 'mnist'\?"),
+    (["datset=mnist"], r"no key 'datset'. Did you mean 'dataset'\?"),
+    (["norm=bnn"], r"norm=bnn: expected one of .* Did you mean 'bn'\?"),
+    (["schedule=harmonics"], r"Did you mean 'harmonic'\?"),
+    (["lr=0.1"], r"no key 'lr'. Did you mean 'optimizer.lr'\?"),
+    (["train.epoch=3"], r"Did you mean 'train.epochs'\?"),
+    (["+unknown=1"], r"no key 'unknown'"),
+    (["++seed=1"], r"keys cannot be added; write seed="),
+    (["~norm"], r"cannot be deleted"),
+    (["schedule.alpha=2", "norm=dbn"], r"schedule.alpha=2.0: expected a number of at least 0, at most 1"),
+    (["schedule.alpha=nan", "norm=dbn"], r"schedule.alpha=nan"),
+    (["schedule=harmonic", "schedule.alpha=0.5"], r"schedule 'harmonic' takes no alpha"),
+    (["train.epochs=abc"], r"train.epochs=abc: Value 'abc' .* could not be converted to Integer"),
+    (["train.epochs=0"], r"train.epochs=0: expected a number of at least 1"),
+    (["train.epochs=1.5"], r"train.epochs=1.5"),
+    (["train.batch_size=1"], r"train.batch_size=1: expected a number of at least 2"),
+    (["train.batch_size=5000"], r"digits has 1197 training records"),
+    (["model.widths=[0,5]"], r"model.widths=0: expected a number of at least 1"),
+    (["model.widths=[]"], r"expects at least one width"),
+    (["model=cnn", "model.widths=[8,8]"], r"model 'cnn' expects 5 widths"),
+    (["model=cnn", "dataset=ni"], r"model=cnn expects images"),
+    (["model.activation=rellu"], r"Did you mean 'relu'\?"),
+    (["norm=dbn", "norm.average=mean"], r"expected one of std, var, inv_std"),
+    (["norm.momentum=2"], r"norm.momentum=2.0"),
+    (["norm=dbn", "norm.momentum=0.1"], r"norm 'dbn' takes no momentum; it belongs to bn"),
+    (["optimizer.lr=-1"], r"optimizer.lr=-1"),
+    (["optimizer.groups.weights.pattern=nothing"], r"miss \d+ parameter\(s\), first 'hidden.0.linear.weight'"),
+    (["optimizer.groups.weigths.lr=1"], r"weigths"),
+    (["seed=-1"], r"seed=-1"),
+    (["seed=0,1"], r"seed=0,1: several values; expected one, or -m"),
+    (["seed=[1"], r"expected key=value"),
+    (["precision=fp64"], r"expected one of fp32, tf32, bf16"),
+    (["precision=tf32", "device=cpu"], r"precision=tf32 is a mode of CUDA devices"),
+    (["device=gpu"], r"expected one of auto, cpu, cuda"),
+    (["dataset.val_size=99999"], r"expected at least 1 and fewer than the"),
+    (["-m", "norm=bn,dnb"], r"norm=dnb"),
+    (["-m", "norm=dbn", "schedule=constant,harmonic", "schedule.alpha=0.1,0.5"], r"harmonic' takes no alpha"),
+    (["--mutlirun", "seed=0"], r"Did you mean '--multirun'\?"),
+    (["hydra.nonsense=1"], r"hydra.nonsense"),
+    (["hydra/launcher=nonsense"], r"nonsense"),
+    (["trian"], r"trian: no such verb; expected one of report, data"),
+    (["seed=1", "report"], r"report: expected key=value.*A verb, such as report, comes first"),
+    (["report", "nowhere"], r"nowhere: no runs; record some with"),
+    (["report", "--ot", "x", "--nope"], r"dbnrun report: "),
+    (["data", "minst"], r"minst: no such data set; .* Did you mean 'mnist'\?"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_wrong_input_gives_exit_code_2_and_one_line(dbnrun, tmp_path, words, message):
+    done = dbnrun(*words, env={"DBNRUN_DATA": "no-data"})
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("dbnrun"), done.stderr
+    assert re.search(message, lines[0]), lines[0]
+    assert done.stdout == ""
+    # Nothing half-written: at most the folder of a cell that was refused once its data was known.
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_a_missing_data_set_is_one_line_that_says_where_to_put_it(dbnrun, tmp_path):
+    # A proxy that is not there stands for a machine without a network.
+    env = {
+        "DBNRUN_DATA": str(tmp_path / "data"),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    done = dbnrun("dataset=mnist", env=env)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert f"Put the official file at {tmp_path}/data/MNIST/raw/train-images-idx3-ubyte" in done.stderr
+
+
+def test_help_answers_without_hydra_or_torch(dbnrun):
+    done = dbnrun("--help")
+    assert done.returncode == 0 and "dbnrun report" in done.stdout
+    code = "import sys; from dbnrun.cli import main; main(['--help']); print({'hydra', 'torch'} & set(sys.modules))"
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.stdout.endswith("set()\n")
+
+
+def test_help_names_every_choice_and_verb(dbnrun):
+    from dbnrun.cli import HELP, VERBS
+    from dbnrun.overrides import choices
+
+    for group, names in choices().items():
+        assert group in HELP
+        assert all(name in HELP for name in names if not name.startswith("alpha_"))
+    assert all(f"dbnrun {verb}" in HELP for verb in VERBS)
+
+
+def test_the_configuration_is_composed_without_torch(dbnrun):
+    code = (
+        "import sys; sys.argv = ['dbnrun']; from dbnrun.cli import main; "
+        "main(['--cfg', 'job', 'norm=dbn']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train_stats: lambda" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_a_sweep_trains_a_normalizer_without_a_schedule_once(dbnrun, tmp_path):
+    words = ["-m", "norm=bn,dbn", "schedule=constant,harmonic", "train.epochs=1"]
+    done = dbnrun(*words)
+    assert done.returncode == 0, done.stderr
+    assert "3 cells: 3 to train, 0 finished before; 1 duplicate folded" in done.stderr
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "results" / "runs").iterdir())
+    assert names == ["digits-fnn-bn-seed0", "digits-fnn-dbn-alpha0.1-seed0", "digits-fnn-dbn-harmonic-seed0"]
+    again = dbnrun(*words)
+    assert again.returncode == 0 and "0 to train, 3 finished before" in again.stderr
+
+
+def test_nothing_trains_when_one_cell_of_a_sweep_is_refused(dbnrun, tmp_path):
+    done = dbnrun("-m", "norm=dbn", "schedule.alpha=0.1,0.2,7", "train.epochs=1")
+    assert done.returncode == 2 and "schedule.alpha=7" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cell_that_fails_does_not_stop_the_others_and_the_exit_code_is_1(dbnrun, tmp_path):
+    done = dbnrun("-m", "train.batch_size=5000,100", "train.epochs=1")
+    assert done.returncode == 1
+    assert "[1/2]" in done.stderr and "refused: train.batch_size=5000" in done.stderr
+    assert "[2/2] done" in done.stderr and "1 of 2 cells failed" in done.stderr
+
+
+def test_a_finished_cell_is_skipped_and_says_so(dbnrun, tmp_path):
+    first = dbnrun("train.epochs=1")
+    assert first.returncode == 0 and "done, test error" in first.stderr
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    before = (folder / "metrics.csv").stat().st_mtime_ns
+    second = dbnrun("train.epochs=1")
+    assert second.returncode == 0 and "done before" in second.stderr
+    assert (folder / "metrics.csv").stat().st_mtime_ns == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "done" and manifest["versions"]["torch"] == torch.__version__
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]  # no outputs/ of Hydra's
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_with_the_same_numbers(dbnrun, tmp_path, how):
+    words = ["norm=dbn", "schedule=harmonic", "train.epochs=60", "train.limit_batches=5"]
+    command = [sys.executable, "-m", "dbnrun.cli", *words, "results_dir=cut"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (csvs := list(tmp_path.glob("cut/runs/*/metrics.csv"))) or len(csvs[0].read_text().splitlines()) < 6:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    (folder,) = (tmp_path / "cut" / "runs").iterdir()
+    if how != signal.SIGKILL:
+        assert process.returncode == 130 and "The same command goes on from there" in said
+        assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+    kept = len((folder / "metrics.csv").read_text().splitlines())
+    assert 6 <= kept < 61
+    assert dbnrun(*words, "results_dir=cut").returncode == 0
+    assert dbnrun(*words, "results_dir=whole").returncode == 0
+    rows = [list(csv.DictReader(next(tmp_path.glob(f"{name}/runs/*/metrics.csv")).open())) for name in ("cut", "whole")]
+    assert len(rows[0]) == 60
+    for one, other in zip(*rows, strict=True):
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {
+            k: v for k, v in other.items() if "seconds" not in k
+        }
+    assert not list(tmp_path.glob("cut/runs/*/*set-aside*"))
+
+
+def test_shell_completion_offers_the_choices(dbnrun):
+    done = dbnrun("-sc", "query=bash", env={"COMP_LINE": "dbnrun dataset=", "COMP_POINT": "15"})
+    assert done.returncode == 0, done.stderr
+    assert {"dataset=digits", "dataset=mnist", "dataset=ni", "dataset=cifar10"} <= set(done.stdout.split())
+    installed = dbnrun("-sc", "install=bash")
+    assert "complete" in installed.stdout
+
+
+def test_debug_shows_the_traceback(dbnrun):
+    done = dbnrun("train.batch_size=5000", "debug=true")
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_results_and_data_folders_follow_the_environment(dbnrun, tmp_path):
+    done = dbnrun("train.epochs=1", env={"DBNRUN_RESULTS": str(tmp_path / "elsewhere ü")})
+    assert done.returncode == 0 and len(list((tmp_path / "elsewhere ü" / "runs").iterdir())) == 1
+    report = dbnrun("report", env={"DBNRUN_RESULTS": str(tmp_path / "elsewhere ü")})
+    assert report.returncode == 0 and (tmp_path / "elsewhere ü" / "figures" / "digits-figure2.png").exists()
+
+
+def test_final_weights_load_with_weights_only(dbnrun, tmp_path):
+    assert dbnrun("train.epochs=1", "save_weights=true", "norm=dbn").returncode == 0
+    (path,) = tmp_path.glob("results/runs/*/weights.pt")
+    weights = torch.load(path, weights_only=True)
+    assert weights["hidden.0.linear.weight"].shape == (64, 64) and int(weights["hidden.0.norm.m"]) == 11
+
+
+def test_every_make_target_that_the_readme_names_exists():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", readme):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    assert len(README_COMMANDS) >= 3
+
+
+README_COMMANDS = [
+    command.split()[1:]
+    for command in re.findall(r"^    (dbnrun .*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.M)
+    if "report" not in command
+]
+
+
+@pytest.mark.parametrize("words", README_COMMANDS, ids=" ".join)
+def test_a_training_command_of_the_readme_works(dbnrun, words):
+    quick = ["train.epochs=1"] if "-m" in words else ["--cfg", "job"]  # what needs fetched data is composed only
+    done = dbnrun(*words, *quick)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_ends_with_a_table_and_a_figure(dbnrun, tmp_path):
+    done = dbnrun("experiment=demo", "seed=0", "train.epochs=3")
+    assert done.returncode == 0 and "5 cells: 5 to train" in done.stderr
+    report = dbnrun("report")
+    assert report.returncode == 0
+    assert re.search(r"dbn +α = 0.1 +1 +\d+\.\d\d", report.stdout)
+    figure = re.search(r"\S+digits-figure2\.png", report.stdout)
+    assert figure and (tmp_path / figure[0]).stat().st_size > 10_000
+
+
+def test_a_built_wheel_works_outside_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    # Without isolation: hatchling is a development dependency, so this needs no network.
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("dbnrun-*.whl")
+    venv.create(tmp_path / "env", system_site_packages=False)
+    site = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
+    shutil.unpack_archive(wheel, site, "zip")
+    # The heavy packages come from this environment's folder, dbnrun itself from the wheel.
+    own = next(path for path in sys.path if path.endswith("site-packages"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), own])}
+    run = lambda *words: subprocess.run(  # noqa: E731
+        [tmp_path / "env" / "bin" / "python", "-m", "dbnrun.cli", *words],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    where = run("--cfg", "job", "norm=dbn")
+    assert where.returncode == 0 and "train_stats: lambda" in where.stdout, where.stderr
+    sweep = run("-m", "norm=bn,dbn", "train.epochs=1")
+    assert sweep.returncode == 0, sweep.stderr
+    assert run("report").returncode == 0
+    located = subprocess.run([tmp_path / "env" / "bin" / "python", "-c", "import dbnrun; print(dbnrun.__file__)"],
+                             cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
+    assert located.stdout.startswith(str(site))

@@ -1,0 +1,272 @@
+"""One cell through the corridor: what it records, and that it records the same again."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from dbnrun import experiment, records
+from dbnrun.config import RunConfig, UserError, checked
+from dbnrun.overrides import conf_dir
+
+
+@pytest.fixture
+def cell(tmp_path):
+    """A checked configuration with results below tmp_path, small unless overrides say otherwise."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+    def make(*overrides: str, results: str = "results") -> RunConfig:
+        quick = ["train.epochs=3", "train.limit_batches=4", "device=cpu", "progress=false"]
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            own = f'results_dir="{tmp_path / results}"'
+            return checked(compose("config", [*quick, own, *overrides]))
+
+    return make
+
+
+def rows_of(outcome):
+    return list(csv.DictReader((outcome.folder / "metrics.csv").open()))
+
+
+def numbers_of(outcome):
+    return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)]
+
+
+CELLS = [
+    ["norm=dbn", "schedule=harmonic"],
+    ["norm=dbn_inference", "schedule=alpha_0.1"],
+    ["norm=bn", "model=cnn", "model.widths=[4,4,8,8,16]", "dataset.augment=flip_crop"],
+    ["norm=dbn", "schedule=power", "model=two_layer", "optimizer=adamw"],
+    ["norm=ln", "precision=bf16"],
+    ["norm=none", "optimizer=sgd", "optimizer.lr=0.01"],
+]
+
+
+@pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
+def test_two_runs_of_a_cell_give_identical_metrics(cell, overrides):
+    one, other = (experiment.run(cell(*overrides, results=name)) for name in ("a", "b"))
+    assert one.status == other.status == "done"
+    assert numbers_of(one) == numbers_of(other) and len(numbers_of(one)) == 3
+    assert one.folder.name == other.folder.name
+
+
+@pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, epochs, monkeypatch):
+    whole = experiment.run(cell(*overrides, results="whole"))
+    save = experiment._save_checkpoint
+
+    def power_cut(folder, model, optimizer, streams, epoch):
+        save(folder, model, optimizer, streams, epoch)
+        if epoch == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_save_checkpoint", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(cell(*overrides, results="cut"))
+    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    resumed = experiment.run(cell(*overrides, results="cut"))
+    assert numbers_of(resumed) == numbers_of(whole)
+    assert not (resumed.folder / "checkpoint.pt").exists()
+
+
+def test_a_row_without_its_checkpoint_is_trained_again(cell, monkeypatch):
+    whole = experiment.run(cell(results="whole"))
+    save = experiment._save_checkpoint
+
+    def killed_between_row_and_checkpoint(folder, model, optimizer, streams, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        save(folder, model, optimizer, streams, epoch)
+
+    monkeypatch.setattr(experiment, "_save_checkpoint", killed_between_row_and_checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(cell(results="cut"))
+    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    assert numbers_of(experiment.run(cell(results="cut"))) == numbers_of(whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_over(cell, monkeypatch, capsys, damage):
+    whole = experiment.run(cell(results="whole"))
+    save = experiment._save_checkpoint
+
+    def corrupt(folder, model, optimizer, streams, epoch):
+        save(folder, model, optimizer, streams, epoch)
+        if epoch == 2:
+            path = folder / "checkpoint.pt"
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_save_checkpoint", corrupt)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(cell(results="cut"))
+    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    resumed = experiment.run(cell(results="cut"))
+    assert numbers_of(resumed) == numbers_of(whole)
+    assert "starting over, checkpoint kept as" in capsys.readouterr().err
+    assert len(list(resumed.folder.glob("*.set-aside-1.*"))) == 2  # the checkpoint, and the rows it belonged to
+
+
+def _batches_seen(config, monkeypatch):
+    """The inputs of every training step, and the weights before the first."""
+    seen, weights = [], []
+    step = experiment.train.__globals__["train_step"]
+
+    def spy(model, optimizer, batch, sums, precision):
+        if not seen:
+            weights.extend(p.detach().clone() for p in model.parameters() if p.dim() > 1)
+        seen.append(batch[0].clone())
+        return step(model, optimizer, batch, sums, precision)
+
+    monkeypatch.setitem(experiment.train.__globals__, "train_step", spy)
+    experiment.run(config)
+    monkeypatch.setitem(experiment.train.__globals__, "train_step", step)
+    return seen, weights
+
+
+def test_cells_that_differ_only_in_norm_see_the_same_batches_and_start_from_the_same_weights(cell, monkeypatch):
+    first = _batches_seen(cell("norm=bn", "dataset.augment=flip_crop"), monkeypatch)
+    for overrides in (["norm=dbn", "schedule=alpha_0"], ["norm=gn"], ["norm=none"]):
+        other = _batches_seen(cell(*overrides, "dataset.augment=flip_crop"), monkeypatch)
+        for mine, theirs in zip(first, other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    another_seed = _batches_seen(cell("norm=bn", "seed=1", "dataset.augment=flip_crop"), monkeypatch)
+    assert not torch.equal(first[0][0], another_seed[0][0])
+
+
+def test_an_epoch_is_full_batches_and_each_record_comes_once(cell, monkeypatch):
+    config = cell("train.epochs=1", "train.limit_batches=null", "train.batch_size=110")
+    seen, _ = _batches_seen(config, monkeypatch)
+    assert [len(batch) for batch in seen] == [110] * (1197 // 110)
+    assert len(torch.cat(seen).flatten(1).unique(dim=0)) >= 1095  # digits has a few identical images
+
+
+def test_the_columns_say_what_they_should(cell):
+    outcome = experiment.run(cell("norm=dbn", "schedule=harmonic", "optimizer.groups.weights.lr=0.005"))
+    for epoch, row in enumerate(rows_of(outcome), start=1):
+        assert int(row["epoch"]) == epoch and int(row["step"]) == 4 * epoch
+        assert float(row["alpha"]) == 1 / (4 * epoch)
+        assert float(row["lr"]) == 0.005
+        assert all(math.isfinite(float(row[name])) for name in records.COLUMNS)
+    epochs = experiment.run(cell("norm=dbn", "schedule=harmonic", "schedule.unit=epoch"))
+    assert [float(row["alpha"]) for row in rows_of(epochs)] == [1, 1 / 2, 1 / 3]
+
+
+def test_columns_that_have_no_meaning_are_empty(cell):
+    (peer, *_), (bn, *_) = (rows_of(experiment.run(cell(f"norm={norm}"))) for norm in ("ln", "bn"))
+    assert peer["alpha"] == peer["lambda_drift"] == peer["test_error_pct_population"] == ""
+    assert bn["alpha"] == "" and float(bn["lambda_drift"]) > 0 and float(bn["test_error_pct_population"]) >= 0
+
+
+def test_under_dbn_inference_the_schedule_changes_neither_training_nor_population_columns(cell):
+    names = ("train_loss", "train_error_pct", "grad_norm", "test_error_pct_population")
+    columns = []
+    for schedule in ("alpha_1", "alpha_0.25", "alpha_0", "harmonic"):
+        rows = rows_of(experiment.run(cell("norm=dbn_inference", f"schedule={schedule}")))
+        columns.append([[row[name] for name in names] for row in rows])
+    assert all(other == columns[0] for other in columns[1:])
+
+
+def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
+    import torch.nn.functional as F
+
+    from dbnrun import data
+    from dbnrun.models import build_model
+    from dbnrun.norm import norm_factory
+    from dbnrun.norm.schedules import Constant
+    from dbnrun.streams import Streams
+
+    config = cell("norm=bn", "train.epochs=1", "optimizer=sgd")
+    row = rows_of(experiment.run(config))[0]
+    torch.use_deterministic_algorithms(True)
+    streams, digits = Streams.of(0), data.load(config.dataset, Path())
+    model = build_model(config.model, (1, 8, 8), 10, norm_factory(config.norm, Constant(1.0)), streams)
+    decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    order, losses, norms, wrong = torch.randperm(1197, generator=streams.order), [], [], 0
+    for index in order[:400].split(100):
+        logits = model(digits.train.x[index])
+        loss = F.cross_entropy(logits, digits.train.y[index])
+        penalty = sum(w / 2 * p.square().sum() for p, w in decay.items())
+        optimizer.zero_grad()
+        (loss + penalty).backward()
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        losses.append(loss.item())
+        wrong += (logits.argmax(1) != digits.train.y[index]).sum().item()
+        optimizer.step()
+    model.eval()
+    test = F.cross_entropy(model(digits.test.x), digits.test.y).item()
+    assert float(row["train_loss"]) == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert float(row["train_error_pct"]) == pytest.approx(wrong / 4, rel=1e-9)
+    assert float(row["grad_norm"]) == pytest.approx(sum(norms) / 4, rel=1e-5)
+    assert float(row["test_loss"]) == pytest.approx(test, rel=1e-4)
+
+
+def test_divergence_ends_the_cell_with_its_rows_kept(cell):
+    config = cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5")
+    outcome = experiment.run(config)
+    assert outcome.status == "diverged"
+    rows = rows_of(outcome)
+    assert 1 <= len(rows) < 5 and not math.isfinite(float(rows[-1]["train_loss"]))
+    assert json.loads((outcome.folder / "manifest.json").read_text())["status"] == "diverged"
+    again = experiment.run(config)
+    assert (again.status, again.message) == ("skipped", "diverged")
+
+
+def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_again(cell, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no luck\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "build_model", broken)
+        outcome = experiment.run(cell())
+        assert (outcome.status, outcome.message) == ("failed", "RuntimeError: no luck")
+        assert "Traceback" in (outcome.folder / "run.log").read_text()
+        assert records.read_manifest(outcome.folder)["status"] == "failed"
+        with pytest.raises(RuntimeError):
+            experiment.run(replace(cell(), debug=True))
+    assert experiment.run(cell()).status == "done"
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(cell, tmp_path):
+    outcome = experiment.run(cell())
+    (outcome.folder / "manifest.json").unlink()
+    with records.lock(outcome.folder):
+        held = experiment.run(cell())
+    assert held.status == "held" and "process" in held.message
+
+
+def test_precisions_that_a_device_lacks_are_refused(cell):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    for override, message in (("device=cuda", "sees no CUDA device"), ("precision=tf32", "none is here")):
+        config = replace(cell(override.replace("tf32", "fp32")))
+        config.precision, config.device = ("tf32", "auto") if "tf32" in override else ("fp32", "cuda")
+        with pytest.raises(UserError, match=message):
+            experiment.prepare_device(config)
+
+
+def test_bf16_is_autocast_on_the_cpu_with_float32_rows(cell):
+    full, half = (rows_of(experiment.run(cell(f"precision={p}")))[-1] for p in ("fp32", "bf16"))
+    assert full["train_loss"] != half["train_loss"]
+    assert float(half["train_loss"]) == pytest.approx(float(full["train_loss"]), rel=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("overrides", [["model=fnn"], ["model=cnn"], ["model=two_layer"]], ids=" ".join)
+def test_the_first_step_on_cuda_has_the_cpus_loss(cell, overrides):
+    # Dropout draws from a stream of the device: off, for the comparison.
+    extra = ["model.dropout=[0,0,0]"] if "model=cnn" in overrides else []
+    one_step = ["train.epochs=1", "train.limit_batches=1", "norm=dbn", *overrides, *extra]
+    losses = [
+        float(rows_of(experiment.run(cell(*one_step, f"device={device}", results=device)))[0]["train_loss"])
+        for device in ("cpu", "cuda")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
