@@ -73,7 +73,8 @@ def test_ten_steps_equal_torchs_own_optimizer_with_its_weight_decay(name):
                 add_penalty(mine)
             optimizer.step()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        # float64; Adam divides by the root of small second moments, which magnifies the order of its sums.
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
 def test_the_gradient_norm_is_that_of_loss_plus_l2():
