@@ -33,8 +33,9 @@ class Run:
 
     folder: Path
     signature: str
+    data_digest: str  # '' where no manifest says it
     cell: dict[str, Any]
-    status: str
+    status: str  # done, diverged, failed, unfinished, or incomplete: called done, but rows are missing
     rows: tuple[EpochRow, ...]
 
 
@@ -62,14 +63,13 @@ class Series:
 
     def left_out(self) -> str:
         """'1 diverged, 2 unfinished', or ''."""
-        kinds = Counter("diverged" if run.status == "diverged" else "unfinished" for run in self.runs)
-        kinds["unfinished"] -= self.n
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
+        kinds = Counter(run.status for run in self.runs if run.status != "done")
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
     def column(self, name: str) -> np.ndarray:
         """A column of the finished runs, (n, epochs); NaN where a field is empty."""
         values = [[getattr(row, name) for row in run.rows] for run in self.finished]
-        return np.array(values, dtype=float).reshape(self.n, -1)
+        return np.array(values, dtype=float).reshape(self.n, self.cell["train"]["epochs"])
 
 
 @dataclass
@@ -78,7 +78,13 @@ class Setting:
 
     cell: dict[str, Any]  # of one of the runs
     series: list[Series]
+    identity: dict[str, Any] = field(default_factory=dict)  # what its runs share, flat
     slug: str = ""  # names its files
+
+    @property
+    def n(self) -> int:
+        """Finished runs; 0 makes a line in the table and no figure."""
+        return sum(series.n for series in self.series)
 
     @property
     def dataset(self) -> str:
@@ -88,7 +94,7 @@ class Setting:
     def protocols(self) -> list[str]:
         """The ways of using lambda that occur, in a fixed order; [''] where there are only peers."""
         found = {series.protocol for series in self.series} - {""}
-        return sorted(found, key=lambda name: (not name.startswith("dbn_inference"), name)) or [""]
+        return sorted(found, key=_protocol_rank) or [""]
 
     def panel(self, protocol: str) -> list[Series]:
         """The series of one protocol, with the peers."""
@@ -100,23 +106,45 @@ def _protocol(norm: Mapping[str, Any]) -> str:
     return name if norm["stats_grad"] else f"{name}, stats_grad=false"
 
 
+def _protocol_rank(name: str) -> tuple[bool, str]:
+    """The paper's likeliest procedure first."""
+    return (not name.startswith("dbn_inference"), name)
+
+
 def gather(paths: Sequence[Path]) -> list[Setting]:
-    """The settings found under `paths`, by data set. Raises UserError where there are none, or runs conflict."""
+    """The settings found under `paths`, by data set; those without a finished run last.
+
+    Raises UserError where no run is finished, or runs conflict.
+    """
     runs = _distinct([_read(folder) for path in paths for folder in _run_folders(path)])
     by_setting: dict[str, dict[str, Series]] = defaultdict(dict)
-    for run in runs:
-        rest = {key: value for key, value in run.cell.items() if key not in ("seed", "norm", "schedule")}
+    for run, identity in zip(runs, _identities(runs), strict=True):
         own = json.dumps([run.cell["norm"], run.cell.get("schedule")], sort_keys=True)
-        series = by_setting[json.dumps(rest, sort_keys=True)].setdefault(own, Series(run.cell))
+        series = by_setting[json.dumps(identity, sort_keys=True)].setdefault(own, Series(run.cell))
         series.runs.append(run)
-    settings = [_setting(list(series.values())) for series in by_setting.values()]
-    if not any(series.n for setting in settings for series in setting.series):
+    settings = [_setting(list(series.values()), json.loads(key)) for key, series in by_setting.items()]
+    if not any(setting.n for setting in settings):
         where = ", ".join(map(str, paths))
         found = f"{len(runs)} unfinished or diverged runs and none that is done" if runs else "no runs"
         raise UserError(f"{where}: {found}; {HOW_TO_RECORD}.")
-    settings = [setting for setting in settings if any(series.n for series in setting.series)]
     _name(settings)
-    return sorted(settings, key=lambda setting: setting.slug)
+    return sorted(settings, key=lambda setting: (not setting.n, setting.slug))
+
+
+def _identities(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What each run shares with its setting, flat: the cell without seed, normalizer and schedule, and its data.
+
+    A run whose manifest is lost joins those that do name their data.
+    """
+    cells = [_flat(run.cell) for run in runs]
+    known: dict[str, str] = {}
+    for run, cell in zip(runs, cells, strict=True):
+        if run.data_digest:
+            known.setdefault(json.dumps(cell, sort_keys=True), run.data_digest)
+    return [
+        cell | {"data": run.data_digest or known.get(json.dumps(cell, sort_keys=True), "")}
+        for run, cell in zip(runs, cells, strict=True)
+    ]
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -130,6 +158,7 @@ def _read(folder: Path) -> Run:
     try:
         cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
         known = cell["dataset"]["name"] and cell["norm"]["name"] in (*REFERENCES, "dbn") and cell["seed"] >= 0
+        epochs = int(cell["train"]["epochs"])
         if not known:
             raise ValueError
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -138,8 +167,22 @@ def _read(folder: Path) -> Run:
         ) from None
     manifest = records.read_manifest(folder)
     rows = tuple(records.read_rows(folder / "metrics.csv"))
-    status = manifest.get("status", "unfinished")
-    return Run(folder, manifest.get("signature", folder.name), cell, status if rows else "unfinished", rows)
+    return Run(
+        folder,
+        signature=manifest.get("signature", folder.name),
+        data_digest=manifest.get("data_digest") or "",
+        cell=cell,
+        status=_standing(manifest.get("status", ""), rows, epochs),
+        rows=rows,
+    )
+
+
+def _standing(status: str, rows: Sequence[EpochRow], epochs: int) -> str:
+    """How a run counts here: its manifest's status, and whether metrics.csv bears out a 'done'."""
+    if status == "done":
+        whole = [row.epoch for row in rows] == list(range(1, epochs + 1))
+        return "done" if whole else "incomplete"
+    return status if status in ("diverged", "failed") else "unfinished"
 
 
 def _distinct(runs: Iterable[Run]) -> list[Run]:
@@ -152,7 +195,7 @@ def _distinct(runs: Iterable[Run]) -> list[Run]:
         if other.status == "done" and _numbers(other) != _numbers(run):
             raise UserError(
                 f"{other.folder} and {run.folder} are the same cell with different numbers; "
-                "report one of them at a time."
+                "report one of them at a time, or move one away."
             )
         kept[run.signature] = run
     return list(kept.values())
@@ -163,44 +206,51 @@ def _numbers(run: Run) -> list[tuple[Any, ...]]:
     return [tuple(getattr(row, name) for name in names) for row in run.rows]
 
 
-def _setting(series: list[Series]) -> Setting:
+def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
     for one in series:
         one.label = schedule_text(one.cell) if one.protocol else REFERENCES[norm_label(one.cell)]
     _tell_apart(series)
-    return Setting(series[0].cell, sorted(series, key=_rank))
+    return Setting(series[0].cell, sorted(series, key=_rank), identity)
 
 
 def schedule_text(cell: Mapping[str, Any]) -> str:
-    """'α = 0.25', '1/m', '1/m² (epochs)', …"""
+    """'α = 0.25', '1/m (steps)', '1/m² (epochs)', …; what m counts stands wherever it matters."""
     schedule = cell["schedule"]
-    text = {
-        "constant": f"α = {schedule.get('alpha', 0):g}",
-        "harmonic": "1/m",
-        "inverse_square": "1/m²",
-        "power": f"m^-{schedule.get('exponent', 0):g}",
-    }[schedule["name"]]
-    return text + (" (epochs)" if schedule.get("unit") == "epoch" else "")
+    if schedule["name"] == "constant":
+        return f"α = {_number(schedule['alpha'])}"
+    if schedule["name"] == "power":
+        text = f"m^-{_number(schedule['exponent'])}"
+    else:
+        text = {"harmonic": "1/m", "inverse_square": "1/m²"}[schedule["name"]]
+    return f"{text} ({schedule['unit']}s)"
+
+
+def _number(value: float) -> str:
+    """Short where that loses nothing, so that two values never share a text."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _rank(series: Series) -> tuple[Any, ...]:
-    """Table 1's order: constants from 1 down, then the diminishing ones, then 0; the peers first."""
+    """The peers, then a block a protocol in Table 1's order: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
         return (0, list(REFERENCES).index(norm_label(series.cell)), series.label)
-    schedule = series.cell["schedule"]
+    schedule, block = series.cell["schedule"], (1, _protocol_rank(series.protocol))
     if schedule["name"] == "constant":
-        return (3 if schedule["alpha"] == 0 else 1, -schedule["alpha"], series.label)
-    return (2, 0, series.label)
+        return (*block, 3 if schedule["alpha"] == 0 else 1, -schedule["alpha"], series.label)
+    return (*block, 2, 0, series.label)
 
 
 def _tell_apart(series: list[Series]) -> None:
-    """Where labels of one protocol coincide, add the normalizer's axes in which those series differ."""
-    same: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    """Where the series of a protocol, or of a peer, differ in the normalizer's axes, each label says its own."""
+    groups: dict[str, list[Series]] = defaultdict(list)
     for one in series:
-        same[one.protocol, one.label].append(one)
-    for group in same.values():
-        norms = [one.cell["norm"] for one in group]
-        for one in group if len(group) > 1 else []:
-            one.label += "".join(f", {key}={one.cell['norm'].get(key)}" for key in _differing(norms))
+        groups[one.protocol or one.label].append(one)
+    for group in groups.values():
+        keys = _differing([one.cell["norm"] for one in group])
+        for one in group:
+            norm = one.cell["norm"]
+            one.label += "".join(f", {key}={_text(norm[key])}" for key in keys if key in norm)
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -208,22 +258,53 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
 
 
+def _text(value: Any) -> str:
+    """A value as a label or a file name shows it: '0.1', 'true', '300x300'."""
+    if isinstance(value, list):
+        return "x".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _number(value) if isinstance(value, float) else str(value)
+
+
 def _name(settings: list[Setting]) -> None:
-    """The data set's name, and for several settings of one data set what distinguishes each."""
-    for setting in settings:
-        peers = [_flat(other.cell) for other in settings if other.dataset == setting.dataset]
-        own = _flat(setting.cell)
-        parts = [f"{key.rpartition('.')[2]}{own.get(key, '')}" for key in _differing(peers)] if len(peers) > 1 else []
-        text = "-".join([setting.dataset, *parts])
-        setting.slug = "".join(letter if letter.isalnum() or letter in "-._" else "" for letter in text)
+    """The data set's name, and for several settings of one data set what distinguishes each.
+
+    A setting without a finished run has no files, and so does not lengthen the names of those that have.
+    """
+    taken: set[str] = set()
+    for setting in sorted(settings, key=lambda setting: not setting.n):
+        peers = [
+            other.identity for other in settings if other.dataset == setting.dataset and (other.n or not setting.n)
+        ]
+        parts = [setting.dataset, *(_part(key, setting.identity.get(key, "")) for key in _differing(peers))]
+        letters = "-".join(filter(None, parts))
+        slug = name = "".join(letter if letter.isalnum() or letter in "-._" else "" for letter in letters)
+        number = 2
+        while slug.lower() in taken:  # some file systems do not know case
+            slug, number = f"{name}-{number}", number + 1
+        taken.add(slug.lower())
+        setting.slug = slug
+
+
+def _part(key: str, value: Any) -> str:
+    """'epochs3', 'weights.lr0.01', 'data1a2b3c4d'; '' where this setting has no such key."""
+    if value == "":
+        return ""
+    group, _, name = key.removeprefix("optimizer.groups.").rpartition(".")
+    short = f"{group}.{name}" if key.startswith("optimizer.groups.") else name
+    return short + (value[:8] if key == "data" else _text(value))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; seed, normalizer and schedule left out."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if not prefix and key in ("seed", "norm", "schedule"):
             continue
         if isinstance(value, Mapping):
+            if prefix + key == "optimizer.groups":
+                flat["optimizer.order"] = list(value)  # a parameter joins the first group that fits
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

@@ -48,7 +48,7 @@ def rows(setting: Setting) -> pd.DataFrame:
     lines = []
     for series in setting.series:
         error, population = series.column("test_error_pct"), series.column("test_error_pct_population")
-        last, best = _mean_sd(error[:, -1]), _mean_sd(error.min(1) if series.n else error[:, -1])
+        last, best = _mean_sd(error[:, -1]), _mean_sd(error.min(1))
         pooled = _mean_sd(population[:, -1])
         key = _paper_key(series.cell)
         known = series.protocol and setting.dataset in paper and key in paper.index
@@ -58,7 +58,7 @@ def rows(setting: Setting) -> pd.DataFrame:
                 "protocol": series.protocol,
                 "curve": series.label,
                 "n": series.n,
-                "epochs": error.shape[1] if series.n else 0,
+                "epochs": error.shape[1],
                 "last_mean": last[0],
                 "last_sd": last[1],
                 "best_on_test_mean": best[0],
@@ -96,7 +96,8 @@ def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
 NOTE = f"""
 Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
 Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
-Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values.
+Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values. *Left out* runs count in no
+mean, no n and no figure.
 """
 
 
@@ -178,5 +179,5 @@ def most_efficient(panel: Sequence[Series]) -> list[Series]:
     scored = [
         (float(s.column("test_error_pct")[:, -1].mean()), i, s) for i, s in enumerate(panel) if s.protocol and s.n
     ]
-    best = {id(series) for _, _, series in sorted(scored)[:TOP]}
+    best = {id(series) for score, _, series in sorted(scored, key=lambda entry: entry[:2])[:TOP] if score == score}
     return [s for s in panel if s.n and (id(s) in best or s.cell["norm"]["name"] == "bn" or _paper_key(s.cell) == "1")]
