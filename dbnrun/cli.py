@@ -169,34 +169,16 @@ def _cell(cfg: Any) -> Any:
         if line is None:
             raise
         return line
+    from hydra.core.hydra_config import HydraConfig
+
     from dbnrun import experiment, sweep
 
     outcome = experiment.run(config)
-    alone = not sweep.cells_to_train
-    if not (alone and outcome.status == "refused"):
-        _tell(_sentence(outcome))
+    if sweep.cells_to_train:
+        sweep.announce(outcome, HydraConfig.get().job.num + 1)
+    elif outcome.status != "refused":  # which ends the command, with its line
+        sweep.announce(outcome, 0)
     return outcome
-
-
-def _tell(line: str) -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from tqdm import tqdm
-
-    from dbnrun import sweep
-
-    number = f"[{HydraConfig.get().job.num + 1}/{sweep.cells_to_train}] " if sweep.cells_to_train else ""
-    tqdm.write(number + line, file=sys.stderr)
-
-
-def _sentence(outcome: Any) -> str:
-    """One line for a cell that ended; the folder bears its name."""
-    if outcome.status == "held":
-        return f"left to {outcome.message}: {outcome.folder}"
-    if outcome.status in ("refused", "failed"):
-        return f"{outcome.status}: {outcome.message} ({outcome.folder / 'run.log'})"
-    ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
-    result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
-    return f"{ended}{result}: {outcome.folder}"
 
 
 def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -1,40 +1,63 @@
-"""The corridor for one cell: configuration, data, model, optimizer, training, records."""
+"""The corridor: configuration, data, model, optimizer, training, records; for one cell, or several along one run."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import io
 import json
-import math
 import os
-import platform
-import socket
-import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-import dbnrun
 from dbnrun import data as datasets
 from dbnrun import records
-from dbnrun.config import DatasetConfig, RunConfig, UserError, cell_of, readable_name, signature
+from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
 from dbnrun.data.parts import Data
-from dbnrun.models import build_model
+from dbnrun.models import Network, build_model
 from dbnrun.norm import norm_factory
-from dbnrun.norm.schedules import build_schedule
+from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.schedules import Schedule, build_schedule
 from dbnrun.optimizer import build_optimizer
-from dbnrun.records import EpochRow, Outcome, RecordWriter
+from dbnrun.recording import Recording
+from dbnrun.records import Outcome
 from dbnrun.streams import Streams
-from dbnrun.train import steps_per_epoch, train
+from dbnrun.train import View, steps_per_epoch, train
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The built parts of one cell, on its device."""
+
+    config: RunConfig
+    model: Network
+    optimizer: torch.optim.Optimizer
+    streams: Streams
+    schedule: Schedule
+
+    def view(self) -> View:
+        return View(self.model, self.schedule if self.config.norm.name == "dbn" else None)
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Where everything stands at an epoch's end, for a checkpoint."""
+        return {
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "streams": self.streams.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back to where a checkpoint was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.streams.restore(state["streams"])
 
 
 def run(config: RunConfig) -> Outcome:
@@ -43,93 +66,93 @@ def run(config: RunConfig) -> Outcome:
     A cell that raises ends with the outcome "failed" (or "refused", where the user can mend it) and its traceback in
     the folder's run.log; with debug=true it raises.
     """
-    cell = cell_of(config)
-    sig = signature(cell, datasets.expected_digest(config.dataset.name))
-    folder = records.run_folder(Path(config.results_dir), cell, sig)
-    name = f"{readable_name(cell)}-{sig}"
-    if finished := _finished(folder, name):
-        return finished
+    return run_together([config])[0]
+
+
+def run_together(configs: Sequence[RunConfig]) -> list[Outcome]:
+    """The same for cells that share one training run: alike but for their schedules, under train_stats=batch.
+
+    The run trains once and moves every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it
+    would have had alone. Its seconds are its share of the time. Cells that stopped at different epochs go on apart.
+    """
+    recordings = [Recording(config) for config in configs]
+    outcomes: dict[str, Outcome] = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with records.lock(folder):
-            # Another process may have finished it while we waited for the lock.
-            return _finished(folder, name) or _train(config, cell, sig, folder, name)
-    except records.Held as held:
-        return Outcome(name, folder, "held", message=str(held))
+        with contextlib.ExitStack() as stack:
+            device = prepare_device(configs[0])
+            for recording in recordings:
+                outcomes |= _opened(recording, stack)
+            waiting = [recording for recording in recordings if recording.name not in outcomes]
+            for done in sorted({recording.epochs_done for recording in waiting}):
+                together = [recording for recording in waiting if recording.epochs_done == done]
+                _corridor(together, device)
+                outcomes |= {recording.name: recording.finish() for recording in together}
     except Exception as error:
-        if config.debug:
+        if configs[0].debug:
             raise
-        return Outcome(name, folder, "refused" if isinstance(error, UserError) else "failed", message=one_line(error))
+        outcomes = {recording.name: recording.failure(error) for recording in recordings} | outcomes
+    return [outcomes[recording.name] for recording in recordings]
 
 
-def _finished(folder: Path, name: str) -> Outcome | None:
-    manifest = records.read_manifest(folder)
-    if manifest.get("status") not in records.FINISHED:
-        return None
-    rows = records.read_rows(folder / "metrics.csv")
-    return Outcome(name, folder, "skipped", rows[-1] if rows else None, manifest["status"])
-
-
-def _train(config: RunConfig, cell: dict[str, Any], sig: str, folder: Path, name: str) -> Outcome:
-    """Train with the manifest kept true to what happens: running, then done, diverged, interrupted or failed."""
-    manifest = _manifest(config, sig, records.read_manifest(folder))
-    started, before = time.perf_counter(), manifest["wall_seconds"]
-
-    def mark(status: str, **more: Any) -> None:
-        wall = round(before + time.perf_counter() - started, 3)
-        manifest.update(status=status, wall_seconds=wall, updated=_now(), **more)
-        records.write_manifest(folder, manifest)
-
-    records.write_cell(folder, cell)
-    mark("running")
+def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outcome]:
+    """Open a cell's folder for as long as the stack lives; its outcome already, where there is nothing to train."""
+    if finished := recording.finished():
+        return {recording.name: finished}
     try:
-        row = _corridor(config, folder)
-    except KeyboardInterrupt:
-        mark("interrupted")
-        raise
-    except Exception as error:
-        mark("failed", error=one_line(error))
-        (folder / "run.log").write_text(traceback.format_exc())
-        raise
-    status = "done" if math.isfinite(row.train_loss) else "diverged"
-    mark(status)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Outcome(name, folder, status, row)
+        stack.enter_context(recording)
+    except records.Held as held:
+        return {recording.name: Outcome(recording.name, recording.folder, "held", message=str(held))}
+    return {}
 
 
-def _corridor(config: RunConfig, folder: Path) -> EpochRow:
-    """Build the parts, train, store rows and a checkpoint at each epoch's end. Returns the last row."""
-    device = prepare_device(config)
+def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
+    """Build the parts, train, store rows and a checkpoint at each epoch's end."""
+    config = recordings[0].config
     data = _data(config.dataset, Path(config.data_dir), device)
-    steps = _checked_steps(config, data)
-    schedule = build_schedule(config.schedule, steps)
-    streams = Streams.of(config.seed, device)
-    model = build_model(config.model, data.input_shape, data.num_classes, norm_factory(config.norm, schedule), streams)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
-    optimizer = build_optimizer(config.optimizer, model)
-    state = _read_checkpoint(folder, device)
-    done = _restore(state, model, optimizer, streams) if state else 0
-    rows = records.read_rows(folder / "metrics.csv")[:done]
-    with RecordWriter(folder, rows) as writer, _progress(config, steps, done) as bar:
-        for row in train(
-            model,
-            optimizer,
+    cells = [build_cell(recording.config, data, device) for recording in recordings]
+    for recording, cell in zip(recordings, cells, strict=True):
+        recording.describe_device(device)
+        if recording.state:
+            cell.restore(recording.state)
+    leader, followers = cells[0], cells[1:]
+    for cell in followers:
+        share_weights(leader.model, cell.model)
+    follow(leader.model, [cell.model for cell in followers])
+    done = recordings[0].epochs_done
+    with _progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
+        for rows in train(
+            [cell.view() for cell in cells],
+            leader.optimizer,
             data,
             config.train,
-            streams,
+            leader.streams,
             precision=config.precision,
-            alpha=schedule if config.norm.name == "dbn" else None,
             augment=_augment(config.dataset),
             epochs_done=done,
             on_step=bar.update,
         ):
-            writer.write(row)
-            rows.append(row)
-            _save_checkpoint(folder, model, optimizer, streams, row.epoch)
-            bar.set_postfix(loss=f"{row.train_loss:.3f}", test=f"{row.test_error_pct:.2f}%", refresh=False)
-    if config.save_weights:
-        records.write_atomic(folder / "weights.pt", _bytes(model.state_dict()))
-    return rows[-1]
+            shared = leader.state(rows[0].epoch)
+            for recording, cell, row in zip(recordings, cells, rows, strict=True):
+                recording.write(row)
+                recording.checkpoint({**shared, "model": cell.model.state_dict()})
+            bar.set_postfix(loss=f"{rows[0].train_loss:.3f}", test=f"{rows[0].test_error_pct:.2f}%", refresh=False)
+    for recording, cell in zip(recordings, cells, strict=True):
+        if config.save_weights:
+            recording.weights(cell.model.state_dict())
+
+
+def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
+    """Model, optimizer, schedule and streams of a cell. Raises UserError where they do not fit the data."""
+    if config.train.batch_size > len(data.train):
+        raise UserError(
+            f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
+            "training records after the validation split; choose a smaller batch."
+        )
+    schedule = build_schedule(config.schedule, steps_per_epoch(len(data.train), config.train))
+    streams = Streams.of(config.seed, device)
+    model = build_model(config.model, data.input_shape, data.num_classes, norm_factory(config.norm, schedule), streams)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
+    return Cell(config, model, build_optimizer(config.optimizer, model), streams, schedule)
 
 
 def prepare_device(config: RunConfig) -> torch.device:
@@ -164,116 +187,11 @@ def _data(config: DatasetConfig, data_dir: Path, device: torch.device) -> Data:
     return _load(json.dumps(asdict(config)), data_dir, device)
 
 
-def _checked_steps(config: RunConfig, data: Data) -> int:
-    if config.train.batch_size > len(data.train):
-        raise UserError(
-            f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
-            "training records after the validation split; choose a smaller batch."
-        )
-    return steps_per_epoch(len(data.train), config.train)
-
-
 def _augment(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:
-    if config.augment != "flip_crop":
-        return None
-    return flip_crop
+    return flip_crop if config.augment == "flip_crop" else None
 
 
 def _progress(config: RunConfig, steps: int, done: int) -> tqdm:
     hidden = None if config.progress else True  # None: hidden where stderr is no terminal
     total = config.train.epochs * steps
     return tqdm(total=total, initial=done * steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
-
-
-def _bytes(state: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, streams: Streams, epoch: int
-) -> None:
-    state = {
-        "epoch": epoch,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "streams": streams.state(),
-    }
-    records.write_atomic(folder / "checkpoint.pt", _bytes(state))
-
-
-def _read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last checkpoint, if it and the rows up to it are sound; else set aside what cannot be continued."""
-    path, metrics = folder / "checkpoint.pt", folder / "metrics.csv"
-    recorded = len(records.read_rows(metrics))
-    if path.exists():
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-            if recorded >= state["epoch"]:
-                return state
-            problem = f"it ends at epoch {state['epoch']} and metrics.csv has {recorded} rows"
-        except Exception as error:  # whatever a damaged file makes the loader say
-            problem = one_line(error)
-        kept = records.set_aside(path)
-        tqdm.write(f"dbnrun: warning: starting over, checkpoint kept as {kept}: {problem}", sys.stderr)
-    if recorded:
-        records.set_aside(metrics)
-    return None
-
-
-def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, streams: Streams) -> int:
-    """Put everything back to where a checkpoint was taken; return the epochs done by then."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    streams.restore(state["streams"])
-    return state["epoch"]
-
-
-def _manifest(config: RunConfig, sig: str, before: dict[str, Any]) -> dict[str, Any]:
-    device = prepare_device(config)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or platform.machine())
-    return {
-        "signature": sig,
-        "status": "new",
-        "seed": config.seed,
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "data_digest": datasets.expected_digest(config.dataset.name),
-        "versions": {
-            "dbnrun": dbnrun.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "git": git_revision(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-        "started": before.get("started", _now()),
-        "wall_seconds": float(before.get("wall_seconds", 0.0)),
-    }
-
-
-@functools.cache
-def git_revision() -> str | None:
-    """The commit of the checkout this code runs from, '-dirty' where files differ; None outside a checkout."""
-    checkout = Path(dbnrun.__file__).parent.parent
-    if not (checkout / "pyproject.toml").exists():  # an installed wheel, perhaps inside some other checkout
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line: its kind and the first line of what it says."""
-    text = str(error).strip().split("\n", maxsplit=1)[0]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -15,10 +16,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 from dbnrun import records
 from dbnrun.config import RunConfig, UserError, cell_of, checked, signature
 from dbnrun.data import expected_digest
+from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
 cells_to_train = 0
@@ -52,7 +55,7 @@ class CellSweeper(Sweeper):
         jobs = grid(parser.parse_overrides([*own, *arguments]))
         cells: dict[str, tuple[list[str], RunConfig]] = {}
         for job in jobs:
-            config = self._composed(job)
+            config = composed(self.loader, self.master, job)
             cells.setdefault(signature(cell_of(config), expected_digest(config.dataset.name)), (job, config))
         new = [job for sig, (job, config) in cells.items() if not _is_finished(config, sig)]
         folded = len(jobs) - len(cells)
@@ -65,11 +68,13 @@ class CellSweeper(Sweeper):
         _conclude(returns)
         return returns
 
-    def _composed(self, job: Sequence[str]) -> RunConfig:
-        composed = self.loader.load_sweep_config(self.master, list(job))
-        with open_dict(composed):
-            del composed["hydra"]
-        return checked(composed)
+
+def composed(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> RunConfig:
+    """The checked configuration of one cell of a sweep."""
+    config = loader.load_sweep_config(master, list(job))
+    with open_dict(config):
+        del config["hydra"]
+    return checked(config)
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -96,6 +101,22 @@ def _conclude(returns: Sequence[JobReturn]) -> None:
     failed = sum(r.status == JobStatus.FAILED or r.return_value.status in ("failed", "refused") for r in returns)
     if failed:
         raise CellFailed(f"{failed} of {_count(len(returns), 'cell')} failed, each named above.")
+
+
+def announce(outcome: Outcome, number: int) -> None:
+    """One line for a cell that ended, with its number in the sweep."""
+    tqdm.write(f"[{number}/{cells_to_train}] " * bool(cells_to_train) + sentence(outcome), file=sys.stderr)
+
+
+def sentence(outcome: Outcome) -> str:
+    """How a cell ended; the folder bears its name."""
+    if outcome.status == "held":
+        return f"left to {outcome.message}: {outcome.folder}"
+    if outcome.status in ("refused", "failed"):
+        return f"{outcome.status}: {outcome.message} ({outcome.folder / 'run.log'})"
+    ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
+    result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
+    return f"{ended}{result}: {outcome.folder}"
 
 
 def _count(number: int, thing: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part
+from dbnrun.models import Network
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
 from dbnrun.optimizer import add_penalty, lr_of
 from dbnrun.records import EpochRow
@@ -62,15 +63,25 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+@dataclass(frozen=True)
+class View:
+    """A cell's look at a training run: a network with the run's weights and this cell's lambda."""
+
+    model: Network
+    alpha: Callable[[int], float] | None  # the schedule's value by the number of updates, for the record
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, part: Part, precision: str) -> Measured:
-    """Loss and error of a model in evaluation mode over a whole part."""
-    sums = _Sums(part.x.device)
+def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Measured]:
+    """Loss and error over a whole part, of each of several networks that share their weights, in evaluation mode."""
+    sums = [_Sums(part.x.device) for _ in models]
     for x, y in zip(part.x.split(EVAL_BATCH), part.y.split(EVAL_BATCH), strict=True):
         with autocast(x.device, precision):
-            logits = model(x).float()
-        sums.add(F.cross_entropy(logits, y), logits, y)
-    return sums.measured()
+            common = models[0].prefix(x)
+            outputs = [model.suffix(common).float() for model in models]
+        for own, logits in zip(sums, outputs, strict=True):
+            own.add(F.cross_entropy(logits, y), logits, y)
+    return [own.measured() for own in sums]
 
 
 def _batches(part: Part, batch_size: int, steps: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,23 +95,23 @@ def _batches(part: Part, batch_size: int, steps: int, order: Tensor | None = Non
 
 
 def train(
-    model: nn.Module,
+    views: Sequence[View],
     optimizer: torch.optim.Optimizer,
     data: Data,
     config: TrainConfig,
     streams: Streams,
     *,
     precision: str = "fp32",
-    alpha: Callable[[int], float] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     epochs_done: int = 0,
     on_step: Callable[[], object] = lambda: None,
-) -> Iterator[EpochRow]:
-    """Train from epoch `epochs_done` + 1 on and yield a row after each epoch; stop after a loss that is not finite.
+) -> Iterator[list[EpochRow]]:
+    """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
 
-    While the generator waits at a row, model, optimizer and streams stand exactly at that epoch's end. `alpha`
-    maps the number of updates to the schedule's value, for the record. `on_step` is called after every update.
+    Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
+    streams stand exactly at that epoch's end. `on_step` is called after every update.
     """
+    model = views[0].model
     steps = steps_per_epoch(len(data.train), config)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
@@ -113,20 +124,23 @@ def train(
             on_step()
         trained = sums.measured()  # waits for the device
         evaluating = time.perf_counter()
-        evaluations = _evaluations(model, data, config, precision)
+        evaluations = _evaluations([view.model for view in views], data, config, precision)
         ended = time.perf_counter()
-        yield EpochRow(
-            epoch=epoch,
-            step=epoch * steps,
-            alpha=None if alpha is None else float(alpha(epoch * steps)),
-            lr=lr_of(optimizer),
-            train_loss=trained.loss,
-            train_error_pct=trained.error_pct,
-            grad_norm=norms.item() / steps,
-            train_seconds=evaluating - started,
-            eval_seconds=ended - evaluating,
-            **evaluations,
-        )
+        yield [
+            EpochRow(
+                epoch=epoch,
+                step=epoch * steps,
+                alpha=None if view.alpha is None else float(view.alpha(epoch * steps)),
+                lr=lr_of(optimizer),
+                train_loss=trained.loss,
+                train_error_pct=trained.error_pct,
+                grad_norm=norms.item() / steps,
+                train_seconds=(evaluating - started) / len(views),  # its share: the views' sum is the wall clock
+                eval_seconds=(ended - evaluating) / len(views),
+                **evaluated,
+            )
+            for view, evaluated in zip(views, evaluations, strict=True)
+        ]
         if not math.isfinite(trained.loss):
             return
 
@@ -148,23 +162,31 @@ def train_step(
     return norm
 
 
-def _evaluations(model: nn.Module, data: Data, config: TrainConfig, precision: str) -> dict[str, Any]:
-    """The val_*, test_*, …_population and lambda_drift columns, for the model as it stands."""
-    model.eval()
-    val, test = evaluate(model, data.val, precision), evaluate(model, data.test, precision)
+def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, precision: str) -> list[dict[str, Any]]:
+    """The val_*, test_*, …_population and lambda_drift columns of each network, as they stand.
+
+    They share weights, so the population's statistics are the same for all.
+    """
+    for model in models:
+        model.eval()
     # All of the training part, whatever limit_batches says: statistics of the population, not of a sample.
     full = len(data.train) // config.batch_size
     with autocast(data.train.x.device, precision):
-        moments = population_moments(model, (x for x, _ in _batches(data.train, config.batch_size, full)))
+        moments = population_moments(models[0], (x for x, _ in _batches(data.train, config.batch_size, full)))
     population = None
     if moments:
         with using_statistics(moments):
-            population = evaluate(model, data.test, precision).error_pct
-    return {
-        "val_loss": val.loss,
-        "val_error_pct": val.error_pct,
-        "test_loss": test.loss,
-        "test_error_pct": test.error_pct,
-        "test_error_pct_population": population,
-        "lambda_drift": lambda_drift(moments),
-    }
+            population = evaluate(models[:1], data.test, precision)[0].error_pct
+    return [
+        {
+            "val_loss": val.loss,
+            "val_error_pct": val.error_pct,
+            "test_loss": test.loss,
+            "test_error_pct": test.error_pct,
+            "test_error_pct_population": population,
+            "lambda_drift": lambda_drift(model, moments),
+        }
+        for model, val, test in zip(
+            models, evaluate(models, data.val, precision), evaluate(models, data.test, precision), strict=True
+        )
+    ]

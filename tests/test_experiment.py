@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from dbnrun import experiment, records
 from dbnrun.config import RunConfig, UserError, checked
 from dbnrun.overrides import conf_dir
+from dbnrun.recording import Recording
 
 
 @pytest.fixture
@@ -60,17 +61,17 @@ def test_two_runs_of_a_cell_give_identical_metrics(cell, overrides):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, epochs, monkeypatch):
     whole = experiment.run(cell(*overrides, results="whole"))
-    save = experiment._save_checkpoint
+    save = Recording.checkpoint
 
-    def power_cut(folder, model, optimizer, streams, epoch):
-        save(folder, model, optimizer, streams, epoch)
-        if epoch == epochs:
+    def power_cut(self, state):
+        save(self, state)
+        if state["epoch"] == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_save_checkpoint", power_cut)
+    monkeypatch.setattr(Recording, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(cell(*overrides, results="cut"))
-    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    monkeypatch.setattr(Recording, "checkpoint", save)
     resumed = experiment.run(cell(*overrides, results="cut"))
     assert numbers_of(resumed) == numbers_of(whole)
     assert not (resumed.folder / "checkpoint.pt").exists()
@@ -78,36 +79,36 @@ def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, 
 
 def test_a_row_without_its_checkpoint_is_trained_again(cell, monkeypatch):
     whole = experiment.run(cell(results="whole"))
-    save = experiment._save_checkpoint
+    save = Recording.checkpoint
 
-    def killed_between_row_and_checkpoint(folder, model, optimizer, streams, epoch):
-        if epoch == 2:
+    def killed_between_row_and_checkpoint(self, state):
+        if state["epoch"] == 2:
             raise KeyboardInterrupt
-        save(folder, model, optimizer, streams, epoch)
+        save(self, state)
 
-    monkeypatch.setattr(experiment, "_save_checkpoint", killed_between_row_and_checkpoint)
+    monkeypatch.setattr(Recording, "checkpoint", killed_between_row_and_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(cell(results="cut"))
-    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    monkeypatch.setattr(Recording, "checkpoint", save)
     assert numbers_of(experiment.run(cell(results="cut"))) == numbers_of(whole)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
 def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_over(cell, monkeypatch, capsys, damage):
     whole = experiment.run(cell(results="whole"))
-    save = experiment._save_checkpoint
+    save = Recording.checkpoint
 
-    def corrupt(folder, model, optimizer, streams, epoch):
-        save(folder, model, optimizer, streams, epoch)
-        if epoch == 2:
-            path = folder / "checkpoint.pt"
+    def corrupt(self, state):
+        save(self, state)
+        if state["epoch"] == 2:
+            path = self.folder / "checkpoint.pt"
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_save_checkpoint", corrupt)
+    monkeypatch.setattr(Recording, "checkpoint", corrupt)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(cell(results="cut"))
-    monkeypatch.setattr(experiment, "_save_checkpoint", save)
+    monkeypatch.setattr(Recording, "checkpoint", save)
     resumed = experiment.run(cell(results="cut"))
     assert numbers_of(resumed) == numbers_of(whole)
     assert "starting over, checkpoint kept as" in capsys.readouterr().err
@@ -207,6 +208,69 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     assert float(row["train_error_pct"]) == pytest.approx(wrong / 4, rel=1e-9)
     assert float(row["grad_norm"]) == pytest.approx(sum(norms) / 4, rel=1e-5)
     assert float(row["test_loss"]) == pytest.approx(test, rel=1e-4)
+
+
+@pytest.mark.parametrize("extra", [["model=fnn"], ["model=cnn", "model.widths=[4,4,8,8,16]"], ["norm.average=inv_std"]])
+def test_cells_along_one_run_equal_their_runs_alone_bit_for_bit(cell, extra):
+    schedules = [
+        ["schedule=alpha_1"], ["schedule=alpha_0.1"], ["schedule=harmonic", "schedule.unit=epoch"],
+        ["schedule=inverse_square"], ["schedule=power", "schedule.exponent=0.7"], ["schedule=alpha_0"],
+    ]  # fmt: skip
+    common = ["norm=dbn_inference", "save_weights=true", *extra]
+    alone = [experiment.run(cell(*common, *schedule, results="alone")) for schedule in schedules]
+    together = experiment.run_together([cell(*common, *schedule, results="together") for schedule in schedules])
+    for one, other in zip(alone, together, strict=True):
+        assert one.status == other.status == "done" and one.name == other.name
+        assert numbers_of(one) == numbers_of(other)
+        weights = [torch.load(outcome.folder / "weights.pt", weights_only=True) for outcome in (one, other)]
+        assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+        assert sorted(p.name for p in one.folder.iterdir()) == sorted(p.name for p in other.folder.iterdir())
+    assert len({row["val_loss"] for outcome in together for row in rows_of(outcome)[-1:]}) == len(schedules)
+
+
+def test_cells_along_one_run_go_on_after_an_interruption_and_one_may_go_on_alone(cell, monkeypatch):
+    def make(results):
+        schedules = ("alpha_1", "alpha_0.1", "harmonic")
+        return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in schedules]
+
+    whole = experiment.run_together(make("whole"))
+    save = Recording.checkpoint
+
+    def power_cut(self, state):
+        save(self, state)
+        if state["epoch"] == 2 and "harmonic" in self.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recording, "checkpoint", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_together(make("cut"))
+    monkeypatch.setattr(Recording, "checkpoint", save)
+    cut = make("cut")
+    alone = experiment.run(cut[1])
+    rest = experiment.run_together(cut)
+    assert [outcome.status for outcome in rest] == ["done", "skipped", "done"]
+    for one, other in zip(whole, [rest[0], alone, rest[2]], strict=True):
+        assert numbers_of(one) == numbers_of(other)
+
+
+def test_cells_that_stopped_at_different_epochs_go_on_apart(cell, monkeypatch):
+    def make(results):
+        return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in ("alpha_1", "harmonic")]
+
+    whole = experiment.run_together(make("whole"))
+    save = Recording.checkpoint
+    for config, stop in zip(make("cut"), (1, 2), strict=True):
+
+        def power_cut(self, state, stop=stop):
+            save(self, state)
+            if state["epoch"] == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Recording, "checkpoint", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config)
+    monkeypatch.setattr(Recording, "checkpoint", save)
+    assert [numbers_of(o) for o in experiment.run_together(make("cut"))] == [numbers_of(o) for o in whole]
 
 
 def test_divergence_ends_the_cell_with_its_rows_kept(cell):

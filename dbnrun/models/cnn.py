@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Generator, Tensor, nn
 
-from dbnrun.models.layers import Dropout, NormFactory, block, needs_bias
+from dbnrun.models.layers import Dropout, Network, NormFactory, before_norm, block, from_norm, needs_bias
 
 
-class CNN(nn.Module):
+class CNN(Network):
     """Conv-Conv-MaxPool-Dropout twice, then FC-Dropout-FC; the convolutions and the first FC are normalized.
 
     x (N, C, H, W), H and W at least 4 -> logits (N, num_classes). Convolutions are 3x3 with padding 1, pools 2x2.
@@ -39,13 +39,13 @@ class CNN(nn.Module):
         self.dropouts = nn.ModuleList(Dropout(rate, dropout_stream) for rate in dropout)
         self.out = nn.Linear(widths[4], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prefix(self, x: Tensor) -> Tensor:
+        return before_norm(self.convs[0], x)
+
+    def suffix(self, h: Tensor) -> Tensor:
         for index, conv in enumerate(self.convs):
-            for layer in conv.values():  # pyright: ignore[reportCallIssue]
-                x = layer(x)
+            h = from_norm(conv, h if index == 0 else before_norm(conv, h))
             if index % 2:
-                x = self.dropouts[index // 2](self.pool(x))
-        x = x.flatten(1)
-        for layer in self.hidden.values():
-            x = layer(x)
-        return self.out(self.dropouts[2](x))
+                h = self.dropouts[index // 2](self.pool(h))
+        h = from_norm(self.hidden, before_norm(self.hidden, h.flatten(1)))
+        return self.out(self.dropouts[2](h))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dbnrun.models.layers import NormFactory, block, needs_bias
+from dbnrun.models.layers import Network, NormFactory, before_norm, block, from_norm, needs_bias
 
 
-class FNN(nn.Module):
+class FNN(Network):
     """x (N, …) flattened -> hidden layers of linear, normalization and activation -> logits (N, num_classes)."""
 
     def __init__(
@@ -22,9 +22,11 @@ class FNN(nn.Module):
             inputs = width
         self.out = nn.Linear(inputs, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        for hidden in self.hidden:
-            for layer in hidden.values():  # pyright: ignore[reportCallIssue]
-                x = layer(x)
-        return self.out(x)
+    def prefix(self, x: Tensor) -> Tensor:
+        return before_norm(self.hidden[0], x.flatten(1))
+
+    def suffix(self, h: Tensor) -> Tensor:
+        h = from_norm(self.hidden[0], h)
+        for hidden in self.hidden[1:]:
+            h = from_norm(hidden, before_norm(hidden, h))
+        return self.out(h)

@@ -50,6 +50,41 @@ def block(linear: nn.Module, norm: nn.Module, activation: str, norm_position: st
     return nn.ModuleDict({"linear": linear, "act": act, "norm": norm})
 
 
+def before_norm(layers: nn.Module, x: Tensor) -> Tensor:
+    """Apply what a block does up to its normalizer."""
+    for name, layer in layers.items():  # pyright: ignore[reportCallIssue]
+        if name == "norm":
+            break
+        x = layer(x)
+    return x
+
+
+def from_norm(layers: nn.Module, x: Tensor) -> Tensor:
+    """Apply a block's normalizer and what follows it."""
+    names = list(layers.keys())  # pyright: ignore[reportCallIssue]
+    for name in names[names.index("norm") :]:
+        x = layers[name](x)  # pyright: ignore[reportIndexIssue]
+    return x
+
+
+class Network(nn.Module):
+    """A network in two pieces: what comes before its first normalizer, and the rest.
+
+    Networks that share weights and differ in lambda have the first piece in common.
+    """
+
+    def prefix(self, x: Tensor) -> Tensor:
+        """x (N, …) up to the input of the first normalizer."""
+        raise NotImplementedError
+
+    def suffix(self, h: Tensor) -> Tensor:
+        """The rest: from what `prefix` returns to the logits (N, num_classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.suffix(self.prefix(x))
+
+
 def needs_bias(norm: nn.Module, norm_position: str) -> bool:
     """Whether the map before `norm` has a bias of its own: not where a normalizer with beta follows directly."""
     return norm_position == "after" or not any(True for _ in norm.parameters())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dbnrun.models.layers import ACTIVATIONS, NormFactory
+from dbnrun.models.layers import ACTIVATIONS, Network, NormFactory
 
 
-class TwoLayer(nn.Module):
+class TwoLayer(Network):
     """Equations 3 to 5, without biases: z1 = a(W1 x), y1 = DBN(z1), z2 = a(W2 y1).
 
     The normalizer acts after the activation. x (N, …) flattened to (N, n) -> z2 (N, num_classes).
@@ -20,7 +20,9 @@ class TwoLayer(nn.Module):
         self.w2 = nn.Linear(width, num_classes, bias=False)
         self.a = ACTIVATIONS[activation]()
 
-    def forward(self, x: Tensor) -> Tensor:
-        z1 = self.a(self.w1(x.flatten(1)))
-        y1 = self.norm(z1)
-        return self.a(self.w2(y1))
+    def prefix(self, x: Tensor) -> Tensor:
+        return self.a(self.w1(x.flatten(1)))  # z1
+
+    def suffix(self, h: Tensor) -> Tensor:
+        y1 = self.norm(h)
+        return self.a(self.w2(y1))  # z2

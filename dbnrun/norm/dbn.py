@@ -85,6 +85,8 @@ class DiminishingBatchNorm(nn.Module):
         self.eps_at = eps_at
         self.affine = affine
         self.init = init
+        # Told each training batch's mean and spread: how further lambdas follow the same run.
+        self.on_moments: Callable[[Tensor, Tensor], None] | None = None
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
         self.register_buffer("spread", torch.empty(num_features, device=device, dtype=wide))
@@ -142,6 +144,8 @@ class DiminishingBatchNorm(nn.Module):
         spread = functional.kept(alpha * spread_b + (1 - alpha) * self.spread)
         self.mu.copy_(mu)
         self.spread.copy_(spread)
+        if self.on_moments is not None:
+            self.on_moments(mu_b, spread_b)
         return alpha, mu, spread
 
     def _rate(self, spread: Tensor) -> Tensor:

@@ -82,13 +82,16 @@ def using_statistics(moments: Moments) -> Iterator[None]:
         yield
 
 
-def lambda_drift(moments: Moments) -> float | None:
-    """RMS over all units of |mu_lambda - mu_pop| / (sigma_pop + eps); None where no layer has statistics."""
+def lambda_drift(model: nn.Module, moments: Moments) -> float | None:
+    """RMS over all units of |mu_lambda - mu_pop| / (sigma_pop + eps); None where no layer has statistics.
+
+    `moments` may be those of another network with the same weights: its layers are matched by their order.
+    """
     if not moments:
         return None
     distances = [
         (_mean(layer).double() - mean.double()) / (var.double().sqrt() + float(layer.eps))  # pyright: ignore[reportArgumentType]
-        for layer, (mean, var) in moments.items()
+        for layer, (mean, var) in zip(statistics_layers(model), moments.values(), strict=True)
     ]
     return float(torch.cat(distances).square().mean().sqrt())
 

@@ -78,13 +78,13 @@ def test_lambda_drift_is_the_rms_of_the_standardized_distance():
         layers[1]: (torch.tensor([0.0]), torch.tensor([2.25])),
     }
     distances = np.array([1 / 1.0, 3 / 1.5, -2 / 2.0])
-    assert lambda_drift(moments) == pytest.approx(np.sqrt((distances**2).mean()))
+    assert lambda_drift(nn.Sequential(*layers), moments) == pytest.approx(np.sqrt((distances**2).mean()))
 
 
 def test_a_network_without_statistics_has_no_population_and_no_drift():
     model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5)).eval()
     assert population_moments(model, BATCHES) == {}
-    assert lambda_drift({}) is None
+    assert lambda_drift(model, {}) is None
 
 
 def test_statistics_come_back_when_the_pass_is_cut_short():
