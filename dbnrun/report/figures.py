@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
@@ -25,8 +27,13 @@ PROTOCOLS = {
     "dbn, stats_grad=false": "λ in training and test, held constant in the gradient",
     "": "",
 }
+DATASETS = {"digits": "Digits", "mnist": "MNIST", "ni": "NI (KDD Cup 1999)", "cifar10": "CIFAR-10"}
 FAR = 3  # times the usual height: drawn in a strip of its own
-LOG_BEYOND = 4  # a log axis where values span more than this ratio
+LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
+LABEL_PT = 8.2
+# Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
+LEFT, AXES, LEADER, SAMPLE = 0.72, 5.1, 0.26, 0.3
+TITLE_LINE, PANEL_TITLE, STRIP, GAP, MAIN, X_AXIS = 0.19, 0.28, 1.1, 0.09, 3.2, 0.56
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -35,73 +42,122 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "svg.hashsalt": "dbnrun",  # the same rows give the same bytes
     "svg.fonttype": "none",
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 9,
 }
 
 
 def draw(setting: Setting, folder: Path) -> list[Path]:
-    """Figures 2, 3 and 4 of a setting below `folder`; the files written."""
+    """Figures 2, 3 and 4 of a setting below `folder`; the files written, none where no run is finished."""
+    if not setting.n:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
-    panels = {protocol: [s for s in setting.panel(protocol) if s.n] for protocol in setting.protocols}
-    best = {protocol: most_efficient(panel) for protocol, panel in panels.items()}
-    rule = f"the {TOP} schedules of least last-epoch error, with α = 1 and BN"
-    name = setting.dataset
+    finished = {protocol: [s for s in setting.panel(protocol) if s.n] for protocol in setting.protocols}
+    # A protocol of which nothing is finished would make a panel of peers alone.
+    panels = {name: panel for name, panel in finished.items() if any(s.protocol for s in panel)} or {
+        "": [s for s in setting.series if s.n]
+    }
+    best = {protocol: most_efficient(panel) or panel for protocol, panel in panels.items()}
+    name, chosen = DATASETS.get(setting.dataset, setting.dataset), rule(best)
     figures = [
-        ("figure2", f"{name}: test error, every schedule", panels, "test_error_pct", "test error [%]"),
-        ("figure3", f"{name}: test error, {rule}", best, "test_error_pct", "test error [%]"),
-        ("figure4", f"{name}: validation loss, {rule}", best, "val_loss",
-         "validation loss [nat]"),
-    ]  # fmt: skip
+        ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
+        ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),
+        ("figure4", [f"{name}: validation loss{chosen[0]}", *chosen[1:]], best, "val_loss", "validation loss [nat]"),
+    ]
     written = []
     for number, title, shown, column, unit in figures:
         with mpl.rc_context(STYLE):
-            figure = _figure(f"{title}\n{describe(setting)}", shown, column, unit)
+            figure = _figure("\n".join([*title, describe(setting)]), shown, column, unit)
             for suffix in (".png", ".svg"):
                 written.append(_save(figure, folder / f"{setting.slug}-{number}{suffix}"))
     return written
 
 
+def rule(best: dict[str, list[Series]]) -> list[str]:
+    """How Figures 3 and 4 chose their curves: the end of the title's first line, and a second line."""
+    shown = [series for panel in best.values() for series in panel]
+    if not any(series.protocol for series in shown):
+        return [""]
+    also = [
+        text
+        for text, there in (
+            ("α = 1", any(s.protocol and s.cell["schedule"].get("alpha") == 1 for s in shown)),
+            ("BN", any(s.cell["norm"]["name"] == "bn" for s in shown)),
+        )
+        if there
+    ]
+    compared = f", and {' and '.join(also)} to compare" if also else ""
+    return [", most efficient schedules", f"the {TOP} of least mean test error at the last epoch{compared}"]
+
+
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
     """A panel a protocol; curves far above the others get a strip of their own on top, so that both can be read."""
     split = {protocol: _far_and_near(panel, column) for protocol, panel in panels.items()}
-    strip = any(far for far, _ in split.values())
-    width = 7.2 * len(panels)
-    figure = Figure(figsize=(width, 5.6 if strip else 4.8), dpi=150)
+    strip = STRIP + GAP if any(far for far, _ in split.values()) else 0.0
+    head = TITLE_LINE * (title.count("\n") + 1) + 0.12
+    each = PANEL_TITLE + strip + MAIN + X_AXIS
+    labels = [series.label for panel in panels.values() for series in panel]
+    size = (LEFT + AXES + LEADER + SAMPLE + _widest(labels) + 0.15, head + each * len(panels))
+    figure = Figure(figsize=size, dpi=150)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        2 if strip else 1, len(panels), sharex=True, sharey="row", squeeze=False,
-        height_ratios=[1, 2.6] if strip else [1],
-    )  # fmt: skip
-    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
-    margins = {"left": 0.62 / width + 0.02, "right": 1 - 1.2 / width, "bottom": 0.11, "top": 0.86}
-    figure.subplots_adjust(**margins, wspace=0.36, hspace=0.08)
-    for row, axes in enumerate(grid):
-        shown = [far if strip and row == 0 else near for far, near in split.values()]
+    figure.text(0.1 / size[0], 1 - 0.1 / size[1], title, fontsize=9.5, ha="left", va="top", linespacing=1.25)
+    mains, strips = [], []
+    for number, (protocol, panel) in enumerate(panels.items(), start=1):
+        bottom = size[1] - head - each * number + X_AXIS
+        mains.append(_axes(figure, bottom, MAIN, mains[:1]))
+        if strip:
+            strips.append(_axes(figure, bottom + MAIN + GAP, STRIP, strips[:1]))
+            strips[-1].tick_params(labelbottom=False)
+        mains[-1].set_xlabel("epoch")
+        mains[-1].set_ylabel(unit)
+        mains[-1].yaxis.set_label_coords(-0.48 / AXES, (MAIN + strip) / MAIN / 2)  # the middle of strip and main
+        heading = "; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panel)]))
+        (strips if strip else mains)[-1].set_title(heading, loc="left")
+    fars, nears = ([pair[i] for pair in split.values()] for i in (0, 1))
+    rows = [(mains, nears), (strips, fars)] if strip else [(mains, nears)]
+    longest = max(len(_mean(series, column)) for panel in panels.values() for series in panel)
+    for axes, shown in rows:
         for ax, panel in zip(axes, shown, strict=True):
+            markers = _markers(panel)
             for series in panel:
-                _curve(ax, series, column)
+                _curve(ax, series, column, markers[id(series)])
+            ax.set_xlim(1 - 0.012 * longest, longest + 0.012 * longest)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.margins(x=0.01)
         _scale(axes[0], [series for panel in shown for series in panel], column)
-    for ax, (protocol, panel) in zip(grid[0], panels.items(), strict=True):
-        ax.set_title("; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panel)])), loc="left")
-    for ax in grid[-1]:
-        ax.set_xlabel("epoch")
-    grid[-1][0].set_ylabel(unit)
     figure.canvas.draw()  # fixes the transforms that labels are placed by
-    for column_of_axes, (far, near) in zip(grid.T, split.values(), strict=True):
-        for ax, panel in zip(column_of_axes, (far, near) if strip else (near,), strict=True):
+    for axes, shown in rows:
+        for ax, panel in zip(axes, shown, strict=True):
             _label_ends(ax, panel, column)
     return figure
 
 
+def _axes(figure: Figure, bottom: float, height: float, share: Sequence[Axes]) -> Axes:
+    """Axes `bottom` inches up, as tall as said; panels share their y axis."""
+    width, tall = figure.get_size_inches()
+    place = (LEFT / width, bottom / tall, AXES / width, height / tall)
+    return figure.add_axes(place, sharey=share[0] if share else None)
+
+
+def _widest(labels: Sequence[str]) -> float:
+    """Inches that the longest label takes."""
+    figure = Figure(dpi=150)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    texts = [figure.text(0, 0, label, fontsize=LABEL_PT) for label in labels]
+    return max((text.get_window_extent(renderer).width for text in texts), default=0.0) / 150
+
+
 def _far_and_near(panel: Sequence[Series], column: str) -> tuple[list[Series], list[Series]]:
     """The curves that run, in their last half, at more than three times the usual height, and the others."""
-    means = {id(s): _mean(s, column) for s in panel}
-    heights = {key: float(np.median(mean[len(mean) // 2 :])) for key, mean in means.items()}
-    usual = float(np.nanmedian(list(heights.values()))) if heights else 0.0
-    far = [s for s in panel if not heights[id(s)] <= FAR * usual]
+    heights = {id(series): _height(_mean(series, column)) for series in panel}
+    usual = float(np.median(list(heights.values()))) if heights else 0.0
+    far = [s for s in panel if heights[id(s)] > FAR * usual > 0]
     return far, [s for s in panel if s not in far]
+
+
+def _height(mean: np.ndarray) -> float:
+    """The median of a curve's last half; 0 where it has no number there."""
+    half = mean[len(mean) // 2 :]
+    half = half[np.isfinite(half)]
+    return float(np.median(half)) if len(half) else 0.0
 
 
 def _counted(panel: Sequence[Series]) -> str:
@@ -117,40 +173,61 @@ def _mean(series: Series, column: str) -> np.ndarray:
     return series.column(column).mean(0)
 
 
-def _curve(ax: Axes, series: Series, column: str) -> None:
+def _markers(panel: Sequence[Series]) -> dict[int, str]:
+    """By id: none, but of curves that share a style (say, two values of `average`) the later have one each."""
+    alike: Counter[str] = Counter()
+    markers = {}
+    for series in panel:
+        style = str(line_style(series))
+        markers[id(series)] = ("", "o", "s", "^", "D", "v")[alike[style] % 6]
+        alike[style] += 1
+    return markers
+
+
+def _curve(ax: Axes, series: Series, column: str, marker: str) -> None:
     values = series.column(column)
     mean, epochs = values.mean(0), np.arange(1, values.shape[1] + 1)
     style = line_style(series)
-    marker = "o" if len(epochs) == 1 else None
-    ax.plot(epochs, mean, label=series.label, marker=marker, **style)
+    marker = marker or ("o" if len(epochs) == 1 else "")
+    every = max(1, len(epochs) // 8)
+    ax.plot(epochs, mean, label=series.label, marker=marker, markersize=4, markevery=every, **style)
     if series.n > 1:
         sd = values.std(0, ddof=1)
         # A band that reaches 0 has no place on a log axis.
         ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=0.11, lw=0)
 
 
-# Okabe and Ito's palette for what has a name; constants take a colour-blind-safe ramp from dark (1) to light (small).
+# Okabe and Ito's palette for what has a name; the constants take a colour-blind-safe ramp from dark (1) to light
+# (0.001), in even steps over Table 1's values, and a dash each, so that they differ in grey too.
 NAMED: dict[str, Any] = {
     "bn": ("#000000", "-"),
     "ln": ("#666666", (0, (5, 1))),
     "gn": ("#666666", (0, (1, 1))),
     "none": ("#999999", (0, (3, 1, 1, 1))),
-    "harmonic": ("#D55E00", (0, (6, 1.5))),
-    "inverse_square": ("#CC79A7", (0, (3, 1, 1, 1))),
-    "power": ("#E69F00", (0, (1.5, 1))),
+    "harmonic epoch": ("#D55E00", (0, (6, 1.5))),
+    "harmonic step": ("#E69F00", (0, (6, 1, 1, 1))),
+    "inverse_square epoch": ("#CC79A7", (0, (3, 1, 1, 1))),
+    "inverse_square step": ("#AA3377", (0, (2, 1))),
+    "power epoch": ("#56B4E9", (0, (1.5, 1))),
+    "power step": ("#0072B2", (0, (1.5, 1))),
 }
+CONSTANTS = (1, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001)
+DASHES: tuple[Any, ...] = (
+    "-", (0, (8, 1.5)), (0, (3.5, 1.2)), "-", (0, (8, 1.5, 1.5, 1.5)), (0, (1.5, 0.8)), (0, (5, 1, 1, 1, 1, 1)),
+)  # fmt: skip
 
 
 def line_style(series: Series) -> dict[str, Any]:
     """Colour, dash and width of a curve, by what it is: the same in every figure."""
-    name = series.cell["schedule"]["name"] if series.protocol else series.cell["norm"]["name"]
+    schedule = series.cell["schedule"] if series.protocol else {"name": series.cell["norm"]["name"]}
+    name = schedule["name"]
     if name == "constant":
-        alpha = series.cell["schedule"]["alpha"]
-        if alpha == 0:
+        if schedule["alpha"] == 0:
             return {"color": "#8C510A", "ls": (0, (1, 2)), "lw": 1.4}
-        depth = min(1.0, -np.log10(alpha) / 3)  # 1 … 0.001
-        return {"color": mpl.colormaps["viridis"](0.05 + 0.85 * depth), "ls": "-", "lw": 1.8 if alpha == 1 else 1.3}
-    color, dash = NAMED[name]
+        step = np.interp(-np.log10(schedule["alpha"]), -np.log10(CONSTANTS), np.arange(len(CONSTANTS)))
+        color = mpl.colormaps["viridis"](0.88 * step / (len(CONSTANTS) - 1))
+        return {"color": color, "ls": DASHES[round(step)], "lw": 1.8 if schedule["alpha"] == 1 else 1.3}
+    color, dash = NAMED[" ".join(filter(None, [name, schedule.get("unit", "")]))]
     return {"color": color, "ls": dash, "lw": 1.8 if name == "bn" else 1.5}
 
 
@@ -162,45 +239,41 @@ def _scale(ax: Axes, panel: Sequence[Series], column: str) -> None:
         return
     ax.set_yscale("log")
     ax.set_ylim(means.min() * 0.85, min(means.max() * 1.25, 100 if column.endswith("pct") else np.inf))
-    subs = (1, 2, 5) if means.max() / means.min() < 500 else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ratio = means.max() / means.min()
+    # Enough labels to read the end of a curve by, and never a crowd.
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 10 else (1, 2, 3, 5, 7) if ratio < 50 else (1, 2, 5)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs if ratio < 500 else (1,), numticks=20))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _label_ends(ax: Axes, panel: Sequence[Series], column: str) -> None:
-    """Write each label right of its curve's end, moved just so far that none overlaps another."""
-    if not panel:
-        return
-    ends = [(len(_mean(s, column)), float(_mean(s, column)[-1]), s) for s in panel]
-    ends = [end for end in ends if np.isfinite(end[1])]
+    """A sample of the line and its label right of each curve's end, moved just so far that none overlaps another."""
+    ends = []
+    for series in panel:
+        mean = _mean(series, column)
+        if len(there := np.flatnonzero(np.isfinite(mean))):
+            ends.append((int(there[-1]) + 1, float(mean[there[-1]]), series))
     if not ends:
         return
     wanted = ax.transData.transform([(x, y) for x, y, _ in ends])[:, 1]
     box = ax.get_window_extent()
     wanted = np.clip(wanted, box.y0, box.y1)
-    gap = 8.2 * 1.3 * ax.figure.dpi / 72  # a line of text
+    gap = LABEL_PT * 1.3 * ax.figure.dpi / 72  # a line of text
     places = spread(wanted, gap, box.y0, box.y1)
+    markers = _markers(panel)
     for (x, y, series), place in zip(ends, places, strict=True):
-        ax.annotate(
-            series.label,
-            xy=(x, y),
-            xycoords="data",
-            xytext=(1.045, (place - box.y0) / box.height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8.2,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": line_style(series)["color"],
-                "lw": 0.7,
-                "relpos": (0, 0.5),
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "patchA": None,  # else the line is cut where it leaves the text's box
-            },
-        )
+        across, up = ax.transAxes.inverted().transform(ax.transData.transform((x, y)))
+        start, level = 1 + LEADER / AXES, (place - box.y0) / box.height
+        stop, style = start + SAMPLE / AXES, line_style(series)
+        beside = {"transform": ax.transAxes, "clip_on": False}
+        ax.add_line(Line2D([across, start], [up, level], color=style["color"], lw=0.6, **beside))
+        middle = (start + stop) / 2
+        sample = Line2D([start, middle, stop], [level] * 3, marker=markers[id(series)], **style)
+        sample.set(markersize=4, markevery=[1])
+        sample.set(**beside)
+        ax.add_line(sample)
+        ax.text(stop + 0.04 / AXES, level, series.label, va="center", fontsize=LABEL_PT, transform=ax.transAxes)
 
 
 def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:

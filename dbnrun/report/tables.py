@@ -77,9 +77,8 @@ def rows(setting: Setting) -> pd.DataFrame:
 
 def _top(table: pd.DataFrame, column: str) -> pd.Series:
     """Whether a series is among the three best of its protocol (the peers are in no one's three)."""
-    schedules = table[table["protocol"] != ""]
-    best = schedules.groupby("protocol")[column].nsmallest(TOP, keep="all").index.get_level_values(-1)
-    return pd.Series(table.index.isin(best), index=table.index)
+    place = table[column].groupby(table["protocol"]).rank(method="min")  # NaN, and so not among them, without a mean
+    return pd.Series((place <= TOP) & (table["protocol"] != ""))
 
 
 def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
@@ -96,8 +95,8 @@ def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
 NOTE = f"""
 Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
 Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
-Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values. *Left out* runs count in no
-mean, no n and no figure.
+Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values. *Left out*
+runs count in no mean, no n and no figure.
 """
 
 
@@ -176,8 +175,8 @@ def as_text(setting: Setting) -> str:
 
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
     """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
-    scored = [
-        (float(s.column("test_error_pct")[:, -1].mean()), i, s) for i, s in enumerate(panel) if s.protocol and s.n
-    ]
-    best = {id(series) for score, _, series in sorted(scored, key=lambda entry: entry[:2])[:TOP] if score == score}
-    return [s for s in panel if s.n and (id(s) in best or s.cell["norm"]["name"] == "bn" or _paper_key(s.cell) == "1")]
+    shown = [series for series in panel if series.n]
+    last = {id(s): float(s.column("test_error_pct")[:, -1].mean()) for s in shown if s.protocol}
+    ranked = sorted((key for key, error in last.items() if np.isfinite(error)), key=last.__getitem__)
+    best = set(ranked[:TOP])
+    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or _paper_key(s.cell) == "1"]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from matplotlib.text import Text
 
 from dbnrun import records
-from dbnrun.config import UserError, readable_name
+from dbnrun.config import UserError, signature
 from dbnrun.records import EpochRow, RecordWriter
 from dbnrun.report import figures, report, tables
 from dbnrun.report.gather import gather
@@ -20,7 +21,7 @@ DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stat
 TABLE_1 = [1, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001, 0]
 
 
-def cell(norm="bn", schedule=None, seed=0, dataset="mnist", epochs=3, **axes):
+def cell(norm: Any = "bn", schedule: Any = None, seed: Any = 0, dataset: Any = "mnist", epochs: Any = 3, **axes) -> Any:
     group = {"pattern": "*", "lr": 0.01, "weight_decay": 0.0}
     content = {
         "dataset": {"name": dataset},
@@ -37,13 +38,13 @@ def constant(alpha):
     return {"name": "constant", "alpha": alpha}
 
 
-def record(results: Path, content, errors, status="done", signature=None, population=None, val_loss=0.5):
-    """A run folder as the runner writes it, with the given test errors."""
-    signature = signature or f"{abs(hash(str(content))):08x}"[:8]
-    folder = results / "runs" / f"{readable_name(content)}-{signature}"
+def record(results: Path, content, errors, status="done", population=None, val_loss=0.5, digest="d1"):
+    """A run folder as the runner writes it, with the given test errors; `done` takes an error an epoch."""
+    sign = signature(content, digest)
+    folder = records.run_folder(results, content, sign)
     folder.mkdir(parents=True)
     records.write_cell(folder, content)
-    records.write_manifest(folder, {"status": status, "signature": signature})
+    records.write_manifest(folder, {"status": status, "signature": sign, "data_digest": digest})
     with RecordWriter(folder, []) as writer:
         for epoch, error in enumerate(errors, start=1):
             writer.write(
@@ -57,7 +58,7 @@ def record(results: Path, content, errors, status="done", signature=None, popula
     return folder
 
 
-def table_of(results) -> pd.DataFrame:
+def table_of(results) -> Any:  # a DataFrame; pandas' own types do not know what a cell holds
     (setting,) = gather([results])
     return tables.rows(setting).set_index("curve")
 
@@ -104,9 +105,39 @@ def test_unfinished_and_diverged_runs_are_left_out_and_counted(tmp_path):
     record(tmp_path, cell("bn", seed=1), [90, 80], status="interrupted")
     record(tmp_path, cell("bn", seed=2), [90], status="running")
     record(tmp_path, cell("bn", seed=3), [90, float("nan")], status="diverged")
+    record(tmp_path, cell("bn", seed=4), [90], status="failed")
     row = table_of(tmp_path).loc["BN (PyTorch)"]
     assert row["n"] == 1 and row["last_mean"] == 1 and np.isnan(row["last_sd"])
-    assert row["left_out"] == "1 diverged, 2 unfinished"
+    assert row["left_out"] == "1 diverged, 1 failed, 2 unfinished"
+
+
+def test_a_series_without_a_finished_run_has_a_line_in_the_table_and_no_curve(tmp_path, capsys):
+    record(tmp_path, cell("bn"), [3, 2, 1])
+    record(tmp_path, cell("dbn", constant(0.5)), [9], status="interrupted")
+    written = report([tmp_path], tmp_path)
+    assert "(left out: 1 unfinished)" in capsys.readouterr().out
+    (drawn,) = [path.read_text() for path in written if path.name == "mnist-figure2.svg"]
+    assert "BN (PyTorch)" in drawn and "α = 0.5" not in drawn
+    row = table_of(tmp_path).loc["α = 0.5"]
+    assert row["n"] == 0 and np.isnan(row["last_mean"]) and not row["last_top"] and row["left_out"] == "1 unfinished"
+
+
+def test_a_setting_without_a_finished_run_is_told_last_and_renames_no_file(tmp_path, capsys):
+    record(tmp_path, cell("bn", epochs=3), [3, 2, 1])
+    record(tmp_path, cell("bn", epochs=2), [9], status="running")
+    written = report([tmp_path], tmp_path)
+    assert {path.name for path in written if path.suffix == ".png"} == {f"mnist-figure{n}.png" for n in (2, 3, 4)}
+    assert "mnist-epochs2: test error" in capsys.readouterr().out
+    assert [setting.slug for setting in gather([tmp_path])] == ["mnist", "mnist-epochs2"]
+
+
+def test_a_run_called_done_whose_rows_are_missing_is_left_out(tmp_path):
+    record(tmp_path, cell("bn", seed=0), [3, 2, 1])
+    torn = record(tmp_path, cell("bn", seed=1), [3, 2, 50]) / "metrics.csv"
+    torn.write_text(torn.read_text()[:-9])
+    record(tmp_path, cell("bn", seed=2), [])
+    row = table_of(tmp_path).loc["BN (PyTorch)"]
+    assert row["n"] == 1 and row["last_mean"] == 1 and row["left_out"] == "2 incomplete"
 
 
 def test_a_half_written_last_line_does_not_stop_the_report(tmp_path):
@@ -125,6 +156,66 @@ def test_settings_are_never_mixed_and_their_files_say_what_differs(tmp_path):
     assert [tables.rows(setting)["last_mean"].tolist() for setting in settings] == [[20], [1], [8]]
 
 
+def test_the_same_cell_on_other_data_or_with_its_groups_in_another_order_is_another_setting(tmp_path):
+    record(tmp_path / "data", cell("bn"), [3, 2, 1], digest="1111111111")
+    record(tmp_path / "data", cell("bn"), [3, 2, 9], digest="2222222222")
+    assert [setting.slug for setting in gather([tmp_path / "data"])] == ["mnist-data11111111", "mnist-data22222222"]
+    for seed, order in enumerate((("a", "b"), ("b", "a"))):
+        content = cell("bn", seed=seed)
+        group = content["optimizer"]["groups"]["all"]
+        content["optimizer"]["groups"] = {name: group for name in order}
+        record(tmp_path / "order", content, [3, 2, 1])
+    assert [setting.slug for setting in gather([tmp_path / "order"])] == ["mnist-orderaxb", "mnist-orderbxa"]
+
+
+def test_a_run_whose_manifest_is_lost_stays_with_its_setting(tmp_path):
+    record(tmp_path, cell("bn", seed=0), [3, 2, 1])
+    (record(tmp_path, cell("bn", seed=1), [3, 2, 1]) / "manifest.json").unlink()
+    assert table_of(tmp_path).loc["BN (PyTorch)", "left_out"] == "1 unfinished"
+
+
+def test_settings_never_share_a_file_name(tmp_path):
+    for widths in ([64, 64], [6, 464]):
+        content = cell("bn")
+        content["model"]["widths"] = widths
+        record(tmp_path, content, [3, 2, 1])
+    for pattern in ("*a", "a*"):  # what a file name cannot hold
+        content = cell("bn", dataset="ni")
+        content["optimizer"]["groups"]["all"]["pattern"] = pattern
+        record(tmp_path, content, [3, 2, 1])
+    slugs = {setting.slug for setting in gather([tmp_path])}
+    assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-all.patterna", "ni-all.patterna-2"}
+
+
+def test_m_in_steps_and_m_in_epochs_are_two_series(tmp_path):
+    for unit, last in (("step", 2.0), ("epoch", 1.0)):
+        record(tmp_path, cell("dbn", {"name": "harmonic", "unit": unit}), [3, 3, last])
+    table = table_of(tmp_path)
+    assert table["last_mean"].to_dict() == {"1/m (epochs)": 1.0, "1/m (steps)": 2.0}
+    assert (table["paper"] == 2.10).all()
+
+
+def test_two_constants_never_share_a_label(tmp_path):
+    for alpha in (0.1234561, 0.1234562):
+        record(tmp_path, cell("dbn", constant(alpha)), [3, 2, 1])
+    assert table_of(tmp_path).index.tolist() == ["α = 0.1234562", "α = 0.1234561"]
+
+
+def test_a_label_says_the_axis_that_differs_also_where_schedules_differ(tmp_path):
+    record(tmp_path, cell("dbn", constant(0.5), average="std"), [3, 2, 1])
+    record(tmp_path, cell("dbn", constant(0.25), average="var"), [3, 2, 1])
+    assert table_of(tmp_path).index.tolist() == ["α = 0.5, average=std", "α = 0.25, average=var"]
+
+
+def test_protocols_stand_in_blocks_in_the_order_of_table_1(tmp_path):
+    for alpha in (0.0, 0.001, 1.0):
+        for train_stats in ("lambda", "batch"):
+            record(tmp_path, cell("dbn", constant(alpha), train_stats=train_stats), [3, 2, 1])
+    table = table_of(tmp_path)
+    assert table["protocol"].tolist() == ["dbn_inference"] * 3 + ["dbn"] * 3
+    assert table.index.tolist() == ["α = 1", "α = 0.001", "α = 0"] * 2
+
+
 def test_protocols_are_panels_and_other_axes_are_labels(tmp_path):
     record(tmp_path, cell("bn"), [1, 1, 1])
     for axes in ({"train_stats": "batch"}, {"train_stats": "lambda"}, {"train_stats": "lambda", "stats_grad": False}):
@@ -138,7 +229,7 @@ def test_protocols_are_panels_and_other_axes_are_labels(tmp_path):
 
 def test_the_same_run_from_two_folders_counts_once_and_conflicting_ones_are_refused(tmp_path):
     for name, last in (("a", 1), ("b", 1), ("c", 7)):
-        record(tmp_path / name, cell("bn"), [3, 2, last], signature="12345678")
+        record(tmp_path / name, cell("bn"), [3, 2, last])
     (setting,) = gather([tmp_path / "a", tmp_path / "b"])
     assert setting.series[0].n == 1
     with pytest.raises(UserError, match="same cell with different numbers"):
@@ -181,23 +272,89 @@ def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
     assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
     printed = capsys.readouterr().out
     assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed
-    read = pd.read_csv(tmp_path / "tables" / "table1.csv")
+    read: Any = pd.read_csv(tmp_path / "tables" / "table1.csv")
     assert len(read) == 14 and read["n"].eq(2).all()
     lines = [line for line in (tmp_path / "tables" / "table1.md").read_text().splitlines() if line.startswith("|")]
     assert len(lines) == 16 and len({line.count("|") for line in lines}) == 1
+
+
+def label_boxes(figure: Any):
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    return [Text.get_window_extent(text, renderer) for ax in figure.axes for text in ax.texts]
 
 
 def test_labels_of_fourteen_curves_never_overlap(tmp_path):
     full_table(tmp_path)
     (setting,) = gather([tmp_path])
     figure = figures._figure("t", {"dbn_inference": setting.series}, "test_error_pct", "test error [%]")
-    figure.canvas.draw()  # puts annotations in their places
-    renderer = figure.canvas.get_renderer()
-    # An annotation's own extent would include its line.
-    boxes = [Text.get_window_extent(text, renderer) for ax in figure.axes for text in ax.texts]
+    boxes = label_boxes(figure)
     assert len(boxes) == 14
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
     assert all(box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
+
+
+def test_long_labels_and_three_panels_stay_inside_the_figure(tmp_path):
+    for average in ("std", "inv_std"):
+        for axes in ({"train_stats": "batch"}, {"stats_grad": False}, {}):
+            schedule = {"name": "inverse_square", "unit": "epoch"}
+            record(tmp_path, cell("dbn", schedule, **({"train_stats": "lambda", "average": average} | axes)), [3, 2, 1])
+    (setting,) = gather([tmp_path])
+    panels = {protocol: setting.panel(protocol) for protocol in setting.protocols}
+    figure = figures._figure("t", panels, "test_error_pct", "test error [%]")
+    boxes = label_boxes(figure)
+    assert len(panels) == 3 and len(boxes) == 6
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    assert min(float(text.get_fontsize()) for ax in figure.axes for text in ax.texts) >= 8
+
+
+def test_no_two_curves_of_a_panel_look_the_same(tmp_path):
+    full_table(tmp_path, seeds=1, epochs=3)
+    for unit in ("step", "epoch"):
+        record(tmp_path, cell("dbn", {"name": "power", "exponent": 2.0, "unit": unit}), [2, 2, 2])
+        record(tmp_path, cell("dbn", {"name": "power", "exponent": 3.0, "unit": unit}), [2, 2, 2])
+    (setting,) = gather([tmp_path])
+    markers = figures._markers(setting.series)
+    looks = {(str(figures.line_style(series)), markers[id(series)]) for series in setting.series}
+    assert len(looks) == len(setting.series) == 18
+    # Without colour: Table 1's neighbours differ in their dashes.
+    assert all(one != other for one, other in zip(figures.DASHES, figures.DASHES[1:], strict=False))
+
+
+def test_the_most_efficient_are_the_three_of_least_last_error_with_alpha_one_and_bn(tmp_path):
+    record(tmp_path, cell("bn"), [9, 9, 9])
+    record(tmp_path, cell("ln"), [1, 1, 1])
+    record(tmp_path, cell("dbn", constant(0.9)), [1, 1, float("nan")])
+    for alpha, last in ((1.0, 8), (0.75, 4), (0.5, 3), (0.25, 2), (0.1, 5)):
+        record(tmp_path, cell("dbn", constant(alpha)), [9, 0.1, last])
+    (setting,) = gather([tmp_path])
+    chosen = tables.most_efficient(setting.series)
+    assert [s.label for s in chosen] == ["BN (PyTorch)", "α = 1", "α = 0.75", "α = 0.5", "α = 0.25"]
+    assert (
+        figures.rule({"dbn": chosen})[1]
+        == "the 3 of least mean test error at the last epoch, and α = 1 and BN to compare"
+    )
+    assert figures.rule({"": chosen[:1]}) == [""]
+
+
+@pytest.mark.parametrize("values", [[float("nan")] * 3, [5.0, float("inf"), 4.0], [5.0, 4.0, float("nan")], [0.0] * 3])
+def test_numbers_that_no_axis_can_show_do_not_break_a_figure(tmp_path, values):
+    record(tmp_path, cell("dbn", constant(0.5)), values)
+    record(tmp_path, cell("dbn", constant(0.25)), [90.0, 3.0, 2.0])
+    assert len(report([tmp_path], tmp_path)) == 8
+
+
+def test_a_log_axis_has_plain_numbers_near_the_curves_ends(tmp_path):
+    record(tmp_path, cell("bn"), [40, 5, 2.8])
+    (setting,) = gather([tmp_path])
+    figure = figures._figure("t", {"": setting.series}, "test_error_pct", "test error [%]")
+    (ax,) = figure.axes
+    low, high = ax.get_ylim()
+    shown = [
+        label.get_text() for label, at in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True) if low <= at <= high
+    ]
+    assert ax.get_yscale() == "log" and shown == ["3", "5", "7", "10", "20", "30", "50"]
 
 
 @pytest.mark.parametrize("errors", [[4.0], [4.0, 3.0, 2.5]])
