@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check figures clean
+.PHONY: venv demo test check figures bench clean
 
 venv: .venv/.ready
 
@@ -26,6 +26,9 @@ check: venv
 
 figures: venv # from recorded CSVs alone, no training
 	$(BIN)/dbnrun report
+
+bench: venv   # what dbnrun costs on this CPU, as ratios within one run; under ten minutes
+	$(BIN)/dbnrun bench
 
 clean:        # what can be made again; records stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info results/demo

@@ -24,6 +24,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
 
   dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
+  dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, report
 
 Choose one of each:
   dataset     digits, mnist, ni, cifar10
@@ -237,7 +238,26 @@ def _data(arguments: list[str]) -> int:
     return code
 
 
-VERBS = {"report": _report, "data": _data}
+def _bench(arguments: list[str]) -> int:
+    from dbnrun.bench import BENCHES, run
+
+    parser = _verb_parser("bench", "Measure what dbnrun costs, as ratios within one run.")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in BENCHES]:
+        return _refuse(f"{unknown[0]}: no such bench; expected any of {', '.join(BENCHES)}.")
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return _refuse("--device cuda: torch sees no CUDA device here; use --device cpu.")
+    run(options.names or BENCHES, options.device, options.json)
+    return 0
+
+
+VERBS = {"report": _report, "data": _data, "bench": _bench}
 
 
 if __name__ == "__main__":

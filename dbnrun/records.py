@@ -20,7 +20,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,11 @@ def _line(row: EpochRow) -> str:
     return ",".join(_field(name, getattr(row, name)) for name in COLUMNS) + "\n"
 
 
+def csv_text(rows: Iterable[EpochRow]) -> str:
+    """A whole metrics.csv."""
+    return ",".join(COLUMNS) + "\n" + "".join(map(_line, rows))
+
+
 def _parse(fields_read: Mapping[str, str | None]) -> EpochRow:
     values: dict[str, Any] = {}
     for name in COLUMNS:
@@ -170,7 +175,7 @@ class RecordWriter:
     def __init__(self, folder: Path, rows: list[EpochRow]) -> None:
         """Start from exactly `rows`: what lies behind the checkpoint one continues from is trained again."""
         self.path = folder / "metrics.csv"
-        text = ",".join(COLUMNS) + "\n" + "".join(map(_line, rows))
+        text = csv_text(rows)
         if not self.path.exists() or self.path.read_text() != text:
             write_atomic(self.path, text.encode())
         self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by __exit__

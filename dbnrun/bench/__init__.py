@@ -1,0 +1,67 @@
+"""`dbnrun bench`: what dbnrun costs, as ratios measured in one run.
+
+The machines are shared and noisy: subjects take turns, and a ratio is the median over rounds of the ratio within a
+round. Records are random numbers of the data sets' shapes, so no data is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BENCHES = ("layer", "cell", "grid", "cli", "report")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured line: `value` in `unit` (× for a ratio), its range over rounds, and what it should not exceed."""
+
+    bench: str
+    what: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    target: str = ""
+
+
+def run(names: Sequence[str], device: str, out: Path | None) -> list[Finding]:
+    """Measure, print a table as it grows, and write JSON where asked."""
+    import torch
+
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    findings: list[Finding] = []
+    for name in names:
+        for finding in importlib.import_module(f"dbnrun.bench.{name}").measure(device):
+            findings.append(finding)
+            print(_line(finding), flush=True)
+    if out is not None:
+        out.write_text(json.dumps({"machine": machine, "findings": [asdict(f) for f in findings]}, indent=2) + "\n")
+    return findings
+
+
+def _line(finding: Finding) -> str:
+    span = f"({finding.low:.3g} to {finding.high:.3g})"
+    target = f"  target {finding.target}" if finding.target else ""
+    return f"{finding.bench:7s}{finding.what:86s}{finding.value:8.3g} {finding.unit:2s} {span:18s}{target}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,153 @@
+"""A training step of a cell, over its matrix products alone and over what a user would otherwise write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dbnrun.bench import Finding
+from dbnrun.bench.subjects import BATCH, cell, synthetic
+from dbnrun.bench.timing import by_turns, ratio
+from dbnrun.data.parts import Data
+from dbnrun.train import _batches, _Sums, train_step
+
+RECORDS = 10_000
+
+
+def measure(device: str) -> Iterator[Finding]:
+    yield from _mnist(device)
+    yield from _cifar10(device)
+
+
+def _mnist(device: str) -> Iterator[Finding]:
+    data = synthetic("mnist", RECORDS, device)
+    ours = {norm: _ours(data, device, "dataset=mnist", f"norm={norm}") for norm in ("bn", "dbn", "dbn_inference")}
+    others = {"floor": _floor([784, 300, 300, 10], device), "eager": _eager(_mlp().to(device), data)}
+    if device == "cpu":
+        others["loader"] = _loader(_mlp(), data)
+    times = by_turns(ours | others, least=0.2)
+    for norm in ours:
+        target = "≤ 2.2" if device == "cpu" else ""
+        yield ratio(
+            "cell", f"MNIST FNN step, norm={norm}, over its matrix products", times[norm], times["floor"], target
+        )
+    yield ratio(
+        "cell", "MNIST FNN step, norm=bn, over a plain eager loop on resident tensors", times["bn"], times["eager"]
+    )
+    if "loader" in times:
+        what = "a DataLoader with per-sample transforms, over our MNIST FNN step, norm=bn"
+        yield ratio("cell", what, times["loader"], times["bn"], "≥ 3.5")
+
+
+def _cifar10(device: str) -> Iterator[Finding]:
+    data = synthetic("cifar10", 1000, device)
+    subjects = {
+        precision: _ours(data, device, "dataset=cifar10", "norm=bn", f"precision={precision}")
+        for precision in ("fp32", "bf16")
+    }
+    subjects["eager"] = _eager(_convnet().to(device), data)
+    times = by_turns(subjects, rounds=5, least=0.3)
+    for precision, target in (("fp32", "≤ 0.88"), ("bf16", "≤ 0.50")):
+        what = f"CIFAR-10 CNN step, norm=bn, {precision}, over a plain eager float32 NCHW loop"
+        yield ratio("cell", what, times[precision], times["eager"], target if device == "cpu" else "")
+
+
+def _ours(data: Data, device: str, *overrides: str) -> Callable[[], object]:
+    built = cell(data, device, *overrides)
+    built.model.train()
+    sums = _Sums(torch.device(device))
+    steps = len(data.train) // BATCH
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            order = torch.randperm(len(data.train)).to(data.train.x.device)
+            yield from _batches(data.train, BATCH, steps, order)
+
+    source = endless()
+    return lambda: train_step(built.model, built.optimizer, next(source), sums, built.config.precision)
+
+
+def _floor(widths: list[int], device: str) -> Callable[[], None]:
+    """The products of one step: forward, weight gradient, and input gradient but for the first layer."""
+    weights = [torch.randn(a, b, device=device) for a, b in pairwise(widths)]
+    inputs = [torch.randn(BATCH, a, device=device) for a in widths[:-1]]
+
+    def products() -> None:
+        for number, (w, x) in enumerate(zip(weights, inputs, strict=True)):
+            y = x @ w
+            _ = x.t() @ y
+            if number:
+                _ = y @ w.t()
+
+    return products
+
+
+def _mlp() -> nn.Module:
+    hidden = [nn.Linear(784, 300), nn.BatchNorm1d(300), nn.ReLU(), nn.Linear(300, 300), nn.BatchNorm1d(300), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(300, 10))
+
+
+def _convnet() -> nn.Module:
+    layers: list[nn.Module] = []
+    for a, b in pairwise([3, 32, 32, 64, 64]):
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+        if len(layers) in (6, 14):
+            layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
+    head = [nn.Linear(4096, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 10)]
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def _eager(model: nn.Module, data: Data) -> Callable[[], None]:
+    """The loop that anyone would write on resident tensors."""
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, weight_decay=1e-4)
+
+    def step() -> None:
+        index = torch.randint(len(data.train), (BATCH,), device=data.train.x.device)
+        _update(model, optimizer, data.train.x[index], data.train.y[index])
+
+    return step
+
+
+def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
+    """The tutorial's way: PIL images, per-sample transforms, a DataLoader in this process."""
+    from dbnrun.data.torchvision_shim import torchvision
+
+    class Images(torch.utils.data.Dataset[Any]):
+        pixels = (data.train.x[:, 0].cpu() * 255).to(torch.uint8).numpy()
+        transform = torchvision.transforms.Compose(
+            [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1307,), (0.3081,))]
+        )
+
+        def __len__(self) -> int:
+            return len(self.pixels)
+
+        def __getitem__(self, index: int) -> Any:
+            from PIL import Image
+
+            return self.transform(Image.fromarray(self.pixels[index])), int(data.train.y[index])
+
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, weight_decay=1e-4)
+    loader = torch.utils.data.DataLoader(Images(), batch_size=BATCH, shuffle=True, drop_last=True)
+
+    def endless() -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
+
+    source = endless()
+
+    def step() -> None:
+        x, y = next(source)
+        _update(model, optimizer, x, y)
+
+    return step
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()

@@ -1,0 +1,38 @@
+"""What is measured: cells as the command composes them, on random records of a data set's shape."""
+
+from __future__ import annotations
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from dbnrun.config import RunConfig, checked
+from dbnrun.data.parts import Data, Part
+from dbnrun.experiment import Cell, build_cell, prepare_device
+from dbnrun.overrides import conf_dir
+
+BATCH = 100
+SHAPES = {"mnist": ((1, 28, 28), 10), "ni": ((118,), 5), "cifar10": ((3, 32, 32), 10)}
+
+
+def synthetic(name: str, train: int, device: str, held_out: int = 100) -> Data:
+    """Random records of a data set's shape: `train` to train, `held_out` each for validation and test."""
+    shape, classes = SHAPES[name]
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> Part:
+        x = torch.rand(count, *shape, generator=generator)
+        return Part(x.to(device), torch.randint(classes, (count,), generator=generator).to(device))
+
+    return Data(part(train), part(held_out), part(held_out), shape, classes, "synthetic")
+
+
+def config(device: str, *overrides: str) -> RunConfig:
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return checked(compose("config", [f"device={device}", *overrides]))
+
+
+def cell(data: Data, device: str, *overrides: str) -> Cell:
+    composed = config(device, *overrides)
+    return build_cell(composed, data, prepare_device(composed))
