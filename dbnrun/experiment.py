@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.schedules import Schedule, build_schedule
 from dbnrun.optimizer import build_optimizer
 from dbnrun.recording import Recording
-from dbnrun.records import Outcome
+from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
 from dbnrun.train import View, steps_per_epoch, train
 
@@ -75,23 +76,47 @@ def run_together(configs: Sequence[RunConfig]) -> list[Outcome]:
     The run trains once and moves every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it
     would have had alone. Its seconds are its share of the time. Cells that stopped at different epochs go on apart.
     """
-    recordings = [Recording(config) for config in configs]
+
+    def one_by_one(runs: Sequence[Sequence[Recording]], device: torch.device) -> None:
+        for recordings in runs:
+            _corridor(recordings, device)
+
+    return record([configs], one_by_one)[0]
+
+
+# Trains runs, each the recordings of the cells that share it, all of them at the same epoch.
+Corridor = Callable[[Sequence[Sequence[Recording]], torch.device], None]
+
+
+def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list[Outcome]]:
+    """Open every cell's folder, let `corridor` train what is not finished, and say how each cell ended.
+
+    An error ends all cells that are still open. Raises it where debug=true, or where memory is short for several runs.
+    """
+    recordings = [[Recording(config) for config in configs] for configs in runs]
+    everyone = list(itertools.chain.from_iterable(recordings))
     outcomes: dict[str, Outcome] = {}
     try:
         with contextlib.ExitStack() as stack:
-            device = prepare_device(configs[0])
-            for recording in recordings:
+            device = prepare_device(everyone[0].config)
+            for recording in everyone:
                 outcomes |= _opened(recording, stack)
-            waiting = [recording for recording in recordings if recording.name not in outcomes]
-            for done in sorted({recording.epochs_done for recording in waiting}):
-                together = [recording for recording in waiting if recording.epochs_done == done]
-                _corridor(together, device)
-                outcomes |= {recording.name: recording.finish() for recording in together}
+            for done in sorted({recording.epochs_done for recording in everyone if recording.name not in outcomes}):
+                now = [[r for r in run if r.name not in outcomes and r.epochs_done == done] for run in recordings]
+                corridor([run for run in now if run], device)
+                outcomes |= {r.name: r.finish() for r in itertools.chain.from_iterable(now)}
     except Exception as error:
-        if configs[0].debug:
+        if everyone[0].config.debug or (len(runs) > 1 and is_out_of_memory(error)):
             raise
-        outcomes = {recording.name: recording.failure(error) for recording in recordings} | outcomes
-    return [outcomes[recording.name] for recording in recordings]
+        outcomes = {recording.name: recording.failure(error) for recording in everyone} | outcomes
+    return [[outcomes[recording.name] for recording in run] for run in recordings]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, on a device or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outcome]:
@@ -106,20 +131,12 @@ def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outc
 
 
 def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
-    """Build the parts, train, store rows and a checkpoint at each epoch's end."""
+    """Build the parts of one training run, train, store rows and a checkpoint at each epoch's end."""
     config = recordings[0].config
-    data = _data(config.dataset, Path(config.data_dir), device)
-    cells = [build_cell(recording.config, data, device) for recording in recordings]
-    for recording, cell in zip(recordings, cells, strict=True):
-        recording.describe_device(device)
-        if recording.state:
-            cell.restore(recording.state)
-    leader, followers = cells[0], cells[1:]
-    for cell in followers:
-        share_weights(leader.model, cell.model)
-    follow(leader.model, [cell.model for cell in followers])
-    done = recordings[0].epochs_done
-    with _progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
+    data = load_data(config, device)
+    cells = build_run(recordings, data, device)
+    leader, done = cells[0], recordings[0].epochs_done
+    with progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
         for rows in train(
             [cell.view() for cell in cells],
             leader.optimizer,
@@ -127,17 +144,39 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             config.train,
             leader.streams,
             precision=config.precision,
-            augment=_augment(config.dataset),
+            augment=augmentation(config.dataset),
             epochs_done=done,
             on_step=bar.update,
         ):
-            shared = leader.state(rows[0].epoch)
-            for recording, cell, row in zip(recordings, cells, rows, strict=True):
-                recording.write(row)
-                recording.checkpoint({**shared, "model": cell.model.state_dict()})
+            store(recordings, cells, rows)
             bar.set_postfix(loss=f"{rows[0].train_loss:.3f}", test=f"{rows[0].test_error_pct:.2f}%", refresh=False)
+    keep_weights(recordings, cells)
+
+
+def build_run(recordings: Sequence[Recording], data: Data, device: torch.device) -> list[Cell]:
+    """The cells of one training run, at the epoch where they stopped; the first leads, the others follow it."""
+    cells = [build_cell(recording.config, data, device) for recording in recordings]
     for recording, cell in zip(recordings, cells, strict=True):
-        if config.save_weights:
+        recording.describe_device(device)
+        if recording.state:
+            cell.restore(recording.state)
+    for cell in cells[1:]:
+        share_weights(cells[0].model, cell.model)
+    follow(cells[0].model, [cell.model for cell in cells[1:]])
+    return cells
+
+
+def store(recordings: Sequence[Recording], cells: Sequence[Cell], rows: Sequence[EpochRow]) -> None:
+    """Record an epoch of one training run: each cell's row, and a checkpoint of each."""
+    shared = cells[0].state(rows[0].epoch)
+    for recording, cell, row in zip(recordings, cells, rows, strict=True):
+        recording.write(row)
+        recording.checkpoint({**shared, "model": cell.model.state_dict()})
+
+
+def keep_weights(recordings: Sequence[Recording], cells: Sequence[Cell]) -> None:
+    for recording, cell in zip(recordings, cells, strict=True):
+        if recording.config.save_weights:
             recording.weights(cell.model.state_dict())
 
 
@@ -182,16 +221,18 @@ def _load(key: str, data_dir: Path, device: torch.device) -> Data:
     return datasets.load(DatasetConfig(**json.loads(key)), data_dir).to(device)
 
 
-def _data(config: DatasetConfig, data_dir: Path, device: torch.device) -> Data:
+def load_data(config: RunConfig, device: torch.device) -> Data:
     """The data on the device; cells of a sweep that stand on the same data share one copy."""
-    return _load(json.dumps(asdict(config)), data_dir, device)
+    return _load(json.dumps(asdict(config.dataset)), Path(config.data_dir), device)
 
 
-def _augment(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+def augmentation(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """What conf/dataset asks to do with each training batch; None for nothing."""
     return flip_crop if config.augment == "flip_crop" else None
 
 
-def _progress(config: RunConfig, steps: int, done: int) -> tqdm:
+def progress(config: RunConfig, steps: int, done: int) -> tqdm:
+    """A bar over the steps of a run, or of a stack of runs."""
     hidden = None if config.progress else True  # None: hidden where stderr is no terminal
     total = config.train.epochs * steps
     return tqdm(total=total, initial=done * steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)

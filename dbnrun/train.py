@@ -63,6 +63,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class View:
     """A cell's look at a training run: a network with the run's weights and this cell's lambda."""
@@ -78,7 +82,7 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
     for x, y in zip(part.x.split(EVAL_BATCH), part.y.split(EVAL_BATCH), strict=True):
         with autocast(x.device, precision):
             common = models[0].prefix(x)
-            outputs = [model.suffix(common).float() for model in models]
+            outputs = [at_least_float32(model.suffix(common)) for model in models]
         for own, logits in zip(sums, outputs, strict=True):
             own.add(F.cross_entropy(logits, y), logits, y)
     return [own.measured() for own in sums]
@@ -117,32 +121,52 @@ def train(
         started = time.perf_counter()
         model.train()
         order = torch.randperm(len(data.train), generator=streams.order).to(data.train.x.device)
-        sums, norms = _Sums(order.device), torch.zeros((), device=order.device)
+        sums, norms = _Sums(order.device), torch.zeros((), dtype=torch.float64, device=order.device)
         for x, y in _batches(data.train, config.batch_size, steps, order):
             batch = x if augment is None else augment(x, streams.augment)
             norms += train_step(model, optimizer, (batch, y), sums, precision)
             on_step()
         trained = sums.measured()  # waits for the device
-        evaluating = time.perf_counter()
-        evaluations = _evaluations([view.model for view in views], data, config, precision)
         ended = time.perf_counter()
-        yield [
-            EpochRow(
-                epoch=epoch,
-                step=epoch * steps,
-                alpha=None if view.alpha is None else float(view.alpha(epoch * steps)),
-                lr=lr_of(optimizer),
-                train_loss=trained.loss,
-                train_error_pct=trained.error_pct,
-                grad_norm=norms.item() / steps,
-                train_seconds=(evaluating - started) / len(views),  # its share: the views' sum is the wall clock
-                eval_seconds=(ended - evaluating) / len(views),
-                **evaluated,
-            )
-            for view, evaluated in zip(views, evaluations, strict=True)
-        ]
+        progress = Progress(epoch, epoch * steps, lr_of(optimizer), norms.item() / steps, ended - started)
+        yield look(views, trained, progress, data, config, precision)
         if not math.isfinite(trained.loss):
             return
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands at an epoch's end."""
+
+    epoch: int
+    step: int
+    lr: float
+    grad_norm: float
+    train_seconds: float
+
+
+def look(
+    views: Sequence[View], trained: Measured, progress: Progress, data: Data, config: TrainConfig, precision: str
+) -> list[EpochRow]:
+    """A row for each view of a training run; seconds are each view's share, so that their sum is the wall clock."""
+    started = time.perf_counter()
+    evaluations = _evaluations([view.model for view in views], data, config, precision)
+    seconds = time.perf_counter() - started
+    return [
+        EpochRow(
+            epoch=progress.epoch,
+            step=progress.step,
+            alpha=None if view.alpha is None else float(view.alpha(progress.step)),
+            lr=progress.lr,
+            train_loss=trained.loss,
+            train_error_pct=trained.error_pct,
+            grad_norm=progress.grad_norm,
+            train_seconds=progress.train_seconds / len(views),
+            eval_seconds=seconds / len(views),
+            **evaluated,
+        )
+        for view, evaluated in zip(views, evaluations, strict=True)
+    ]
 
 
 def train_step(
@@ -152,7 +176,7 @@ def train_step(
     x, y = batch
     with autocast(x.device, precision):
         logits = model(x)
-    logits = logits.float()
+    logits = at_least_float32(logits)
     loss = F.cross_entropy(logits, y)
     optimizer.zero_grad()
     loss.backward()

@@ -1,12 +1,15 @@
-"""Which cells can share one training run. Imports no torch."""
+"""Which cells of a sweep can share one training run, and which runs one program. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 from dbnrun.config import RunConfig
+
+T = TypeVar("T")
 
 
 def trajectory(config: RunConfig) -> str:
@@ -22,9 +25,31 @@ def trajectory(config: RunConfig) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def by_trajectory(configs: Iterable[RunConfig]) -> list[list[int]]:
-    """The positions of the cells that share a run, a list a run, in the order of their first cell."""
-    groups: dict[str, list[int]] = {}
-    for position, config in enumerate(configs):
-        groups.setdefault(trajectory(config), []).append(position)
+def stack(config: RunConfig) -> str | None:
+    """What the runs of one stack have in common, as text; None for a cell that cannot be stacked.
+
+    May differ: seed, schedule, lambda's beginning, learning rates, weight decays.
+    """
+    if config.model.name != "fnn" or config.norm.name not in ("bn", "dbn", "none"):
+        return None
+    parts = asdict(config)
+    for key in ("seed", "schedule"):
+        parts[key] = None
+    parts["norm"]["init"] = parts["optimizer"]["lr"] = None
+    for group in parts["optimizer"]["groups"].values():
+        group["lr"] = group["weight_decay"] = None
+    return json.dumps(parts, sort_keys=True)
+
+
+def plan(configs: Sequence[RunConfig], max_stack: int) -> list[list[list[int]]]:
+    """Stacks of runs of positions in `configs`, in the order of their first cell; at most `max_stack` runs a stack."""
+    runs = _grouped(range(len(configs)), lambda position: trajectory(configs[position]))
+    kinds = _grouped(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}")
+    return [kind[start : start + max_stack] for kind in kinds for start in range(0, len(kind), max_stack)]
+
+
+def _grouped(things: Iterable[T], key: Callable[[T], str]) -> list[list[T]]:
+    groups: dict[str, list[T]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
     return list(groups.values())

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from dbnrun.fused.grouping import by_trajectory
+from dbnrun.config import UserError
+from dbnrun.fused.grouping import plan
 from dbnrun.records import Outcome
 from dbnrun.sweep import announce, composed
 
 
 class FusedLauncher(Launcher):
-    """Trains each distinct training run of a sweep once. Every cell gets the folder it would have had alone."""
+    """Trains each distinct training run of a sweep once, and up to `max_stack` runs of a kind as one program.
+
+    Every cell gets the folder it would have had alone; with max_stack=1 the same numbers bit for bit.
+    """
+
+    def __init__(self, max_stack: int = 1) -> None:
+        self.max_stack = max_stack
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
         self.loader = hydra_context.config_loader
         self.master = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from dbnrun.experiment import run_together  # noqa: PLC0415 - torch, not needed until something trains
+        if self.max_stack < 1:
+            raise UserError(f"hydra.launcher.max_stack={self.max_stack}: expected a number of at least 1.")
+        from dbnrun.fused.run import run_stack  # noqa: PLC0415 - torch, not needed until something trains
 
         configs = [composed(self.loader, self.master, job) for job in job_overrides]
         outcomes: dict[int, Outcome] = {}
-        for positions in by_trajectory(configs):
-            for position, outcome in zip(positions, run_together([configs[p] for p in positions]), strict=True):
+        for runs in plan(configs, self.max_stack):
+            results = run_stack([[configs[position] for position in run] for run in runs])
+            for position, outcome in zip(chain.from_iterable(runs), chain.from_iterable(results), strict=True):
                 outcomes[position] = outcome
                 announce(outcome, initial_job_idx + len(outcomes))
         return [_returned(outcomes[position]) for position in range(len(configs))]

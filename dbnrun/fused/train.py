@@ -1,0 +1,132 @@
+"""The training loop over a stack: every run of it a step at a time, together."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from dbnrun.config import TrainConfig
+from dbnrun.data.parts import Data
+from dbnrun.experiment import Cell
+from dbnrun.fused.optimizer import StackedOptimizer
+from dbnrun.fused.stack import StackedFNN
+from dbnrun.models import FNN
+from dbnrun.norm.following import share_weights
+from dbnrun.optimizer import lr_of
+from dbnrun.records import EpochRow
+from dbnrun.train import Measured, Progress, View, at_least_float32, autocast, look, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of a stack: the cell that is trained, and all that view it (itself first)."""
+
+    leader: Cell
+    views: Sequence[View]
+
+
+def train_stack(
+    runs: Sequence[Run],
+    data: Data,
+    config: TrainConfig,
+    *,
+    precision: str = "fp32",
+    augment: Callable[[Tensor, Generator], Tensor] | None = None,
+    epochs_done: int = 0,
+    on_step: Callable[[], object] = lambda: None,
+) -> Iterator[list[list[EpochRow]]]:
+    """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
+
+    The networks are FNNs, the runs ordered by seed. A run whose training loss is no longer finite yields no further
+    rows; it goes on as numbers that touch no other's. While the generator waits, every cell stands exactly at that
+    epoch's end.
+    """
+    seeds = [run.leader.config.seed for run in runs]
+    first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
+    models = [run.leader.model for run in runs]
+    assert all(isinstance(model, FNN) for model in models), "only the fully connected networks are stacked"
+    distinct = list(dict.fromkeys(seeds))
+    stack = StackedFNN(cast(list[FNN], models), [distinct.index(seed) for seed in seeds])
+    for run in runs:  # the leader's parameters have moved into the stack
+        for view in run.views[1:]:
+            share_weights(run.leader.model, view.model)
+    step = _Step(stack, [run.leader for run in runs], precision)
+    steps, x, y = steps_per_epoch(len(data.train), config), data.train.x, data.train.y
+    alive = [True] * len(runs)
+    for epoch in range(epochs_done + 1, config.epochs + 1):
+        started = time.perf_counter()
+        for run in runs:
+            run.leader.model.train()
+        draws = [runs[first].leader.streams for first in first_of]
+        orders = torch.stack([torch.randperm(len(y), generator=streams.order) for streams in draws]).to(x.device)
+        sums = _Sums(len(runs), x.device)
+        for start in range(0, steps * config.batch_size, config.batch_size):
+            index = orders[:, start : start + config.batch_size]  # (U, B)
+            batch = x[index]
+            if augment is not None:
+                batch = torch.stack([augment(part, s.augment) for part, s in zip(batch, draws, strict=True)])
+            step(batch, y[index], sums)
+            on_step()
+        trained, norms = sums.measured(steps, steps * config.batch_size)  # waits for the device
+        seconds = (time.perf_counter() - started) / len(runs)
+        _follow_draws(runs, seeds, first_of)
+        rows = []
+        for number, run in enumerate(runs):
+            progress = Progress(epoch, epoch * steps, lr_of(run.leader.optimizer), norms[number], seconds)
+            shown = alive[number]
+            rows.append(look(run.views, trained[number], progress, data, config, precision) if shown else [])
+            alive[number] = shown and math.isfinite(trained[number].loss)
+        step.optimizer.hand_out_state()
+        yield rows
+
+
+def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[int]) -> None:
+    """Put every run's streams to where its seed's stand: alone, it would have drawn the same."""
+    states = {seeds[first]: runs[first].leader.streams.state() for first in first_of}
+    for run, seed in zip(runs, seeds, strict=True):
+        run.leader.streams.restore(states[seed])
+
+
+class _Sums:
+    """Loss, errors and gradient norms of T runs, summed on the device."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.loss = torch.zeros(count, dtype=torch.float64, device=device)
+        self.wrong = torch.zeros(count, dtype=torch.int64, device=device)
+        self.norm = torch.zeros(count, dtype=torch.float64, device=device)
+
+    def measured(self, steps: int, records: int) -> tuple[list[Measured], list[float]]:
+        losses, wrong = (self.loss / steps).tolist(), (100 * self.wrong / records).tolist()
+        return [Measured(*pair) for pair in zip(losses, wrong, strict=True)], (self.norm / steps).tolist()
+
+
+class _Step:
+    """One update of every run."""
+
+    def __init__(self, stack: StackedFNN, cells: Sequence[Cell], precision: str) -> None:
+        self.stack = stack
+        self.precision = precision
+        self.optimizer = StackedOptimizer(stack.leaves, cells)
+
+    def __call__(self, x: Tensor, y: Tensor, sums: _Sums) -> None:
+        """x (U, B, …), y (U, B)."""
+        stack = self.stack
+        with autocast(x.device, self.precision):
+            logits = stack(x)
+        logits = at_least_float32(logits)
+        y = y if len(y) == stack.count else y[stack.batch_of]
+        losses = F.cross_entropy(logits, y, reduction="none").mean(1)  # (T,)
+        self.optimizer.zero_grad()
+        losses.sum().backward()  # each run's parameters meet only its own loss
+        with torch.no_grad():
+            sums.norm += self.optimizer.add_penalty()
+            sums.loss += losses
+            sums.wrong += (logits.argmax(1) != y).sum(1)
+        self.optimizer.step()

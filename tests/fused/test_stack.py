@@ -1,0 +1,242 @@
+"""Stacked cells against the same cells alone."""
+
+import csv
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from dbnrun import data as datasets
+from dbnrun import experiment, records
+from dbnrun.config import RunConfig, checked
+from dbnrun.data.parts import Data, Part
+from dbnrun.experiment import Cell, build_cell
+from dbnrun.fused import run as fused_run
+from dbnrun.fused.grouping import plan, stack
+from dbnrun.fused.run import run_stack
+from dbnrun.fused.train import Run, train_stack
+from dbnrun.norm.following import follow, share_weights
+from dbnrun.optimizer import build_optimizer
+from dbnrun.overrides import conf_dir
+from dbnrun.recording import Recording
+from dbnrun.train import train
+
+CPU = torch.device("cpu")
+
+
+def config(*overrides, results="unused") -> RunConfig:
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    quick = ["train.epochs=2", "train.limit_batches=10", "device=cpu", "progress=false", f'results_dir="{results}"']
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return checked(compose("config", [*quick, *overrides]))
+
+
+def digits(dtype=torch.float32) -> Data:
+    data = datasets.load(config().dataset, None)  # type: ignore[arg-type] # embedded
+    parts = {name: Part(part.x.to(dtype), part.y) for name in ("train", "val", "test") if (part := getattr(data, name))}
+    return replace(data, **parts)
+
+
+def built(configs, data) -> list[Cell]:
+    """Cells in the data's precision."""
+    cells = [build_cell(one, data, CPU) for one in configs]
+    if data.train.x.dtype == torch.float64:
+        cells = [
+            replace(cell, model=cell.model.double(), optimizer=build_optimizer(cell.config.optimizer, cell.model))
+            for cell in cells
+        ]
+    return cells
+
+
+VARIED = [
+    ["seed=0"], ["seed=0", "optimizer.lr=0.02"], ["seed=1"], ["seed=2", "optimizer.groups.weights.weight_decay=0.01"],
+    ["seed=2", "optimizer.groups.norm.lr=0.001"],
+]  # fmt: skip
+SCHEDULES = [
+    "schedule=alpha_1",
+    "schedule=harmonic",
+    "schedule=alpha_0.5",
+    "schedule=inverse_square",
+    "schedule=alpha_0",
+]
+# AdaGrad and Adam divide a gradient by its own size: of one that is mere rounding noise they make a step of order lr,
+# in which no two orders of summation agree. An accumulator, or a larger eps, takes that out of the comparison.
+CALM = "optimizer.initial_accumulator=0.1"
+KINDS = {
+    "dbn": ["norm=dbn", CALM],
+    "dbn constant statistics": ["norm=dbn", "norm.stats_grad=false", CALM],
+    "dbn var after": ["norm=dbn", "norm.average=var", "norm.eps_at=var", "model.norm_position=after", CALM],
+    "dbn_inference inv_std": ["norm=dbn_inference", "norm.average=inv_std", CALM],
+    "bn sgd": ["norm=bn", "optimizer=sgd", "optimizer.groups.biases.lr=0.01", "dataset.augment=flip_crop"],
+    "none adam": ["norm=none", "optimizer=adam", "optimizer.eps=0.1", "model.activation=tanh"],
+    "bn adamw": ["norm=bn", "optimizer=adamw", "optimizer.eps=0.001", "norm.affine=false"],
+}
+
+
+def both(kind, data, configs):
+    """Rows of the cells alone and stacked, by cell and epoch, and the cells."""
+    augment = experiment.augmentation(configs[0].dataset)
+    alone, cells = built(configs, data), built(configs, data)
+    expected = [
+        [rows[0] for rows in train([c.view()], c.optimizer, data, c.config.train, c.streams, augment=augment)]
+        for c in alone
+    ]
+    epochs = list(train_stack([Run(c, [c.view()]) for c in cells], data, configs[0].train, augment=augment))
+    return expected, [[rows[number][0] for rows in epochs] for number in range(len(cells))], alone, cells
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_float64_twenty_steps_stacked_equal_twenty_steps_alone(kind):
+    configs = [config(*KINDS[kind], *own, schedule) for own, schedule in zip(VARIED, SCHEDULES, strict=True)]
+    expected, stacked, alone, cells = both(kind, digits(torch.float64), configs)
+    for theirs, mine in zip(expected, stacked, strict=True):
+        for row, other in zip(theirs, mine, strict=True):
+            assert other.train_loss == pytest.approx(row.train_loss, rel=1e-10)
+            for name in ("grad_norm", "val_loss", "test_loss", "lambda_drift", "alpha", "lr", "step"):
+                a, b = getattr(other, name), getattr(row, name)
+                assert a == b or a == pytest.approx(b, rel=1e-8), name
+    for one, other in zip(alone, cells, strict=True):
+        mine, theirs = one.state(2), other.state(2)
+        torch.testing.assert_close(mine["model"], theirs["model"], rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(mine["optimizer"]["state"], theirs["optimizer"]["state"], rtol=1e-8, atol=1e-9)
+        assert mine["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+        assert all(torch.equal(value, theirs["streams"][name]) for name, value in mine["streams"].items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_float32_twenty_steps_stacked_agree_with_twenty_steps_alone(kind):
+    configs = [config(*KINDS[kind], *own, schedule) for own, schedule in zip(VARIED, SCHEDULES, strict=True)]
+    expected, stacked, *_ = both(kind, digits(), configs)
+    worst = max(
+        abs(other.train_loss / row.train_loss - 1)
+        for theirs, mine in zip(expected, stacked, strict=True)
+        for row, other in zip(theirs, mine, strict=True)
+    )
+    assert worst < 1e-5
+
+
+def test_runs_that_are_each_shared_by_several_cells_stack_too():
+    data = digits(torch.float64)
+    shared = [[config("norm=dbn_inference", f"seed={seed}", s) for s in SCHEDULES[:3]] for seed in (0, 1)]
+    runs = []
+    for configs in shared:
+        cells = built(configs, data)
+        for cell in cells[1:]:
+            share_weights(cells[0].model, cell.model)
+        follow(cells[0].model, [cell.model for cell in cells[1:]])
+        runs.append(Run(cells[0], [cell.view() for cell in cells]))
+    epochs = list(train_stack(runs, data, shared[0][0].train))
+    for number, configs in enumerate(shared):
+        for place, cell in enumerate(built(configs, data)):
+            rows = [r[0] for r in train([cell.view()], cell.optimizer, data, cell.config.train, cell.streams)]
+            for epoch, row in enumerate(rows):
+                mine = epochs[epoch][number][place]
+                assert mine.val_loss == pytest.approx(row.val_loss, rel=1e-9)
+                assert mine.lambda_drift == pytest.approx(row.lambda_drift, rel=1e-9)
+
+
+def rows_of(outcome):
+    return list(csv.DictReader((outcome.folder / "metrics.csv").open()))
+
+
+def test_every_cell_has_the_folder_it_would_have_had_alone(tmp_path):
+    overrides = [["norm=dbn", f"seed={seed}", s, "save_weights=true"] for seed in (0, 1) for s in SCHEDULES[:2]]
+    alone = [experiment.run(config(*own, results=tmp_path / "alone")) for own in overrides]
+    stacked = run_stack([[config(*own, results=tmp_path / "stacked")] for own in overrides])
+    for one, (other,) in zip(alone, stacked, strict=True):
+        assert (one.name, one.status) == (other.name, other.status) and one.status == "done"
+        assert sorted(p.name for p in one.folder.iterdir()) == sorted(p.name for p in other.folder.iterdir())
+        assert (one.folder / "config.yaml").read_text() == (other.folder / "config.yaml").read_text()
+        for mine, theirs in zip(rows_of(one), rows_of(other), strict=True):
+            assert mine.keys() == theirs.keys() and mine["step"] == theirs["step"]
+            assert float(mine["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=1e-3)
+
+
+def test_a_cell_that_diverges_is_marked_and_the_others_do_not_notice(tmp_path):
+    healthy = [["norm=none", "optimizer=sgd", "optimizer.lr=0.01", f"seed={seed}"] for seed in (0, 2)]
+    sick = ["norm=none", "optimizer=sgd", "optimizer.lr=1e30", "seed=1"]
+    long = ["train.epochs=4"]
+    without = run_stack([[config(*own, *long, results=tmp_path / "without")] for own in healthy])
+    results = run_stack([[config(*own, *long, results=tmp_path / "with")] for own in (healthy[0], sick, healthy[1])])
+    assert [outcome.status for (outcome,) in results] == ["done", "diverged", "done"]
+    assert 1 <= len(rows_of(results[1][0])) < 4
+    assert not math.isfinite(float(rows_of(results[1][0])[-1]["train_loss"]))
+    for (one,), (other,) in zip(without, [results[0], results[2]], strict=True):
+        for mine, theirs in zip(rows_of(one), rows_of(other), strict=True):
+            for name in ("train_loss", "test_loss", "grad_norm"):
+                assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
+
+
+def test_an_interrupted_stack_goes_on_byte_for_byte(tmp_path, monkeypatch):
+    def make(results):
+        return [[config("norm=dbn", f"seed={n}", "train.epochs=4", results=tmp_path / results)] for n in range(3)]
+
+    whole = run_stack(make("whole"))
+    save = Recording.checkpoint
+
+    def power_cut(self, state):
+        save(self, state)
+        if state["epoch"] == 2 and self.config.seed == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recording, "checkpoint", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_stack(make("cut"))
+    monkeypatch.setattr(Recording, "checkpoint", save)
+    cut = run_stack(make("cut"))
+    numbers = lambda outcome: [  # noqa: E731
+        {k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)
+    ]
+    assert [numbers(o) for (o,) in cut] == [numbers(o) for (o,) in whole]
+
+
+def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
+    sizes = []
+    original = fused_run.train_stack
+
+    def short_of_memory(runs, *rest, **more):
+        sizes.append(len(runs))
+        if len(runs) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return original(runs, *rest, **more)
+
+    monkeypatch.setattr(fused_run, "train_stack", short_of_memory)
+    results = run_stack([[config("norm=bn", f"seed={n}", results=tmp_path)] for n in range(5)])
+    assert [outcome.status for (outcome,) in results] == ["done"] * 5
+    assert sizes == [5, 2, 3, 2]  # of the last three, one is left to train alone
+
+
+def test_finished_cells_are_left_out_of_a_stack(tmp_path):
+    configs = [config("norm=bn", f"seed={n}", results=tmp_path) for n in range(3)]
+    experiment.run(configs[1])
+    results = run_stack([[one] for one in configs])
+    assert [outcome.status for (outcome,) in results] == ["done", "skipped", "done"]
+
+
+def test_a_plan_folds_runs_stacks_kinds_and_splits_by_max_stack():
+    configs = [
+        config("norm=dbn_inference", "schedule=alpha_1"),  # 0
+        config("norm=dbn", "seed=0"),  # 1
+        config("norm=dbn_inference", "schedule=harmonic"),  # 2, the run of 0
+        config("norm=dbn", "seed=1", "optimizer.lr=0.5"),  # 3
+        config("norm=ln"),  # 4, not stacked
+        config("norm=dbn", "seed=2", "train.epochs=9"),  # 5, another kind
+        config("norm=dbn", "schedule=harmonic"),  # 6
+    ]
+    assert plan(configs, 1) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
+    assert plan(configs, 2) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
+    assert plan(configs, 10) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
+    assert stack(config("model=cnn")) is None and stack(config("model=two_layer")) is None
+
+
+def test_a_sweep_through_the_launcher_stacks_and_every_folder_is_complete(dbnrun, tmp_path):
+    words = ["-m", "norm=dbn", "schedule=alpha_1,harmonic", "seed=0,1,2", "train.epochs=2"]
+    done = dbnrun(*words, "hydra.launcher.max_stack=4")
+    assert done.returncode == 0 and "[6/6] done" in done.stderr, done.stderr
+    folders = list((tmp_path / "results" / "runs").iterdir())
+    assert len(folders) == 6
+    assert all(sorted(p.name for p in f.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv"] for f in folders)
+    assert dbnrun(*words, "hydra.launcher.max_stack=0", "results_dir=other").returncode == 2
