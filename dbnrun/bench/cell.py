@@ -26,12 +26,12 @@ def measure(device: str) -> Iterator[Finding]:
 
 def _mnist(device: str) -> Iterator[Finding]:
     data = synthetic("mnist", RECORDS, device)
-    ours = {norm: _ours(data, device, "dataset=mnist", f"norm={norm}") for norm in ("bn", "dbn", "dbn_inference")}
-    others = {"floor": _floor([784, 300, 300, 10], device), "eager": _eager(_mlp().to(device), data)}
+    subjects = {norm: ours(data, device, "dataset=mnist", f"norm={norm}") for norm in ("bn", "dbn", "dbn_inference")}
+    others = {"floor": floor([784, 300, 300, 10], device), "eager": _eager(_mlp().to(device), data)}
     if device == "cpu":
         others["loader"] = _loader(_mlp(), data)
-    times = by_turns(ours | others, least=0.2)
-    for norm in ours:
+    times = by_turns(subjects | others, least=0.2)
+    for norm in subjects:
         target = "≤ 2.2" if device == "cpu" else ""
         yield ratio(
             "cell", f"MNIST FNN step, norm={norm}, over its matrix products", times[norm], times["floor"], target
@@ -47,7 +47,7 @@ def _mnist(device: str) -> Iterator[Finding]:
 def _cifar10(device: str) -> Iterator[Finding]:
     data = synthetic("cifar10", 1000, device)
     subjects = {
-        precision: _ours(data, device, "dataset=cifar10", "norm=bn", f"precision={precision}")
+        precision: ours(data, device, "dataset=cifar10", "norm=bn", f"precision={precision}")
         for precision in ("fp32", "bf16")
     }
     subjects["eager"] = _eager(_convnet().to(device), data)
@@ -57,7 +57,7 @@ def _cifar10(device: str) -> Iterator[Finding]:
         yield ratio("cell", what, times[precision], times["eager"], target if device == "cpu" else "")
 
 
-def _ours(data: Data, device: str, *overrides: str) -> Callable[[], object]:
+def ours(data: Data, device: str, *overrides: str) -> Callable[[], object]:
     built = cell(data, device, *overrides)
     built.model.train()
     sums = _Sums(torch.device(device))
@@ -72,7 +72,7 @@ def _ours(data: Data, device: str, *overrides: str) -> Callable[[], object]:
     return lambda: train_step(built.model, built.optimizer, next(source), sums, built.config.precision)
 
 
-def _floor(widths: list[int], device: str) -> Callable[[], None]:
+def floor(widths: list[int], device: str) -> Callable[[], None]:
     """The products of one step: forward, weight gradient, and input gradient but for the first layer."""
     weights = [torch.randn(a, b, device=device) for a, b in pairwise(widths)]
     inputs = [torch.randn(BATCH, a, device=device) for a in widths[:-1]]

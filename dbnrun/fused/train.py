@@ -57,7 +57,7 @@ def train_stack(
     for run in runs:  # the leader's parameters have moved into the stack
         for view in run.views[1:]:
             share_weights(run.leader.model, view.model)
-    step = _Step(stack, [run.leader for run in runs], precision)
+    step = Step(stack, [run.leader for run in runs], precision)
     steps, x, y = steps_per_epoch(len(data.train), config), data.train.x, data.train.y
     alive = [True] * len(runs)
     for epoch in range(epochs_done + 1, config.epochs + 1):
@@ -66,7 +66,7 @@ def train_stack(
             run.leader.model.train()
         draws = [runs[first].leader.streams for first in first_of]
         orders = torch.stack([torch.randperm(len(y), generator=streams.order) for streams in draws]).to(x.device)
-        sums = _Sums(len(runs), x.device)
+        sums = Sums(len(runs), x.device)
         for start in range(0, steps * config.batch_size, config.batch_size):
             index = orders[:, start : start + config.batch_size]  # (U, B)
             batch = x[index]
@@ -94,7 +94,7 @@ def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[
         run.leader.streams.restore(states[seed])
 
 
-class _Sums:
+class Sums:
     """Loss, errors and gradient norms of T runs, summed on the device."""
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -107,7 +107,7 @@ class _Sums:
         return [Measured(*pair) for pair in zip(losses, wrong, strict=True)], (self.norm / steps).tolist()
 
 
-class _Step:
+class Step:
     """One update of every run."""
 
     def __init__(self, stack: StackedFNN, cells: Sequence[Cell], precision: str) -> None:
@@ -115,7 +115,7 @@ class _Step:
         self.precision = precision
         self.optimizer = StackedOptimizer(stack.leaves, cells)
 
-    def __call__(self, x: Tensor, y: Tensor, sums: _Sums) -> None:
+    def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
         """x (U, B, …), y (U, B)."""
         stack = self.stack
         with autocast(x.device, self.precision):

@@ -1,0 +1,53 @@
+"""That the bench measures and reports; how fast is for the bench to say, not for a test."""
+
+import json
+import time
+
+import pytest
+
+from dbnrun.bench import Finding, cli, grid, layer
+from dbnrun.bench.subjects import synthetic
+from dbnrun.bench.timing import by_turns, duration, ratio
+
+
+def test_subjects_take_turns_and_a_ratio_is_within_rounds():
+    order = []
+    times = by_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, least=1e-9)
+    assert len(times["a"]) == len(times["b"]) == 3
+    assert order[-6:] == ["a", "b"] * 3
+    finding = ratio("grid", "a over b", [2.0, 9.0, 4.0], [1.0, 3.0, 4.0], "≤ 2")
+    assert finding == Finding("grid", "a over b", 2.0, "×", 1.0, 3.0, "≤ 2")
+
+
+def test_a_subject_that_sleeps_is_timed():
+    times = by_turns({"nap": lambda: time.sleep(0.01)}, rounds=3, least=0.02)
+    assert duration("cli", "nap", times["nap"]).value == pytest.approx(0.01, rel=0.9)
+
+
+def test_a_stack_and_a_column_run_on_random_records():
+    data = synthetic("ni", 300, "cpu")
+    assert data.train.x.shape == (300, 118) and data.train.y.max() < 5
+    grid._stacked(data, "cpu", "ni", 2)()
+    rows = grid._epoch(synthetic("mnist", 300, "cpu"), "cpu", grid.TABLE_1[:2])()
+    assert len(rows) == 1 and len(rows[0]) == 2
+
+
+def test_the_layer_bench_covers_every_axis(monkeypatch):
+    monkeypatch.setattr(layer, "SHAPES", {(8, 3): "", (4, 3, 2, 2): ""})
+    findings = list(layer.measure("cpu"))
+    assert len(findings) == 8 and all(finding.value > 0 for finding in findings)
+
+
+def test_findings_are_printed_and_written_as_json(dbnrun, tmp_path):
+    done = dbnrun("bench", "cli", "--json", "figures.json")
+    assert done.returncode == 0 and "dbnrun --help" in done.stdout, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"processor", "torch", "threads"} <= figures["machine"].keys()
+    assert [finding["what"] for finding in figures["findings"]] == ["dbnrun --help", "dbnrun --cfg job"]
+    assert cli.ROUNDS >= 5
+
+
+@pytest.mark.parametrize("words", [["bench", "speed"], ["bench", "--device", "tpu"]])
+def test_an_unknown_bench_or_device_is_refused_in_one_line(dbnrun, words):
+    done = dbnrun(*words)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
