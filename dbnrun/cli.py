@@ -183,7 +183,7 @@ def _cell(cfg: Any) -> Any:
 
 
 def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"dbnrun {verb}", description=description, exit_on_error=False)
+    parser = argparse.ArgumentParser(prog=f"dbnrun {verb}", description=description)
 
     def refuse(message: str) -> NoReturn:
         print(f"dbnrun {verb}: {message}. See `dbnrun {verb} --help`.", file=sys.stderr)
