@@ -12,12 +12,12 @@ PADDING = 4
 def flip_crop(x: Tensor, generator: Generator) -> Tensor:
     """Flip each image left to right with probability 1/2, then crop it at random after padding by 4 zeros.
 
-    x and the result (N, C, H, W); the draws come from `generator`, on x's device: N flips, N rows, N columns.
+    x and the result (N, C, H, W), on x's device; `generator` draws on its own: N flips, N rows, N columns.
     """
     n, _, height, width = x.shape
 
     def draw(high: int) -> Tensor:
-        return torch.randint(high, (n, 1), generator=generator, device=x.device)
+        return torch.randint(high, (n, 1), generator=generator, device=generator.device).to(x.device)
 
     flip, top, left = draw(2), draw(2 * PADDING + 1), draw(2 * PADDING + 1)
     columns = torch.arange(width, device=x.device).expand(n, width)

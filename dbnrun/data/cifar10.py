@@ -11,8 +11,9 @@ from torch import Tensor
 from dbnrun.config import DatasetConfig
 from dbnrun.data.parts import Data, Part, split_off
 from dbnrun.data.source import ensure, expected_digest
+from dbnrun.data.torchvision_shim import torchvision
 
-SLICE = 5000  # images converted at a time, so that no second copy of the whole set is in memory
+SLICE = 500  # images converted at a time, so that no second copy of the whole set is in memory
 
 
 def load(config: DatasetConfig, data_dir: Path) -> Data:
@@ -30,8 +31,6 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
 
 def _official(data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 32, 32, 3) uint8 and classes. torchvision unpickles; `ensure` has checked every byte it reads."""
-    from dbnrun.data.torchvision_shim import torchvision
-
     official = torchvision.datasets.CIFAR10(str(data_dir), train=train, download=False)
     return official.data, np.asarray(official.targets)
 
@@ -58,5 +57,5 @@ def _part(x: np.ndarray, y: np.ndarray, index: np.ndarray, moments: tuple[Tensor
     images = torch.empty((len(index), 3, 32, 32))
     for start in range(0, len(index), SLICE):
         chunk = torch.from_numpy(x[index[start : start + SLICE]]).permute(0, 3, 1, 2)
-        images[start : start + SLICE] = (chunk.float().div_(255) - mean) / std
+        images[start : start + SLICE] = chunk.float().div_(255).sub_(mean).div_(std)
     return Part(images, torch.from_numpy(y[index]).long())

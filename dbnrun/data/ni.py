@@ -9,10 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import math
-import os
-import tempfile
-import zipfile
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from dbnrun.config import DatasetConfig, UserError
 from dbnrun.data.parts import SPLIT_SEED, Data, Part, validation_count
-from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault
+from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault, missing, whole
 
 CLASSES = ("normal", "probe", "dos", "u2r", "r2l")
 
@@ -44,8 +42,10 @@ FIELDS = 42
 CATEGORICAL = (1, 2, 3)  # protocol, service, flag
 LABEL = 41
 NUMERIC = tuple(i for i in range(FIELDS) if i not in (*CATEGORICAL, LABEL))
+NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+LARGEST = float(np.finfo(np.float32).max)
 UNSEEN = 255  # the code of a category that the training file does not have
-PARSE_VERSION = 1  # raise when Parsed changes, so that older caches are left alone
+PARSE_VERSION = 1  # raise when Encoded changes, so that older caches are left alone
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,15 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
     """Features (118,), in [0, 1] on the training part where `features` is log. See the module's docstring."""
     encoded = _cached(data_dir)
     train, val = split_groups(encoded.train_group, config.val_size)
-    offset, scale = _scaling(_transformed(encoded.train_numeric[train], config), config)
+    scaling = [
+        _scaling(_transformed(encoded.train_numeric[train, column], config), config) for column in range(len(NUMERIC))
+    ]
 
     def part(numeric: np.ndarray, codes: np.ndarray, y: np.ndarray) -> Part:
         x = torch.zeros((len(y), len(NUMERIC) + int(encoded.sizes.sum())))
-        columns = x[:, : len(NUMERIC)]
-        columns.copy_(torch.from_numpy(_transformed(numeric, config)))
-        columns.sub_(offset).mul_(scale)
+        # In float64, a column at a time: a copy of all of them would be as large as the rest of the process.
+        for column, (offset, factor) in enumerate(scaling):
+            x[:, column] = torch.from_numpy((_transformed(numeric[:, column], config) - offset) * factor)
         _one_hot(x[:, len(NUMERIC) :], codes, encoded.sizes)
         return Part(x, torch.from_numpy(y).long())
 
@@ -94,18 +96,18 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
     return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), expected_digest("ni"))
 
 
-def _transformed(numeric: np.ndarray, config: DatasetConfig) -> np.ndarray:
-    return np.log1p(numeric) if config.features == "log" else numeric
+def _transformed(column: np.ndarray, config: DatasetConfig) -> np.ndarray:
+    column = column.astype(np.float64)
+    return np.log1p(column) if config.features == "log" else column
 
 
-def _scaling(numeric: np.ndarray, config: DatasetConfig) -> tuple[Tensor, Tensor]:
-    """Offset and factor a column from the training part; a column that is constant there becomes 0."""
-    if config.features == "log":
-        offset, spread = numeric.min(0), numeric.max(0) - numeric.min(0)
-    else:
-        offset, spread = numeric.mean(0, dtype=np.float64), numeric.std(0, dtype=np.float64)
-    factor = np.divide(1.0, spread, out=np.zeros(len(spread)), where=spread > 0)
-    return torch.from_numpy(offset.astype(np.float32)), torch.from_numpy(factor.astype(np.float32))
+def _scaling(column: np.ndarray, config: DatasetConfig) -> tuple[float, float]:
+    """Offset and factor from a column's training part; one that is constant there becomes 0."""
+    low, high = column.min(), column.max()
+    if low == high:  # asked of the values, since rounding can leave a constant's deviation above 0
+        return low, 0.0
+    offset, spread = (low, high - low) if config.features == "log" else (column.mean(), column.std())
+    return offset, 1 / spread
 
 
 def _one_hot(columns: Tensor, codes: np.ndarray, sizes: np.ndarray) -> None:
@@ -139,11 +141,14 @@ def _cached(data_dir: Path) -> Encoded:
     """Both files encoded, from the cache of these very files where there is a sound one."""
     files = [download.files[0] for download in SOURCES["ni"]]
     paths = [data_dir / file.path for file in files]
-    if not all(path.exists() for path in paths):
+    if missing("ni", data_dir):
         ensure("ni", data_dir)
     key = hashlib.sha256(f"{PARSE_VERSION}".encode())
     for path in paths:
-        key.update(hashlib.sha256(path.read_bytes()).digest())
+        try:
+            key.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a readable file.") from None
     cache = data_dir / "cache" / f"ni-{key.hexdigest()[:16]}.npz"
     if encoded := _read_cache(cache):
         return encoded
@@ -156,23 +161,33 @@ def _cached(data_dir: Path) -> Encoded:
 def _read_cache(path: Path) -> Encoded | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Encoded(**arrays)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # none, or damaged: parse again
+            encoded = Encoded(**arrays)
+    except Exception:  # none, or damaged in one of a zip file's many ways: parse again
+        return None
+    return encoded if _is_whole(encoded) else None
+
+
+def _is_whole(encoded: Encoded) -> bool:
+    """Whether every array has its type and shape."""
+    train, test = encoded.train_y.size, encoded.test_y.size
+    expected = {
+        "train_numeric": ("float32", (train, len(NUMERIC))),
+        "train_codes": ("uint8", (train, len(CATEGORICAL))),
+        "train_y": ("uint8", (train,)),
+        "train_group": ("int32", (train,)),
+        "test_numeric": ("float32", (test, len(NUMERIC))),
+        "test_codes": ("uint8", (test, len(CATEGORICAL))),
+        "test_y": ("uint8", (test,)),
+        "sizes": ("int64", (len(CATEGORICAL),)),
+    }
+    found = {name: (array.dtype.name, array.shape) for name, array in vars(encoded).items()}
+    return found == expected
 
 
 def _write_cache(path: Path, encoded: Encoded) -> None:
     """Keep the parsed files for the next load; where that cannot be, the next load parses again."""
-    temporary = None
-    try:
-        path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".ni.")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **vars(encoded))
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with suppress(OSError), whole(path) as partial:
+        np.savez(partial, **vars(encoded))
 
 
 def _content(path: Path, file: DataFile) -> bytes:
@@ -181,9 +196,11 @@ def _content(path: Path, file: DataFile) -> bytes:
     if not problem:
         return gzip.decompress(path.read_bytes())
     where = ""
-    if not problem.startswith("truncated"):
+    if not problem.startswith(("missing", "truncated", "cannot be read")):
         with gzip.open(path) as stream:
-            where = first_malformed(stream.read(file.size + 1)) or ""
+            read = stream.read(file.size + 1)
+        # Of a file that goes on beyond the official size, the last line read is only a piece.
+        where = first_malformed(read if len(read) <= file.size else read[: read.rfind(b"\n") + 1]) or ""
     raise UserError(f"{path}: {where or problem}. Fetch it again with `dbnrun data ni`.")
 
 
@@ -195,19 +212,23 @@ def parse(content: bytes, path: Path) -> Records:
     try:
         if content.count(b",") != (FIELDS - 1) * len(lines) or not lines:
             raise ValueError("a line has too few or too many fields")
+        # pandas would read a column of nothing but "True" as ones; then the first line has it.
+        if problem := first_malformed(lines[0]):
+            raise ValueError(problem)
         kinds: Any = dict.fromkeys(NUMERIC, "float64") | dict.fromkeys((*CATEGORICAL, LABEL), "str")
         table = pd.read_csv(
             io.BytesIO(content), header=None, names=list(range(FIELDS)), dtype=kinds, index_col=False,
             na_filter=False, quoting=3, encoding="ascii", skip_blank_lines=False,
         )  # fmt: skip
         numeric = table[list(NUMERIC)].to_numpy()
-        if not (np.isfinite(numeric).all() and (numeric >= 0).all()):
+        if not ((numeric >= 0) & (numeric <= LARGEST)).all():  # false for NaN, too
             raise ValueError("a number is negative or not finite")
         y = table[LABEL].str.removesuffix(".").map(CLASS_OF)
         if y.isna().any():
             raise ValueError("a label is unknown")
     except (ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path}: {first_malformed(content) or error}.") from None
+        said = first_malformed(content) or " ".join(str(error).split())
+        raise UserError(f"{path}: {said}. Fetch it again with `dbnrun data ni`.") from None
     group = pd.factorize(np.array(lines, dtype=object))[0]
     return Records(
         numeric.astype(np.float32),
@@ -235,10 +256,7 @@ def first_malformed(content: bytes) -> str | None:
 
 
 def _is_count(text: bytes) -> bool:
-    try:
-        return 0 <= float(text) < math.inf
-    except ValueError:
-        return False
+    return NUMBER.fullmatch(text.strip(b" \t")) is not None and 0 <= float(text) <= LARGEST
 
 
 def _shown(text: bytes) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -118,13 +120,24 @@ def ensure(name: str, data_dir: Path) -> None:
 
     Raises UserError naming the file that is missing or differs.
     """
-    files = [file for download in SOURCES[name] for file in download.files]
-    if not all((data_dir / file.path).exists() for file in files):
+    if missing(name, data_dir):
         fetch(name, data_dir)
-        return
-    for file in files:
-        if problem := fault(data_dir / file.path, file):
-            raise UserError(f"{data_dir / file.path}: {problem}. Fetch it again with `dbnrun data {name}`.")
+    else:
+        verify(name, data_dir)
+
+
+def missing(name: str, data_dir: Path) -> list[Path]:
+    """The files of a data set that are not there; says nothing of what those that are there hold."""
+    paths = [data_dir / file.path for download in SOURCES[name] for file in download.files]
+    return [path for path in paths if not path.exists()]
+
+
+def verify(name: str, data_dir: Path) -> None:
+    """Read every file of a data set. Raises UserError naming the first that is missing or not the official one."""
+    for download in SOURCES[name]:
+        for file in download.files:
+            if problem := fault(data_dir / file.path, file):
+                raise UserError(f"{data_dir / file.path}: {problem}. Fetch it again with `dbnrun data {name}`.")
 
 
 def fault(path: Path, file: DataFile) -> str:
@@ -132,10 +145,12 @@ def fault(path: Path, file: DataFile) -> str:
     try:
         with gzip.open(path) if file.path.endswith(".gz") else path.open("rb") as stream:
             size, digest = _measure(stream, file.size)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         return f"truncated or damaged ({error})"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
     if size != file.size:
         return f"{'more than ' if size > file.size else ''}{min(size, file.size):,} bytes, expected {file.size:,}"
     return "" if digest == file.sha256 else "its content is not the official file's (SHA-256 differs)"
@@ -157,40 +172,52 @@ def fetch(name: str, data_dir: Path, sources: Sequence[Download] | None = None, 
 
     `sources` stands in for the official ones in tests. Raises UserError where a file cannot be had.
     """
-    for download in SOURCES[name] if sources is None else sources:
+    sources = SOURCES[name] if sources is None else sources
+    for download in sources:
         if all(not fault(data_dir / file.path, file) for file in download.files):
             continue
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetch-") as staging:
-                _unpack(_retrieve(download, Path(staging), progress), download, data_dir)
+            _fetch_one(download, data_dir, progress)
         except _NotFetched as reason:
-            _refuse(name, download, data_dir, str(reason))
+            _refuse(name, download, sources, data_dir, str(reason))
         except OSError as error:
-            _refuse(name, download, data_dir, f"{data_dir} cannot be written: {error.strerror or error}")
+            unwritable = f"{data_dir} cannot be written: {error.strerror or error}"
+            _refuse(name, download, sources, data_dir, unwritable)
 
 
 class _NotFetched(Exception):
-    """Why no source gave the file."""
+    """Why a source did not give the file."""
 
 
-def _retrieve(download: Download, staging: Path, progress: bool) -> Path:
-    """Fetch from the first address that gives the file with its known hash."""
+def _fetch_one(download: Download, data_dir: Path, progress: bool) -> None:
+    """Fetch and unpack from the first address that gives the official content."""
+    reasons = []
+    for url in download.urls:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetch-") as staging:
+            try:
+                _unpack(_retrieve(url, download, Path(staging), progress), download, data_dir)
+                return
+            except _NotFetched as reason:
+                reasons.append(f"{url}: {reason}")
+    raise _NotFetched("; ".join(reasons))
+
+
+def _retrieve(url: str, download: Download, staging: Path, progress: bool) -> Path:
     import pooch
     import requests
 
     pooch.get_logger().setLevel("ERROR")
-    reasons = []
-    for url in download.urls:
-        downloader: Any = pooch.HTTPDownloader(progressbar=progress and sys.stderr.isatty(), timeout=30)
-        try:
-            got = pooch.retrieve(url, download.known_hash, fname=download.name, path=staging, downloader=downloader)
-            return Path(got)
-        except requests.RequestException as error:
-            reasons.append(f"{url}: {type(error).__name__}")
-        except ValueError:  # pooch's word for a hash that differs; nothing is left behind
-            reasons.append(f"{url}: its digest is not {download.known_hash}")
-    raise _NotFetched("; ".join(reasons))
+    downloader: Any = pooch.HTTPDownloader(progressbar=progress and sys.stderr.isatty(), timeout=30)
+    try:
+        return Path(pooch.retrieve(url, download.known_hash, download.name, staging, downloader=downloader))
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "unknown"
+        raise _NotFetched(f"HTTP status {status}") from None
+    except requests.RequestException as error:
+        raise _NotFetched(type(error).__name__) from None
+    except ValueError:  # pooch's word for a hash that differs; nothing is left behind
+        raise _NotFetched(f"its digest is not {download.known_hash}") from None
 
 
 def _unpack(source: Path, download: Download, data_dir: Path) -> None:
@@ -200,55 +227,65 @@ def _unpack(source: Path, download: Download, data_dir: Path) -> None:
     file = download.files[0]
     if download.kind == "keep":
         if problem := fault(source, file):
-            raise _NotFetched(f"{download.urls[0]}: {problem}")
-        (data_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
-        source.replace(data_dir / file.path)
+            raise _NotFetched(problem)
+        with whole(data_dir / file.path) as partial:
+            shutil.copyfile(source, partial)
         return
     try:
         with gzip.open(source) as stream:
             _place(stream, file, data_dir)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _NotFetched(f"{download.name}: damaged ({error})") from None
+        raise _NotFetched(f"damaged ({error})") from None
 
 
 def _unpack_tar(source: Path, download: Download, data_dir: Path) -> None:
     """Take the expected members alone, by name, as plain files: no path in the archive is ever followed."""
     try:
-        with tarfile.open(source, "r:*") as archive:
+        with tarfile.open(source, "r:gz") as archive:
             for file in download.files:
                 member = archive.getmember(file.path)
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None:
-                    raise _NotFetched(f"{download.name}: {file.path} in it is no plain file")
+                    raise _NotFetched(f"{file.path} in it is no plain file")
                 _place(stream, file, data_dir)
     except KeyError as error:
-        raise _NotFetched(f"{download.name}: {error.args[0]}") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise _NotFetched(f"{download.name}: damaged ({type(error).__name__})") from None
+        raise _NotFetched(error.args[0]) from None
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _NotFetched(f"damaged ({type(error).__name__})") from None
 
 
 def _place(stream: Any, file: DataFile, data_dir: Path) -> None:
-    """Copy a stream to its final name by way of a temporary file, once size and digest are right."""
-    final = data_dir / file.path
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
-    try:
-        with os.fdopen(handle, "wb") as copy:
+    """Copy a stream to its final name, once size and digest are right."""
+    with whole(data_dir / file.path) as partial:
+        with partial.open("wb") as copy:
             size, digest = _measure(stream, file.size, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
         if (size, digest) != (file.size, file.sha256):
             raise _NotFetched(f"{file.path} in the download is not the official file")
-        os.replace(temporary, final)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
-def _refuse(name: str, download: Download, data_dir: Path, reason: str) -> None:
-    missing = [data_dir / file.path for file in download.files if fault(data_dir / file.path, file)]
-    more = f" (and {len(missing) - 1} more beside it)" if len(missing) > 1 else ""
+@contextmanager
+def whole(final: Path) -> Iterator[Path]:
+    """Where to write what shall be `final`: it gets that name when the block ends, and nothing is left if it raises."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # A folder beside it: on the same disk, and the file in it gets the usual permissions, unlike mkstemp's.
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as folder:
+        partial = Path(folder) / final.name
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, final)
+
+
+def _refuse(name: str, download: Download, sources: Sequence[Download], data_dir: Path, reason: str) -> None:
+    """Raise UserError with every file of the data set that is missing or not official, and where it belongs."""
+    faults = {file.path: fault(data_dir / file.path, file) for source in sources for file in source.files}
+    paths = [path for path, problem in faults.items() if problem] or [""]
+    more = f" (and beside it {', '.join(Path(path).name for path in paths[1:])})" if paths[1:] else ""
+    damaged = [
+        f"{path} is there, but: {problem}. " for path, problem in faults.items() if problem not in ("", "missing")
+    ]
     raise UserError(
-        f"dataset {name}: cannot fetch {download.name} ({reason}). "
-        f"Put the official file at {missing[0] if missing else data_dir}{more}, "
-        "or set DBNRUN_DATA to where the data lies."
+        f"dataset {name}: cannot fetch {download.name} ({reason}). {''.join(damaged[:1])}"
+        f"Put the official file at {data_dir / paths[0]}{more}, set DBNRUN_DATA to where the data lies, "
+        f"or run `dbnrun data {name}` where there is a network."
     )

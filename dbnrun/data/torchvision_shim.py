@@ -3,6 +3,8 @@
 Its published wheel is compiled for CUDA. Beside a CPU-only torch its operators do not load, and the import stops with
 "operator torchvision::nms does not exist", although data sets and models need none of them. Declaring the missing
 schemas lets the import through; calling such an operator still raises.
+
+Import this at the top of a module: the failed import's traceback keeps the importing frames, and what they hold, alive.
 """
 
 from __future__ import annotations

@@ -1,15 +1,72 @@
 """MNIST and CIFAR-10 against the official bytes, read by hand."""
 
+import hashlib
+import pickle
+
 import numpy as np
+import pytest
 import torch
 
-from dbnrun.config import DatasetConfig
-from dbnrun.data import load
+from dbnrun.config import DatasetConfig, UserError
+from dbnrun.data import expected_digest, load, source
 from dbnrun.data.parts import split_off
+from dbnrun.data.source import DataFile, Download
+
+
+def mnist(val_size=10000):
+    return DatasetConfig(name="mnist", val_size=val_size, fnn_widths=[300], augment="none")
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """A data folder with MNIST's four files, of 30 and 10 images; returns it and the training pixels."""
+    rng = np.random.default_rng(0)
+    pixels = {
+        "train": rng.integers(0, 256, (30, 28, 28), np.uint8),
+        "t10k": rng.integers(0, 256, (10, 28, 28), np.uint8),
+    }
+    downloads = []
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, images in pixels.items():
+        n = len(images)
+        header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in images.shape)
+        labels = b"\0\0\x08\x01" + n.to_bytes(4, "big") + bytes(i % 10 for i in range(n))
+        for name, body in (
+            (f"{part}-images-idx3-ubyte", header + images.tobytes()),
+            (f"{part}-labels-idx1-ubyte", labels),
+        ):
+            (raw / name).write_bytes(body)
+            file = DataFile(f"MNIST/raw/{name}", hashlib.sha256(body).hexdigest(), len(body))
+            downloads.append(Download((f"http://127.0.0.1:9/{name}.gz",), None, "gunzip", (file,)))
+    monkeypatch.setitem(source.SOURCES, "mnist", tuple(downloads))
+    return tmp_path, pixels["train"]
+
+
+def test_mnist_is_read_from_the_verified_raw_files_and_from_no_others(small_mnist):
+    folder, pixels = small_mnist
+    # torchvision itself would take the files of its old versions first.
+    (folder / "MNIST" / "processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        planted = torch.zeros(40, 28, 28, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64)
+        torch.save(planted, folder / "MNIST" / "processed" / name)
+    data = load(mnist(val_size=5), folder)
+    train, val = split_off(30, 5)
+    np.testing.assert_allclose(data.train.x[:, 0].numpy(), pixels[train] / np.float32(255), rtol=1e-6)
+    assert data.val.y.tolist() == [i % 10 for i in val]
+    assert data.train.x.dtype == torch.float32 and data.train.y.dtype == torch.int64
+
+
+def test_an_altered_mnist_file_is_refused_by_name(small_mnist):
+    folder, _ = small_mnist
+    labels = folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\7")
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte: its content is not the official file's"):
+        load(mnist(val_size=5), folder)
 
 
 def test_mnist_holds_the_official_pixels(real_data):
-    data = load(DatasetConfig(name="mnist", val_size=10000, fnn_widths=[300], augment="none"), real_data)
+    data = load(mnist(), real_data)
     raw = real_data / "MNIST" / "raw"
     pixels = np.frombuffer((raw / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
@@ -18,13 +75,36 @@ def test_mnist_holds_the_official_pixels(real_data):
     np.testing.assert_allclose(data.val.x[:50].numpy(), pixels[val[:50]] / np.float32(255), rtol=1e-6)
     assert np.array_equal(data.test.y.numpy(), labels)
     assert (len(data.train), len(data.val), len(data.test)) == (50000, 10000, 10000)
+    assert data.digest == expected_digest("mnist")
 
 
 def test_cifar10_is_standardized_by_channel_on_the_training_part(real_data):
     data = load(DatasetConfig(name="cifar10", val_size=5000, fnn_widths=[300], augment="none"), real_data)
     assert (len(data.train), len(data.val), len(data.test)) == (45000, 5000, 10000)
-    per_channel = data.train.x.permute(1, 0, 2, 3).flatten(1).double()
-    torch.testing.assert_close(per_channel.mean(1), torch.zeros(3).double(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(per_channel.std(1), torch.ones(3).double(), rtol=0, atol=1e-5)
-    # 5 = "truck" … the first test image of CIFAR-10 is a cat, then two ships and an airplane.
-    assert data.test.y[:4].tolist() == [3, 8, 8, 0]
+    folder = real_data / "cifar-10-batches-py"  # `load` has verified every byte of it
+
+    def official(*names):
+        batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]
+        return np.concatenate([b["data"] for b in batches]), np.concatenate([b["labels"] for b in batches])
+
+    x, y = official(*(f"data_batch_{i}" for i in range(1, 6)))
+    train, val = split_off(50000, 5000)
+    channels = x[train].reshape(-1, 3, 1024)
+    # Sums of whole numbers are exact; a float64 copy of the images would take more than a gigabyte.
+    mean = channels.sum((0, 2), dtype=np.int64) / (45000 * 1024)
+    square = np.square(channels, dtype=np.uint16).sum((0, 2), dtype=np.int64) / (45000 * 1024)
+    std = np.sqrt(square - mean**2)
+
+    def standardized(images):
+        return (images.reshape(-1, 3, 32, 32) - mean[:, None, None]) / std[:, None, None]
+
+    test_x, test_y = official("test_batch")
+    for part, images, labels in (
+        (data.train, x[train], y[train]),
+        (data.val, x[val], y[val]),
+        (data.test, test_x, test_y),
+    ):
+        for some in (slice(0, 100), slice(-100, None)):
+            # float32, values up to about 2.
+            np.testing.assert_allclose(part.x[some].numpy(), standardized(images[some]), rtol=0, atol=1e-6)
+        assert np.array_equal(part.y.numpy(), labels)

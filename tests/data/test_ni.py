@@ -1,12 +1,15 @@
 """NI: parsing, encoding, the split and the cache, on small files; counts on the real ones."""
 
 import gzip
+import hashlib
+import math
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbnrun.config import DatasetConfig, UserError
@@ -44,8 +47,6 @@ TEST = [line("snmpguess", "udp", "unheard_of", f5=999), line("normal")]
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A data folder with small files that stand in for the official ones."""
-    import hashlib
-
     downloads = []
     for name, lines in (("kddcup.data_10_percent.gz", TRAIN), ("corrected.gz", TEST)):
         raw = content(*lines)
@@ -83,6 +84,8 @@ def test_records_are_parsed_into_numbers_categories_and_classes():
         (line("teapot"), r"line 3: label 'teapot\.', expected one of the 40 known"),
         (line(service="h\u00e9"), r"line 3: field 3 is 'h\\\\xc3\\\\xa9', expected ASCII text"),
         ("", "line 3: 1 fields, expected 42"),
+        (line(f5="1_000"), "line 3: field 5 is '1_000', expected a number"),  # Python would take it, pandas not
+        (line(f5="1e300"), "line 3: field 5 is '1e300', expected a number"),  # infinite in float32
     ],
 )
 def test_a_malformed_line_is_named_with_its_number(bad, message):
@@ -100,6 +103,30 @@ def test_whatever_stands_in_a_file_is_parsed_or_refused_in_one_line(garbage, whe
         records = parse(raw, WHERE)
     except UserError as error:
         assert "\n" not in str(error) and str(error).startswith("kdd.gz: ")
+    else:
+        assert first_malformed(raw) is None and np.isfinite(records.numeric).all()
+
+
+def test_a_column_of_truth_values_is_refused():
+    with pytest.raises(UserError, match="line 1: field 5 is 'True', expected a number"):
+        parse(content(line(f5=True), line(f5=True)), WHERE)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 41),
+    st.text(st.sampled_from(list("0159.+-eE_ \t\r\0\"'#xinfaNTrue\x1a\u0663\ufeff")), max_size=6),
+    st.booleans(),
+)
+def test_a_field_that_is_no_count_is_named_with_its_line(index, text, in_every_line):
+    fields = line().split(",")
+    fields[index] = text
+    bad, good = ",".join(fields), line()
+    raw = content(*([bad] * 2 if in_every_line else [good, bad, good]))
+    try:
+        records = parse(raw, WHERE)
+    except UserError as error:
+        assert "\n" not in str(error) and "kdd.gz: line " in str(error)
     else:
         assert first_malformed(raw) is None and np.isfinite(records.numeric).all()
 
@@ -129,6 +156,41 @@ def test_features_are_scaled_on_the_training_part_alone(small):
     assert data.test.x[0, 38:].tolist() == [0, 0, 1, 0, 0, 0, 0, 1]
     constant = [i for i in range(38) if train[:, i].max() == 0]
     assert constant and torch.isfinite(train).all()
+
+
+@pytest.mark.parametrize("features", ["log", "standard"])
+def test_features_equal_those_worked_out_record_by_record(small, features):
+    data = load(config(features=features, val_size=0.3), small)
+    rows = [record.split(",") for record in TRAIN]
+    val = set(split_groups(parse(content(*TRAIN), WHERE).group, 0.3)[1].tolist())
+    seen = [sorted({row[block] for row in rows}) for block in ni.CATEGORICAL]
+
+    def transformed(row):
+        return [math.log(1 + float(row[i])) if features == "log" else float(row[i]) for i in ni.NUMERIC]
+
+    columns = list(zip(*(transformed(row) for i, row in enumerate(rows) if i not in val), strict=True))
+
+    def expected(row):
+        scaled = []
+        for value, column in zip(transformed(row), columns, strict=True):
+            spread = max(column) - min(column) if features == "log" else statistics.pstdev(column)
+            offset = min(column) if features == "log" else statistics.fmean(column)
+            scaled.append((value - offset) / spread if spread else 0.0)
+        blocks = zip(ni.CATEGORICAL, seen, strict=True)
+        return scaled + [float(row[block] == name) for block, names in blocks for name in names]
+
+    for part, records in (
+        (data.train, [row for i, row in enumerate(rows) if i not in val]),
+        (data.val, [rows[i] for i in sorted(val)]),
+        (data.test, [record.split(",") for record in TEST]),
+    ):
+        # float32 of numbers worked out in float64.
+        np.testing.assert_allclose(part.x.numpy(), [expected(row) for row in records], rtol=1e-6, atol=1e-7)
+    assert 0 < len(data.val) < len(TRAIN)
+
+
+def test_a_constant_column_becomes_zero_whatever_its_value(small):
+    assert ni._scaling(np.full(7, np.float32(0.1), dtype=np.float64), config(features="standard"))[1] == 0
 
 
 def test_standard_features_have_mean_zero_and_deviation_one_on_the_training_part(small):
@@ -168,6 +230,41 @@ def test_a_damaged_cache_is_read_anew_and_an_unwritable_one_does_without(small, 
     assert torch.equal(load(config(), small).train.x, first.train.x)
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_cache_with_altered_bytes_is_read_right_or_not_at_all(small, data):
+    if not (small / "cache").exists():
+        load(config(), small)
+    (cache,) = (small / "cache").glob("ni-*.npz")
+    sound, truth = cache.read_bytes(), ni._read_cache(cache)
+    assert truth is not None
+    altered = bytearray(sound)
+    position = st.integers(0, len(sound) - 1) | st.integers(len(sound) - 600, len(sound) - 1)
+    for at, value in data.draw(st.lists(st.tuples(position, st.integers(0, 255)), min_size=1, max_size=4)):
+        altered[at] = value
+    try:
+        cache.write_bytes(altered)
+        read = ni._read_cache(cache)
+    finally:
+        cache.write_bytes(sound)
+    assert read is None or all(np.array_equal(array, vars(truth)[name]) for name, array in vars(read).items())
+
+
+def test_a_cache_of_another_shape_is_parsed_anew(small):
+    first = load(config(), small)
+    (cache,) = (small / "cache").iterdir()
+    with np.load(cache) as arrays:
+        np.savez(cache, **{**arrays, "train_numeric": arrays["train_numeric"][:, :5]})
+    assert torch.equal(load(config(), small).train.x, first.train.x)
+
+
+def test_a_recompressed_file_loads(small):
+    first = load(config(), small)
+    path = small / "ni" / "corrected.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    assert torch.equal(load(config(), small).test.x, first.test.x)
+
+
 def test_an_altered_file_is_refused_with_the_line_that_is_malformed(small):
     path = small / "ni" / "corrected.gz"
     path.write_bytes(gzip.compress(content(TEST[0], "half a rec")))
@@ -176,10 +273,27 @@ def test_an_altered_file_is_refused_with_the_line_that_is_malformed(small):
     path.write_bytes(gzip.compress(content(*TEST[::-1])))
     with pytest.raises(UserError, match="SHA-256 differs"):
         load(config(), small)
+    # A sound record too many: no line is malformed, and the piece read of it is not called so.
+    path.write_bytes(gzip.compress(content(*TEST, line())))
+    with pytest.raises(UserError, match=r"corrected.gz: more than \d+ bytes, expected"):
+        load(config(), small)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="truncated or damaged"):
         load(config(), small)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        load(config(), small)
     assert not (small / "cache").exists()
+
+
+def test_a_missing_file_that_cannot_be_fetched_is_said_in_one_line(small):
+    (small / "ni" / "corrected.gz").unlink()
+    with pytest.raises(
+        UserError, match=r"Put the official file at \S*/ni/corrected\.gz, .*`dbnrun data ni`"
+    ) as refused:
+        load(config(), small)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_families_are_those_of_the_published_map(real_data):

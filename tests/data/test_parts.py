@@ -34,7 +34,7 @@ def test_digits_parts_are_scikit_learns_images_each_once():
     assert [len(part) for part in parts] == [1197, 240, 360]
     assert all(part.x.shape[1:] == data.input_shape == (1, 8, 8) for part in parts)
     ours = torch.cat([part.x for part in parts]).flatten(1).mul(16).numpy()
-    official = load_digits().data
+    official = np.asarray(load_digits(return_X_y=True)[0])
     assert np.array_equal(ours[np.lexsort(ours.T)], official[np.lexsort(official.T)])
     for part in parts:  # every class in every part, about as often as it occurs
         assert torch.bincount(part.y).min() > len(part) / 10 * 0.7

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import http.server
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 
@@ -32,11 +34,11 @@ def server(tmp_path):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
 
     def serve(path: str, body: bytes, length: int | None = None) -> str:
         served[path] = (body, len(body) if length is None else length)
@@ -98,6 +100,23 @@ def test_a_second_address_serves_where_the_first_fails(server, tmp_path):
     assert (tmp_path / "raw/part").exists()
 
 
+@pytest.mark.parametrize("kind", ["gunzip", "keep"])
+def test_a_second_address_serves_where_the_first_answers_with_something_else(server, tmp_path, kind):
+    body = CONTENT if kind == "keep" else gzip.compress(CONTENT)
+    urls = server("/moved", b"<html>this page has moved</html>"), server("/part.gz", body)
+    fetch("mnist", tmp_path, [Download(urls, None, kind, (data_file(),))], progress=False)
+    assert (tmp_path / "raw/part").read_bytes() == CONTENT
+    assert leftovers(tmp_path) == ["raw/part"]
+
+
+@pytest.mark.parametrize("kind", ["gunzip", "keep"])
+def test_a_fetched_file_has_the_permissions_of_any_other_file(server, tmp_path, kind):
+    url = server("/part.gz", CONTENT if kind == "keep" else gzip.compress(CONTENT))
+    fetch("mnist", tmp_path, [Download((url,), None, kind, (data_file(),))], progress=False)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "raw/part").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def _tar(*members: tuple[str, bytes, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -127,8 +146,11 @@ REGULAR = tarfile.REGTYPE
         ("tar", _tar(("raw/part", tarfile.SYMTYPE, b"/etc/passwd")), "is no plain file"),
         ("tar", _tar(("raw/part", tarfile.LNKTYPE, b"../../outside")), "is no plain file"),
         ("tar", _tar(("../part", REGULAR, CONTENT)), "not found"),
+        ("tar", _tar(("raw/part", REGULAR, b"\0" * 50_000_000)), "is not the official file"),  # a bomb
+        ("tar", _tar(("raw/part", REGULAR, CONTENT))[:-30], "damaged"),
         ("tar", b"no tar", "damaged"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)}-bytes",
 )
 def test_what_is_not_official_is_refused_in_one_line_and_leaves_nothing(server, tmp_path, kind, body, problem):
     download = Download((server("/part.gz", body),), None, kind, (data_file(),))
@@ -163,9 +185,25 @@ def test_a_download_that_is_cut_off_leaves_nothing(server, tmp_path):
 
 
 def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path):
-    download = Download(("http://127.0.0.1:9/part.gz",), None, "gunzip", (data_file("raw/a"), data_file("raw/b")))
-    with pytest.raises(UserError, match=r"ConnectionError.*Put the official file at .*raw/a \(and 1 more beside it\)"):
-        fetch("mnist", tmp_path, [download], progress=False)
+    nowhere = ("http://127.0.0.1:9/part.gz",)
+    downloads = [Download(nowhere, None, "gunzip", (data_file(f"raw/{name}"),)) for name in ("a", "b", "c")]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/b").write_bytes(CONTENT)
+    with pytest.raises(
+        UserError, match=r"ConnectionError.*Put the official file at \S*raw/a \(and beside it c\).*`dbnrun data mnist`"
+    ) as refused:
+        fetch("mnist", tmp_path, downloads, progress=False)
+    assert "\n" not in str(refused.value)
+    (tmp_path / "raw/a").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="raw/a is there, but: 39,999 bytes, expected 40,000"):
+        fetch("mnist", tmp_path, downloads, progress=False)
+    assert (tmp_path / "raw/a").read_bytes() == CONTENT[:-1]  # the user's own file is not taken away
+
+
+def test_a_status_that_the_server_gives_is_said(server, tmp_path):
+    gone = server("/x", b"").replace("/x", "/gone.gz")
+    with pytest.raises(UserError, match=r"gone\.gz: HTTP status 404"):
+        fetch("mnist", tmp_path, [Download((gone,), None, "gunzip", (data_file(),))], progress=False)
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
@@ -183,6 +221,37 @@ def test_a_fault_is_said_in_words(tmp_path):
     assert "SHA-256 differs" in fault(path, data_file())
     path.write_bytes(CONTENT)
     assert fault(path, data_file()) == ""
+    assert fault(tmp_path, data_file()).startswith("cannot be read")
+
+
+def test_missing_files_are_listed_and_verify_names_the_first_that_is_not_official(tmp_path, monkeypatch):
+    downloads = tuple(Download(("http://127.0.0.1:9/x",), None, "keep", (data_file(name),)) for name in ("a", "b"))
+    monkeypatch.setitem(source.SOURCES, "mnist", downloads)
+    (tmp_path / "b").write_bytes(CONTENT)
+    assert source.missing("mnist", tmp_path) == [tmp_path / "a"]
+    with pytest.raises(UserError, match="a: missing"):
+        source.verify("mnist", tmp_path)
+    (tmp_path / "a").write_bytes(b"\0" * len(CONTENT))
+    assert source.missing("mnist", tmp_path) == []
+    with pytest.raises(UserError, match="a: its content is not the official file's"):
+        source.verify("mnist", tmp_path)
+    (tmp_path / "a").write_bytes(CONTENT)
+    source.verify("mnist", tmp_path)
+
+
+def test_what_shall_be_whole_gets_its_name_at_the_end_or_never(tmp_path):
+    final = tmp_path / "deep" / "part"
+    with pytest.raises(KeyboardInterrupt), source.whole(final) as partial:
+        partial.write_bytes(CONTENT[:7])
+        assert not final.exists()
+        raise KeyboardInterrupt
+    assert leftovers(tmp_path) == []
+
+
+def test_importing_the_data_room_imports_nothing_heavy():
+    code = "import sys, dbnrun.data; print(*{'torch', 'numpy', 'pandas', 'pooch', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_a_recompressed_gz_is_as_good_as_the_published_one(tmp_path):
