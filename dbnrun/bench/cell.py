@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -42,6 +45,25 @@ def _mnist(device: str) -> Iterator[Finding]:
     if "loader" in times:
         what = "a DataLoader with per-sample transforms, over our MNIST FNN step, norm=bn"
         yield ratio("cell", what, times["loader"], times["bn"], "≥ 3.5")
+    if device == "cpu":
+        yield from _over_lightning(data)
+
+
+def _over_lightning(data: Data) -> Iterator[Finding]:
+    """Where PyTorch Lightning is installed: an epoch of its Trainer over one of our loop."""
+    if importlib.util.find_spec("lightning") is None:
+        print("cell   PyTorch Lightning is not installed, so not compared: pip install lightning")
+        return
+    steps = len(data.train) // BATCH
+    step = ours(data, "cpu", "dataset=mnist", "norm=bn")
+
+    def epoch() -> None:
+        for _ in range(steps):
+            step()
+
+    times = by_turns({"lightning": _lightning(data), "ours": epoch}, rounds=5, least=0.05)
+    what = f"PyTorch Lightning with the same loader, {steps} steps, over ours, MNIST FNN, norm=bn"
+    yield ratio("cell", what, times["lightning"], times["ours"], "≥ 6")
 
 
 def _cifar10(device: str) -> Iterator[Finding]:
@@ -115,24 +137,8 @@ def _eager(model: nn.Module, data: Data) -> Callable[[], None]:
 
 def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
     """The tutorial's way: PIL images, per-sample transforms, a DataLoader in this process."""
-    from dbnrun.data.torchvision_shim import torchvision
-
-    class Images(torch.utils.data.Dataset[Any]):
-        pixels = (data.train.x[:, 0].cpu() * 255).to(torch.uint8).numpy()
-        transform = torchvision.transforms.Compose(
-            [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1307,), (0.3081,))]
-        )
-
-        def __len__(self) -> int:
-            return len(self.pixels)
-
-        def __getitem__(self, index: int) -> Any:
-            from PIL import Image
-
-            return self.transform(Image.fromarray(self.pixels[index])), int(data.train.y[index])
-
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, weight_decay=1e-4)
-    loader = torch.utils.data.DataLoader(Images(), batch_size=BATCH, shuffle=True, drop_last=True)
+    loader = _images(data)
 
     def endless() -> Iterator[list[Tensor]]:
         while True:
@@ -145,6 +151,64 @@ def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
         _update(model, optimizer, x, y)
 
     return step
+
+
+def _images(data: Data) -> torch.utils.data.DataLoader[Any]:
+    from PIL import Image
+
+    from dbnrun.data.torchvision_shim import torchvision
+
+    class Images(torch.utils.data.Dataset[Any]):
+        pixels = (data.train.x[:, 0].cpu() * 255).to(torch.uint8).numpy()
+        transform = torchvision.transforms.Compose(
+            [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1307,), (0.3081,))]
+        )
+
+        def __len__(self) -> int:
+            return len(self.pixels)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.transform(Image.fromarray(self.pixels[index])), int(data.train.y[index])
+
+    return torch.utils.data.DataLoader(Images(), batch_size=BATCH, shuffle=True, drop_last=True)
+
+
+def _lightning(data: Data) -> Callable[[], None]:
+    """An epoch of PyTorch Lightning's Trainer over the same loader, its set-up included."""
+    from dbnrun.data.torchvision_shim import torchvision  # noqa: F401 # isort: skip - first: Lightning imports it too
+    import lightning  # pyright: ignore[reportMissingImports] # for the bench only
+
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _mlp()
+
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            x, y = batch
+            loss = F.cross_entropy(self.model(x), y)
+            self.log("train_loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adagrad(self.parameters(), lr=0.01, weight_decay=1e-4)
+
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": False,
+    }
+    loader = _images(data)
+    module = Module()
+
+    def epoch() -> None:
+        lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, loader)
+
+    return epoch
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
