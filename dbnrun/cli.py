@@ -151,7 +151,7 @@ def _hydra(arguments: list[str]) -> None:
     if outcomes[0].status == "refused":
         raise UserError(outcomes[0].message)
     if outcomes[0].status == "failed":
-        raise sweep.CellFailed(f"the cell failed; its traceback is in {outcomes[0].folder / 'run.log'}")
+        raise sweep.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
 
 
 def _cell(cfg: Any) -> Any:

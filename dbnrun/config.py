@@ -179,16 +179,35 @@ class ScheduleConfig:
 
 @dataclass
 class GroupConfig:
-    pattern: str = MISSING
-    lr: float = MISSING
-    weight_decay: float = MISSING
+    pattern: str
+    lr: float
+    weight_decay: float
+
+    @classmethod
+    def of(cls, name: str, given: Any) -> GroupConfig:
+        """A group from what the configuration says of it. OmegaConf cannot do it: it refuses to add a typed entry."""
+        key = f"optimizer.groups.{name}"
+        known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or set(given) != set(known):
+            raise UserError(
+                f"{key}={given}: expected exactly {', '.join(known)}, such as {{pattern: '*', lr: 0.01, …}}."
+            )
+        if not isinstance(given["pattern"], str):
+            raise UserError(
+                f"{key}.pattern={given['pattern']}: expected a glob over parameter names, such as '*.weight'."
+            )
+        for number in ("lr", "weight_decay"):
+            if isinstance(given[number], bool) or not isinstance(given[number], int | float):
+                raise UserError(f"{key}.{number}={given[number]}: expected a number.")
+            _in_range(f"{key}.{number}", given[number], 0)
+        return cls(given["pattern"], float(given["lr"]), float(given["weight_decay"]))
 
 
 @dataclass
 class OptimizerConfig:
     name: str = MISSING
     lr: float = MISSING
-    groups: dict[str, GroupConfig] = MISSING
+    groups: dict[str, Any] = MISSING  # GroupConfig by name, once checked
     eps: float | None = None
     initial_accumulator: float | None = None
     momentum: float | None = None
@@ -200,9 +219,10 @@ class OptimizerConfig:
         _in_range("optimizer.lr", self.lr, 0)
         if not self.groups:
             raise UserError("optimizer.groups is empty: expected at least one group with pattern, lr, weight_decay.")
-        for name, group in self.groups.items():
-            _in_range(f"optimizer.groups.{name}.lr", group.lr, 0)
-            _in_range(f"optimizer.groups.{name}.weight_decay", group.weight_decay, 0)
+        self.groups = {
+            name: group if isinstance(group, GroupConfig) else GroupConfig.of(name, group)
+            for name, group in self.groups.items()
+        }
         if self.eps is not None:
             _in_range("optimizer.eps", self.eps, 0)
         if self.initial_accumulator is not None:

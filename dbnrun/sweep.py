@@ -113,7 +113,8 @@ def sentence(outcome: Outcome) -> str:
     if outcome.status == "held":
         return f"left to {outcome.message}: {outcome.folder}"
     if outcome.status in ("refused", "failed"):
-        return f"{outcome.status}: {outcome.message} ({outcome.folder / 'run.log'})"
+        log = outcome.folder / "run.log"
+        return f"{outcome.status}: {outcome.message}" + (f" (traceback in {log})" if log.exists() else "")
     ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
     result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
     return f"{ended}{result}: {outcome.folder}"

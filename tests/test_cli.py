@@ -46,6 +46,8 @@ WRONG = [
     (["optimizer.lr=-1"], r"optimizer.lr=-1"),
     (["optimizer.groups.weights.pattern=nothing"], r"miss \d+ parameter\(s\), first 'hidden.0.linear.weight'"),
     (["optimizer.groups.weigths.lr=1"], r"weigths"),
+    (["optimizer.groups.norm.lr=fast"], r"optimizer.groups.norm.lr=fast: expected a number"),
+    (["+optimizer.groups.rest={pattern: '*'}"], r"expected exactly pattern, lr, weight_decay"),
     (["seed=-1"], r"seed=-1"),
     (["seed=0,1"], r"seed=0,1: several values; expected one, or -m"),
     (["seed=[1"], r"expected key=value"),
@@ -189,6 +191,21 @@ def test_shell_completion_offers_the_choices(dbnrun):
     assert {"dataset=digits", "dataset=mnist", "dataset=ni", "dataset=cifar10"} <= set(done.stdout.split())
     installed = dbnrun("-sc", "install=bash")
     assert "complete" in installed.stdout
+
+
+def test_an_optimizer_group_can_be_added_and_sweeps_may_change_one(dbnrun, tmp_path):
+    added = "+optimizer.groups.rest={pattern: '*', lr: 1, weight_decay: 0}"
+    assert dbnrun("train.epochs=1", "optimizer.groups.weights.pattern=out.weight", added).returncode == 0
+    (path,) = tmp_path.glob("results/runs/*/config.yaml")
+    assert "rest:\n      pattern: '*'\n      lr: 1.0" in path.read_text()
+    sweep = dbnrun("-m", "train.epochs=1", "optimizer.groups.norm.lr=0.01,0.1")
+    assert sweep.returncode == 0 and "2 cells: 2 to train" in sweep.stderr
+
+
+def test_a_results_folder_that_cannot_be_made_fails_the_cell_in_words(dbnrun, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    done = dbnrun("results_dir=taken", "train.epochs=1")
+    assert done.returncode == 1 and "NotADirectoryError" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_debug_shows_the_traceback(dbnrun):
