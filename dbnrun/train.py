@@ -21,7 +21,7 @@ from dbnrun.optimizer import add_penalty, lr_of
 from dbnrun.records import EpochRow
 from dbnrun.streams import Streams
 
-EVAL_BATCH = 500  # records an evaluation step, the fastest of 100 to 2000; no number depends on it but by rounding
+EVAL_BATCH = 500  # records an evaluation step; no number depends on it but by rounding
 
 
 @dataclass(frozen=True)
