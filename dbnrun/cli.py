@@ -32,7 +32,10 @@ Choose one of each:
   norm        bn, dbn, dbn_inference, ln, gn, none
   schedule    constant, harmonic, inverse_square, power, alpha_1, alpha_0.75, … alpha_0
   optimizer   adagrad, sgd, adam, adamw
-  experiment  demo, paper_mnist, paper_ni, paper_cifar10
+  experiment  demo, and Table 1 a data set and protocol:
+              paper_mnist_a, paper_mnist_b, paper_mnist_c, paper_mnist_baselines
+              paper_ni_a, paper_ni_b, paper_ni_c, paper_ni_baselines
+              paper_cifar10_a, paper_cifar10_b, paper_cifar10_c, paper_cifar10_baselines
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2

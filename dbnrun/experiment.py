@@ -153,11 +153,14 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
     keep_weights(recordings, cells)
 
 
-def build_run(recordings: Sequence[Recording], data: Data, device: torch.device) -> list[Cell]:
-    """The cells of one training run, at the epoch where they stopped; the first leads, the others follow it."""
+def build_run(recordings: Sequence[Recording], data: Data, device: torch.device, stacked: int = 1) -> list[Cell]:
+    """The cells of one training run, at the epoch where they stopped; the first leads, the others follow it.
+
+    `stacked` is the number of runs that train together, for the record.
+    """
     cells = [build_cell(recording.config, data, device) for recording in recordings]
     for recording, cell in zip(recordings, cells, strict=True):
-        recording.describe_device(device)
+        recording.describe_training(device, stacked)
         if recording.state:
             cell.restore(recording.state)
     for cell in cells[1:]:

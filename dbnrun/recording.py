@@ -164,10 +164,11 @@ class Recording:
             "wall_seconds": float(before.get("wall_seconds", 0.0)),
         }
 
-    def describe_device(self, device: torch.device) -> None:
+    def describe_training(self, device: torch.device, stacked: int) -> None:
+        """Note the device and how many runs the stack has: a stacked cell differs from one alone by rounding."""
         cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-        self._manifest.update(device=device.type, device_name=name)
+        self._manifest.update(device=device.type, device_name=name, stacked=stacked)
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
     runs = sorted(runs, key=lambda run: run[0].config.seed)  # networks that see the same batches side by side
     config, done = runs[0][0].config, runs[0][0].epochs_done
     data = load_data(config, device)
-    built = [build_run(recordings, data, device) for recordings in runs]
+    built = [build_run(recordings, data, device, len(runs)) for recordings in runs]
     stacked = [Run(cells[0], [cell.view() for cell in cells]) for cells in built]
     with progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
         for epoch in train_stack(

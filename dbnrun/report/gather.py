@@ -21,7 +21,7 @@ from dbnrun import records
 from dbnrun.config import UserError, norm_label
 from dbnrun.records import EpochRow
 
-HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist`"
+HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 REFERENCES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
