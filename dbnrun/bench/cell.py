@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -30,9 +28,9 @@ def measure(device: str) -> Iterator[Finding]:
 def _mnist(device: str) -> Iterator[Finding]:
     data = synthetic("mnist", RECORDS, device)
     subjects = {norm: ours(data, device, "dataset=mnist", f"norm={norm}") for norm in ("bn", "dbn", "dbn_inference")}
-    others = {"floor": floor([784, 300, 300, 10], device), "eager": _eager(_mlp().to(device), data)}
+    others = {"floor": floor([784, 300, 300, 10], device), "eager": _eager(mlp().to(device), data)}
     if device == "cpu":
-        others["loader"] = _loader(_mlp(), data)
+        others["loader"] = _loader(mlp(), data)
     times = by_turns(subjects | others, least=0.2)
     for norm in subjects:
         target = "≤ 2.2" if device == "cpu" else ""
@@ -54,6 +52,8 @@ def _over_lightning(data: Data) -> Iterator[Finding]:
     if importlib.util.find_spec("lightning") is None:
         print("cell   PyTorch Lightning is not installed, so not compared: pip install lightning")
         return
+    from dbnrun.bench.lightning_loop import fit
+
     steps = len(data.train) // BATCH
     step = ours(data, "cpu", "dataset=mnist", "norm=bn")
 
@@ -61,9 +61,12 @@ def _over_lightning(data: Data) -> Iterator[Finding]:
         for _ in range(steps):
             step()
 
-    times = by_turns({"lightning": _lightning(data), "ours": epoch}, rounds=5, least=0.05)
-    what = f"PyTorch Lightning with the same loader, {steps} steps, over ours, MNIST FNN, norm=bn"
-    yield ratio("cell", what, times["lightning"], times["ours"], "≥ 6")
+    subjects = {"bare": fit(mlp(), images(data)), "template": fit(mlp(), images(data), template=True), "ours": epoch}
+    times = by_turns(subjects, rounds=5, least=0.05)
+    what = f"PyTorch Lightning, {steps} steps over ours, MNIST FNN, norm=bn"
+    yield ratio("cell", f"{what}, its Trainer bare", times["bare"], times["ours"])
+    what += ", as templates use it (metrics, progress bar, CSV logger, checkpoint)"
+    yield ratio("cell", what, times["template"], times["ours"], "≥ 6")
 
 
 def _cifar10(device: str) -> Iterator[Finding]:
@@ -109,7 +112,7 @@ def floor(widths: list[int], device: str) -> Callable[[], None]:
     return products
 
 
-def _mlp() -> nn.Module:
+def mlp() -> nn.Module:
     hidden = [nn.Linear(784, 300), nn.BatchNorm1d(300), nn.ReLU(), nn.Linear(300, 300), nn.BatchNorm1d(300), nn.ReLU()]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(300, 10))
 
@@ -138,7 +141,7 @@ def _eager(model: nn.Module, data: Data) -> Callable[[], None]:
 def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
     """The tutorial's way: PIL images, per-sample transforms, a DataLoader in this process."""
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, weight_decay=1e-4)
-    loader = _images(data)
+    loader = images(data)
 
     def endless() -> Iterator[list[Tensor]]:
         while True:
@@ -153,7 +156,7 @@ def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
     return step
 
 
-def _images(data: Data) -> torch.utils.data.DataLoader[Any]:
+def images(data: Data) -> torch.utils.data.DataLoader[Any]:
     from PIL import Image
 
     from dbnrun.data.torchvision_shim import torchvision
@@ -171,44 +174,6 @@ def _images(data: Data) -> torch.utils.data.DataLoader[Any]:
             return self.transform(Image.fromarray(self.pixels[index])), int(data.train.y[index])
 
     return torch.utils.data.DataLoader(Images(), batch_size=BATCH, shuffle=True, drop_last=True)
-
-
-def _lightning(data: Data) -> Callable[[], None]:
-    """An epoch of PyTorch Lightning's Trainer over the same loader, its set-up included."""
-    from dbnrun.data.torchvision_shim import torchvision  # noqa: F401 # isort: skip - first: Lightning imports it too
-    import lightning  # pyright: ignore[reportMissingImports] # for the bench only
-
-    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = _mlp()
-
-        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-            x, y = batch
-            loss = F.cross_entropy(self.model(x), y)
-            self.log("train_loss", loss)
-            return loss
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adagrad(self.parameters(), lr=0.01, weight_decay=1e-4)
-
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "logger": False,
-    }
-    loader = _images(data)
-    module = Module()
-
-    def epoch() -> None:
-        lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, loader)
-
-    return epoch
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -11,9 +12,9 @@ from dbnrun.bench.cell import floor, ours
 from dbnrun.bench.subjects import BATCH, cell, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.fused.stack import StackedFNN
-from dbnrun.fused.train import Step, Sums
-from dbnrun.models import FNN
+from dbnrun.experiment import Cell
+from dbnrun.fused.stack import stacked
+from dbnrun.fused.train import Run, Step, Sums, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.train import train
 
@@ -28,7 +29,10 @@ SIZES = (2, 5, 10, 20, 50, 100, 200)
 
 def measure(device: str) -> Iterator[Finding]:
     yield from _column(device)
+    if device == "cpu":
+        yield from _column_over_lightning()
     yield from _stacks(device)
+    yield from _convolutions(device)
 
 
 def _column(device: str) -> Iterator[Finding]:
@@ -41,13 +45,46 @@ def _column(device: str) -> Iterator[Finding]:
     yield ratio("grid", what, times["column"], times["alone"], "≤ 1.40")
 
 
+def _column_over_lightning() -> Iterator[Finding]:
+    """An epoch of Table 1's MNIST column with five seeds, stacked, over Lightning training the fifty one by one.
+
+    Lightning's part is one cell's epoch, of 500 steps and 200 batches of evaluation, times fifty.
+    """
+    if importlib.util.find_spec("lightning") is None:
+        print("grid   PyTorch Lightning is not installed, so the column over it is not compared: pip install lightning")
+        return
+    from dbnrun.bench.cell import images, mlp
+    from dbnrun.bench.lightning_loop import fit
+
+    data, small = synthetic("mnist", 50_000, "cpu", held_out=10_000), synthetic("mnist", 10_000, "cpu")
+    loader = images(small)
+    # Five times 100 steps and 40 batches: the epoch, in one fit.
+    again = {"max_epochs": 5, "limit_val_batches": 40, "num_sanity_val_steps": 0}
+    subjects = {"lightning": fit(mlp(), loader, loader, template=True, **again), "ours": _seeds(data, range(5))}
+    times = by_turns(subjects, rounds=5, least=0.1)
+    fifty = [50 * seconds for seconds in times["lightning"]]
+    what = "MNIST column, 10 schedules x 5 seeds: Lightning one cell at a time (one epoch measured, x 50) over ours"
+    yield ratio("grid", what, fifty, times["ours"], "≥ 90")
+
+
+def _seeds(data: Data, seeds: Iterable[int]) -> Callable[[], object]:
+    """An epoch of the column for several seeds, their runs stacked; evaluation included."""
+    runs = [_views(data, "cpu", TABLE_1, f"seed={seed}") for seed in seeds]
+    together = [Run(cells[0], [each.view() for each in cells]) for cells in runs]
+    return lambda: list(train_stack(together, data, runs[0][0].config.train))
+
+
 def _stacks(device: str) -> Iterator[Finding]:
     """A training step of stacked cells, a cell, over the matrix products of one, and cells a second over one alone."""
     for name, widths in (("mnist", [784, 300, 300, 10]), ("ni", [118, 50, 50, 5])):
         data = synthetic(name, 10_000, device)
         subjects = {"floor": floor(widths, device), "1": ours(data, device, f"dataset={name}", "norm=dbn")}
         sizes = [size for size in SIZES if size <= (200 if name == "ni" else 50)]
-        times = by_turns(subjects | {str(k): _stacked(data, device, name, k) for k in sizes}, rounds=5, least=0.05)
+        times = by_turns(
+            subjects | {str(k): _stacked(data, device, k, f"dataset={name}", "norm=dbn") for k in sizes},
+            rounds=5,
+            least=0.05,
+        )
         for size in sizes:
             own = [seconds / size for seconds in times[str(size)]]
             target = "≤ 1.45" if (name, size, device) == ("mnist", 10, "cpu") else ""
@@ -56,12 +93,12 @@ def _stacks(device: str) -> Iterator[Finding]:
             yield ratio("grid", f"{label}, cells a second, over one at a time", times["1"], own)
 
 
-def _stacked(data: Data, device: str, name: str, count: int) -> Callable[[], object]:
-    cells = [cell(data, device, f"dataset={name}", "norm=dbn", f"seed={seed}") for seed in range(count)]
+def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[], object]:
+    cells = [cell(data, device, *overrides, f"seed={seed}") for seed in range(count)]
     for each in cells:
         each.model.train()
-    stack = StackedFNN([each.model for each in cells if isinstance(each.model, FNN)], range(count))
-    step, sums = Step(stack, cells, "fp32"), Sums(count, torch.device(device))
+    stack = stacked([each.model for each in cells], range(count))
+    step, sums = Step(stack, cells, cells[0].config.precision), Sums(count, torch.device(device))
 
     def update() -> None:
         index = torch.randint(len(data.train), (count, BATCH), device=device)
@@ -71,11 +108,30 @@ def _stacked(data: Data, device: str, name: str, count: int) -> Callable[[], obj
 
 
 def _epoch(data: Data, device: str, schedules: Sequence[str]) -> Callable[[], object]:
-    overrides = ["dataset=mnist", "norm=dbn_inference", "schedule.unit=epoch", "train.epochs=1"]
-    cells = [cell(data, device, *overrides, f"schedule={schedule}") for schedule in schedules]
-    leader = cells[0]
-    for follower in cells[1:]:
-        share_weights(leader.model, follower.model)
-    follow(leader.model, [follower.model for follower in cells[1:]])
-    views = [each.view() for each in cells]
+    cells = _views(data, device, schedules)
+    leader, views = cells[0], [each.view() for each in cells]
     return lambda: list(train(views, leader.optimizer, data, leader.config.train, leader.streams))
+
+
+def _views(data: Data, device: str, schedules: Sequence[str], *overrides: str) -> list[Cell]:
+    """Cells that share one training run, one a schedule."""
+    common = ["dataset=mnist", "norm=dbn_inference", "schedule.unit=epoch", "train.epochs=1", *overrides]
+    cells = [cell(data, device, *common, f"schedule={schedule}") for schedule in schedules]
+    for follower in cells[1:]:
+        share_weights(cells[0].model, follower.model)
+    follow(cells[0].model, [follower.model for follower in cells[1:]])
+    return cells
+
+
+def _convolutions(device: str) -> Iterator[Finding]:
+    """Stacked CNN cells, bf16: cells a second over one at a time. On a CPU few of them, for they gain nothing there."""
+    data = synthetic("cifar10", 1000, device)
+    overrides = ("dataset=cifar10", "norm=dbn", "precision=bf16")
+    sizes = (2, 5) if device == "cpu" else (10, 50)
+    subjects = {str(k): _stacked(data, device, k, *overrides) for k in sizes}
+    times = by_turns({"1": ours(data, device, *overrides)} | subjects, rounds=5, least=0.3)
+    for size in sizes:
+        own = [seconds / size for seconds in times[str(size)]]
+        target = "≥ 6" if (size, device) == (50, "cuda") else ""
+        label = f"cifar10 CNN step, norm=dbn, bf16, {size} seeds stacked, cells a second, over one at a time"
+        yield ratio("grid", label, times["1"], own, target)

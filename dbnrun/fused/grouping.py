@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -28,24 +28,28 @@ def trajectory(config: RunConfig) -> str:
 def stack(config: RunConfig) -> str | None:
     """What the runs of one stack have in common, as text; None for a cell that cannot be stacked.
 
-    May differ: seed, schedule, lambda's beginning, learning rates, weight decays.
+    May differ: seed, schedule, lambda's beginning, learning rates, weight decays, dropout rates.
     """
-    if config.model.name != "fnn" or config.norm.name not in ("bn", "dbn", "none"):
+    if config.model.name not in ("fnn", "cnn") or config.norm.name not in ("bn", "dbn", "none"):
         return None
     parts = asdict(config)
     for key in ("seed", "schedule"):
         parts[key] = None
-    parts["norm"]["init"] = parts["optimizer"]["lr"] = None
+    parts["norm"]["init"] = parts["optimizer"]["lr"] = parts["model"]["dropout"] = None
     for group in parts["optimizer"]["groups"].values():
         group["lr"] = group["weight_decay"] = None
     return json.dumps(parts, sort_keys=True)
 
 
-def plan(configs: Sequence[RunConfig], max_stack: int) -> list[list[list[int]]]:
-    """Stacks of runs of positions in `configs`, in the order of their first cell; at most `max_stack` runs a stack."""
+def plan(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:
+    """Stacks of runs of positions in `configs`, in the order of their first cell.
+
+    `limit` says how many runs like a given one a stack may hold; it is asked once a kind, when its turn has come.
+    """
     runs = _grouped(range(len(configs)), lambda position: trajectory(configs[position]))
-    kinds = _grouped(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}")
-    return [kind[start : start + max_stack] for kind in kinds for start in range(0, len(kind), max_stack)]
+    for kind in _grouped(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}"):
+        size = limit(configs[kind[0][0]]) if len(kind) > 1 else 1
+        yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 
 def _grouped(things: Iterable[T], key: Callable[[T], str]) -> list[list[T]]:

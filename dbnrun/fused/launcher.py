@@ -19,10 +19,11 @@ from dbnrun.sweep import announce, composed
 class FusedLauncher(Launcher):
     """Trains each distinct training run of a sweep once, and up to `max_stack` runs of a kind as one program.
 
-    Every cell gets the folder it would have had alone; with max_stack=1 the same numbers bit for bit.
+    Every cell gets the folder it would have had alone; with max_stack=1 the same numbers bit for bit. "auto" takes as
+    many as fit into a quarter of the free memory and gain by it.
     """
 
-    def __init__(self, max_stack: int = 1) -> None:
+    def __init__(self, max_stack: int | str = 1) -> None:
         self.max_stack = max_stack
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
@@ -30,13 +31,15 @@ class FusedLauncher(Launcher):
         self.master = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if self.max_stack < 1:
-            raise UserError(f"hydra.launcher.max_stack={self.max_stack}: expected a number of at least 1.")
-        from dbnrun.fused.run import run_stack  # noqa: PLC0415 - torch, not needed until something trains
+        if self.max_stack != "auto" and (not isinstance(self.max_stack, int) or self.max_stack < 1):
+            raise UserError(f"hydra.launcher.max_stack={self.max_stack}: expected auto, or a number of at least 1.")
+        from dbnrun.fused.memory import fitting  # noqa: PLC0415 - torch, not needed until something trains
+        from dbnrun.fused.run import run_stack  # noqa: PLC0415
 
         configs = [composed(self.loader, self.master, job) for job in job_overrides]
         outcomes: dict[int, Outcome] = {}
-        for runs in plan(configs, self.max_stack):
+        limit = fitting if self.max_stack == "auto" else lambda _: int(self.max_stack)
+        for runs in plan(configs, limit):
             results = run_stack([[configs[position] for position in run] for run in runs])
             for position, outcome in zip(chain.from_iterable(runs), chain.from_iterable(results), strict=True):
                 outcomes[position] = outcome

@@ -103,7 +103,9 @@ def _options(group: dict[str, Any]) -> str:
 def _joined(leaf: Leaf, values: Sequence[Any]) -> Any:
     """State of the slices as state of the leaf: joined where it is of the parameter's shape, else common to all."""
     if isinstance(values[0], Tensor) and values[0].shape == leaf.slices[0].shape and values[0].dim():
-        return torch.stack(list(values)).view_as(leaf.tensor)
+        joined = torch.empty_like(leaf.tensor)  # in its memory order, on which fused optimizers count
+        leaf.by_cell(joined).copy_(torch.stack(list(values)))
+        return joined
     return values[0].clone() if isinstance(values[0], Tensor) else values[0]
 
 

@@ -1,22 +1,24 @@
-"""Several fully connected networks as one program.
+"""Several networks as one program.
 
 The cells stay ordinary cells: their parameters, gradients and lambdas become views of stacked tensors. The stack
 supplies the training step alone; evaluation, checkpoints and records are each cell's own.
 
 Letters: T networks, B records a batch, U distinct batches (cells of one seed share theirs). Activations are laid
-out (T, C, B): for the normalizer that is one layer of T*C channels over B values each, contiguous.
+out (T, C, B), those of convolutions (B, T*C, H, W): for the normalizer one layer of T*C channels either way.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbnrun.models import FNN
+from dbnrun.models import CNN, FNN, Network
 from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.norm.schedules import Schedule
 
@@ -49,18 +51,19 @@ class Leaf:
             parameter.grad = piece
 
 
-class StackedFNN:
+class Stack:
     """T networks of one architecture in training mode, called as (x (U, B, …)) -> logits (T, num_classes, B)."""
 
-    def __init__(self, models: Sequence[FNN], batch_of: Sequence[int]) -> None:
+    def __init__(self, models: Sequence[Network], batch_of: Sequence[int]) -> None:
         """`batch_of` (T,) says which of the U batches each network sees; it begins at 0 and never decreases."""
         self.count = len(models)
-        self.batch_of = torch.tensor(batch_of, device=models[0].out.weight.device)
+        self.batch_of = torch.tensor(batch_of, device=next(models[0].parameters()).device)
         shares = torch.bincount(self.batch_of)
-        self.share = int(shares[0]) if (shares == shares[0]).all() else 0  # networks a batch, where all have as many
+        self.even = bool((shares == shares[0]).all())  # every batch is seen by as many networks
         self.leaves: list[Leaf] = []
-        self.blocks = [self._block([model.hidden[i] for model in models]) for i in range(len(models[0].hidden))]
-        self.out = self._linear([model.out for model in models])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _leaf(self, parameters: Sequence[nn.Parameter], joined: bool = False) -> nn.Parameter:
         self.leaves.append(Leaf.of(parameters, joined))
@@ -77,9 +80,16 @@ class StackedFNN:
         """weight (T, out, in) times x (T, in, B), or x (U, in, B) in the first layer, as (T, out, B)."""
         if len(x) == self.count:
             return torch.bmm(weight, x)
-        if self.share:  # networks of one batch lie side by side: one larger product a batch
+        if self.even:  # networks of one batch lie side by side: one larger product a batch
             return torch.bmm(weight.view(len(x), -1, weight.shape[2]), x).view(self.count, -1, x.shape[2])
         return torch.bmm(weight, x[self.batch_of])
+
+    def _conv(self, layers: Sequence[Any]) -> Step:
+        """One convolution with a group for each network, or batch; x (B, T*in, H, W), or (B, U*in, H, W)."""
+        one = layers[0]
+        weight = self._leaf([layer.weight for layer in layers], joined=True)  # (T*out, in, 3, 3)
+        bias = None if one.bias is None else self._leaf([layer.bias for layer in layers], joined=True)
+        return lambda x: F.conv2d(x, weight, bias, padding=one.padding, groups=x.shape[1] // one.in_channels)
 
     def _block(self, blocks: Sequence[Any]) -> list[Step]:
         """What a hidden block does, in the order of its layers."""
@@ -87,11 +97,11 @@ class StackedFNN:
         for name in blocks[0]:
             layers = [block[name] for block in blocks]
             if name == "linear":
-                steps.append(self._linear(layers))
+                steps.append(self._conv(layers) if isinstance(layers[0], nn.Conv2d) else self._linear(layers))
             elif name == "norm" and not isinstance(layers[0], nn.Identity):
                 steps.append(self._norm(layers))
-            else:
-                steps.append(layers[0])  # an activation, elementwise
+            elif name == "act":
+                steps.append(layers[0])  # elementwise
         return steps
 
     def _norm(self, layers: Sequence[Any]) -> Step:
@@ -100,14 +110,65 @@ class StackedFNN:
         if layers[0].weight is not None:
             joined.weight = self._leaf([layer.weight for layer in layers], joined=True)
             joined.bias = self._leaf([layer.bias for layer in layers], joined=True)
-        return lambda x: joined(x.reshape(1, -1, x.shape[2])).view_as(x)
+        # Units lie as (T, C, B), channels as (B, T*C, H, W).
+        return lambda x: joined(x) if x.dim() == 4 else joined(x.reshape(1, -1, x.shape[2])).view_as(x)
+
+
+class StackedFNN(Stack):
+    """Fully connected networks; x (U, B, …)."""
+
+    def __init__(self, models: Sequence[FNN], batch_of: Sequence[int]) -> None:
+        super().__init__(models, batch_of)
+        self.blocks = [self._block([model.hidden[i] for model in models]) for i in range(len(models[0].hidden))]
+        self.out = self._linear([model.out for model in models])
 
     def __call__(self, x: Tensor) -> Tensor:
         h = x.flatten(2).transpose(1, 2)  # (U, in, B)
-        for block in self.blocks:
+        for step in itertools.chain.from_iterable(self.blocks):
+            h = step(h)
+        return self.out(h)
+
+
+class StackedCNN(Stack):
+    """The convolutional networks; x (U, B, C, H, W). Dropout draws from each cell's own stream, as alone."""
+
+    def __init__(self, models: Sequence[CNN], batch_of: Sequence[int]) -> None:
+        super().__init__(models, batch_of)
+        self.convs = [self._block([model.convs[i] for model in models]) for i in range(len(models[0].convs))]
+        self.hidden = self._block([model.hidden for model in models])
+        self.out = self._linear([model.out for model in models])
+        self.pool = models[0].pool
+        self.dropouts = [[model.dropouts[i] for model in models] for i in range(len(models[0].dropouts))]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) not in (1, self.count) and not self.even:
+            x = x[self.batch_of]
+        h = x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)  # (B, U*C, H, W)
+        for index, block in enumerate(self.convs):
             for step in block:
                 h = step(h)
-        return self.out(h)
+            if index % 2:
+                h = self._drop(index // 2, self.pool(h))
+        h = h.reshape(len(h), self.count, -1).permute(1, 2, 0)  # (T, C*H*W, B)
+        for step in self.hidden:
+            h = step(h)
+        return self.out(self._drop(2, h))
+
+    def _drop(self, index: int, h: Tensor) -> Tensor:
+        """h (B, T*C, H, W) or (T, C, B)."""
+        layers: list[Any] = self.dropouts[index]
+        if all(layer.rate == 0 for layer in layers):
+            return h
+        if h.dim() == 4:
+            shape = (len(h), h.shape[1] // self.count, *h.shape[2:])
+            return h * torch.cat([layer.mask(shape, h) for layer in layers], dim=1)
+        return h * torch.stack([layer.mask((h.shape[2], h.shape[1]), h).t() for layer in layers])
+
+
+def stacked(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:
+    """The stack of networks of one kind."""
+    kinds = {FNN: StackedFNN, CNN: StackedCNN}
+    return kinds[type(models[0])](models, batch_of)  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
 
 def _joined_dbn(layers: Sequence[DiminishingBatchNorm]) -> DiminishingBatchNorm:
@@ -130,9 +191,9 @@ def _joined_dbn(layers: Sequence[DiminishingBatchNorm]) -> DiminishingBatchNorm:
     return joined
 
 
-def _joined_bn(layers: Sequence[Any]) -> nn.BatchNorm1d:
+def _joined_bn(layers: Sequence[Any]) -> nn.Module:
     one = layers[0]
-    joined = nn.BatchNorm1d(one.num_features * len(layers), eps=one.eps, momentum=one.momentum, affine=False)
+    joined = type(one)(one.num_features * len(layers), eps=one.eps, momentum=one.momentum, affine=False)
     _share_buffers(joined, layers, ("running_mean", "running_var"), "num_batches_tracked")
     return joined
 
@@ -161,7 +222,8 @@ class _Schedules:
         if self.constant is not None:
             return self.constant
         values = [schedule(m) for schedule in self.schedules]
-        alphas = torch.stack([torch.as_tensor(value, dtype=m.dtype, device=m.device) for value in values])
+        # torch.full, not a copy from the host: a captured graph may not wait for one.
+        alphas = torch.stack([v.to(m.dtype) if isinstance(v, Tensor) else torch.full_like(m, v) for v in values])
         alphas = alphas.repeat_interleave(self.features)
         if not any(isinstance(value, Tensor) for value in values):
             self.constant = alphas  # no need to ask again

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,7 @@ from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data
 from dbnrun.experiment import Cell
 from dbnrun.fused.optimizer import StackedOptimizer
-from dbnrun.fused.stack import StackedFNN
-from dbnrun.models import FNN
+from dbnrun.fused.stack import Stack, stacked
 from dbnrun.norm.following import share_weights
 from dbnrun.optimizer import lr_of
 from dbnrun.records import EpochRow
@@ -44,16 +42,15 @@ def train_stack(
 ) -> Iterator[list[list[EpochRow]]]:
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
-    The networks are FNNs, the runs ordered by seed. A run whose training loss is no longer finite yields no further
-    rows; it goes on as numbers that touch no other's. While the generator waits, every cell stands exactly at that
-    epoch's end.
+    The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
+    further rows; it goes on as numbers that touch no other's. While the generator waits, every cell stands exactly
+    at that epoch's end.
     """
     seeds = [run.leader.config.seed for run in runs]
     first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
     models = [run.leader.model for run in runs]
-    assert all(isinstance(model, FNN) for model in models), "only the fully connected networks are stacked"
     distinct = list(dict.fromkeys(seeds))
-    stack = StackedFNN(cast(list[FNN], models), [distinct.index(seed) for seed in seeds])
+    stack = stacked(models, [distinct.index(seed) for seed in seeds])
     for run in runs:  # the leader's parameters have moved into the stack
         for view in run.views[1:]:
             share_weights(run.leader.model, view.model)
@@ -88,10 +85,11 @@ def train_stack(
 
 
 def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[int]) -> None:
-    """Put every run's streams to where its seed's stand: alone, it would have drawn the same."""
-    states = {seeds[first]: runs[first].leader.streams.state() for first in first_of}
+    """Put every run's order and augmentation to where its seed's stand: alone, it would have drawn the same."""
+    drawn = {seeds[first]: runs[first].leader.streams for first in first_of}
     for run, seed in zip(runs, seeds, strict=True):
-        run.leader.streams.restore(states[seed])
+        run.leader.streams.order.set_state(drawn[seed].order.get_state())
+        run.leader.streams.augment.set_state(drawn[seed].augment.get_state())
 
 
 class Sums:
@@ -110,7 +108,7 @@ class Sums:
 class Step:
     """One update of every run."""
 
-    def __init__(self, stack: StackedFNN, cells: Sequence[Cell], precision: str) -> None:
+    def __init__(self, stack: Stack, cells: Sequence[Cell], precision: str) -> None:
         self.stack = stack
         self.precision = precision
         self.optimizer = StackedOptimizer(stack.leaves, cells)

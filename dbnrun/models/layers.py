@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,8 +35,18 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
-        return x * keep.div_(1 - self.rate)
+        return x * self.mask(x.shape, x)
+
+    def mask(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """keep / (1 - rate) for inputs of this shape, with the type and device of `like`.
+
+        Drawn in one memory order whatever the input's: the order decides which draw meets which value.
+        """
+        order = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        keep = torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=order)
+        if self.rate == 0:
+            return keep.fill_(1)  # draws nothing
+        return keep.bernoulli_(1 - self.rate, generator=self.generator).div_(1 - self.rate)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -14,6 +14,7 @@ from dbnrun import experiment, records
 from dbnrun.config import RunConfig, checked
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell
+from dbnrun.fused import memory
 from dbnrun.fused import run as fused_run
 from dbnrun.fused.grouping import plan, stack
 from dbnrun.fused.run import run_stack
@@ -76,6 +77,18 @@ KINDS = {
 }
 
 
+CNN = ["model=cnn", "model.widths=[2,3,4,3,6]", CALM]
+CNN_KINDS = {
+    "dbn": ["norm=dbn"],
+    "dbn_inference after": ["norm=dbn_inference", "model.norm_position=after"],
+    "bn": ["norm=bn"],
+    "none": ["norm=none", "model.activation=tanh"],
+}
+# Runs of one seed see the same batches: of two seeds with two runs each; with 1 and 2; all of one.
+SEEDS = {"even": (0, 0, 1, 1), "uneven": (0, 1, 1), "one": (3, 3, 3), "distinct": (0, 1, 2)}
+RATES = ["[0.25,0.25,0.5]", "[0,0.5,0.1]", "[0.25,0.1,0]", "[0.25,0.25,0.5]"]
+
+
 def both(kind, data, configs):
     """Rows of the cells alone and stacked, by cell and epoch, and the cells."""
     augment = experiment.augmentation(configs[0].dataset)
@@ -116,6 +129,24 @@ def test_in_float32_twenty_steps_stacked_agree_with_twenty_steps_alone(kind):
         for row, other in zip(theirs, mine, strict=True)
     )
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("kind", CNN_KINDS)
+def test_in_float64_stacked_convolutional_networks_equal_the_same_alone_dropout_included(kind, seeds):
+    configs = [
+        config(*CNN, *CNN_KINDS[kind], f"seed={seed}", f"model.dropout={rate}", schedule)
+        for seed, rate, schedule in zip(SEEDS[seeds], RATES, SCHEDULES, strict=False)
+    ]
+    expected, stacked, alone, cells = both(kind, digits(torch.float64), configs)
+    for theirs, mine in zip(expected, stacked, strict=True):
+        for row, other in zip(theirs, mine, strict=True):
+            assert other.train_loss == pytest.approx(row.train_loss, rel=1e-10)
+            assert other.test_loss == pytest.approx(row.test_loss, rel=1e-8)
+    for one, other in zip(alone, cells, strict=True):
+        mine, theirs = one.state(2), other.state(2)
+        torch.testing.assert_close(mine["model"], theirs["model"], rtol=1e-8, atol=1e-9)
+        assert all(torch.equal(value, theirs["streams"][name]) for name, value in mine["streams"].items())
 
 
 def test_runs_that_are_each_shared_by_several_cells_stack_too():
@@ -226,10 +257,25 @@ def test_a_plan_folds_runs_stacks_kinds_and_splits_by_max_stack():
         config("norm=dbn", "seed=2", "train.epochs=9"),  # 5, another kind
         config("norm=dbn", "schedule=harmonic"),  # 6
     ]
-    assert plan(configs, 1) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
-    assert plan(configs, 2) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
-    assert plan(configs, 10) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
-    assert stack(config("model=cnn")) is None and stack(config("model=two_layer")) is None
+    assert list(plan(configs, lambda _: 1)) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
+    assert list(plan(configs, lambda _: 2)) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
+    assert list(plan(configs, lambda _: 10)) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
+    assert stack(config("model=two_layer")) is None
+
+
+def test_a_stack_as_large_as_memory_allows(monkeypatch):
+    one = config("norm=bn", "model.widths=[64]")
+    data = digits()
+    monkeypatch.setattr(memory, "load_data", lambda *_: data)
+    need = memory.step_bytes(one, data, CPU)
+    # By hand: 64*64 + 64*10 + 10 weights and biases, 2*64 gamma and beta, five copies; of activations at least the
+    # input of each linear map and of the normalizer, twice.
+    parameters = 4 * (64 * 64 + 64 * 10 + 10 + 2 * 64)
+    assert 5 * parameters + 2 * 4 * 100 * 64 * 3 <= need <= 2 * (5 * parameters + 2 * 4 * 100 * 64 * 3)
+    for free, expected in ((0, 1), (4 * 3 * need, 3), (10**15, 20)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert memory.fitting(one) == expected
+    assert memory.fitting(config("model=cnn", "model.widths=[2,2,2,2,4]", "norm=bn")) == 1
 
 
 def test_a_sweep_through_the_launcher_stacks_and_every_folder_is_complete(dbnrun, tmp_path):
@@ -239,4 +285,8 @@ def test_a_sweep_through_the_launcher_stacks_and_every_folder_is_complete(dbnrun
     folders = list((tmp_path / "results" / "runs").iterdir())
     assert len(folders) == 6
     assert all(sorted(p.name for p in f.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv"] for f in folders)
-    assert dbnrun(*words, "hydra.launcher.max_stack=0", "results_dir=other").returncode == 2
+    for wrong in ("0", "-1", "many", "1.5"):
+        refused = dbnrun(*words, f"hydra.launcher.max_stack={wrong}", "results_dir=other")
+        assert refused.returncode == 2 and "expected auto, or a number of at least 1" in refused.stderr
+    auto = dbnrun(*words, "hydra.launcher.max_stack=auto", "results_dir=auto")
+    assert auto.returncode == 0 and "[6/6] done" in auto.stderr, auto.stderr
