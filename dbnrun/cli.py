@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a cell failed; 2 the user's input was refused, with one li
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -22,9 +23,12 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun -m [key=a,b …]       train a grid:    dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
   dbnrun experiment=NAME      train a grid that conf/experiment/NAME.yaml describes
 
+  dbnrun plan [key=a,b …]     say what a grid would train, what is done or failed, and how long it may take
+  dbnrun status [PATH …]      how the runs stand: progress, errors, who trains them (--watch)
   dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
-  dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, report
+  dbnrun doctor               what this machine has: versions, device, data, disk, determinism
+  dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, plan, report
 
 Choose one of each:
   dataset     digits, mnist, ni, cifar10
@@ -39,7 +43,8 @@ Choose one of each:
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2
-  data_dir=DIR results_dir=DIR save_weights=true debug=true
+  data_dir=DIR results_dir=DIR save_weights=true debug=true checkpoint.minutes=10
+  with -m: retry=failed trains those alone that failed before; fail_fast=true stops at the first failure
 
   -m, --multirun         sweep over comma-separated values
   --cfg job              print the configuration and train nothing (--resolve fills in references)
@@ -177,7 +182,7 @@ def _cell(cfg: Any) -> Any:
 
     from dbnrun import experiment, sweep
 
-    outcome = experiment.run(config)
+    outcome = sweep.left_alone(config) or experiment.run(config)
     if sweep.cells_to_train:
         sweep.announce(outcome, HydraConfig.get().job.num + 1)
     elif outcome.status != "refused":  # which ends the command, with its line
@@ -194,6 +199,65 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser
+
+
+def _plan(arguments: list[str]) -> int:
+    parser = _verb_parser("plan", "Say what a command would train, by the same overrides as the sweep; trains nothing.")
+    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument("--all", action="store_true", help="list every cell")
+    parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
+    options = parser.parse_intermixed_args(arguments)
+
+    from dbnrun import overrides, plan
+
+    try:
+        found = plan.asked(options.overrides)
+    except Exception as error:
+        line = overrides.refusal(error)
+        if line is None:
+            raise
+        return _refuse(str(line))
+    standings = [plan.standing(cell.folder) for cell in found.cells]
+    if options.json:
+        print(json.dumps(plan.as_json(found, standings), indent=1))
+    else:
+        print("\n".join(plan.lines(found, standings, options.all)))
+    return 0
+
+
+def _status(arguments: list[str]) -> int:
+    parser = _verb_parser("status", "How runs stand: progress, last error, time an epoch, time left, holder.")
+    parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
+    parser.add_argument("--all", action="store_true", help="list finished runs, too")
+    parser.add_argument("--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again every 2 seconds")
+    options = parser.parse_intermixed_args(arguments)
+    if options.watch is not None and not 0.1 <= options.watch <= 86400:
+        return _refuse(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
+
+    from dbnrun import status
+    from dbnrun.config import UserError
+
+    paths = options.paths or [Path(os.environ.get("DBNRUN_RESULTS", "results"))]
+    try:
+        if options.watch is not None:
+            status.watch(paths, options.all, options.watch)
+        else:
+            print("\n".join(status.table(paths, options.all)))
+    except UserError as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = _verb_parser("doctor", "What this machine has, and whether dbnrun can rely on it. Exit code 1 if not.")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
+    parser.add_argument("--results-dir", type=Path, default=Path(os.environ.get("DBNRUN_RESULTS", "results")))
+    options = parser.parse_args(arguments)
+
+    from dbnrun import doctor
+
+    return 0 if doctor.report(options.data_dir, options.results_dir) else 1
 
 
 def _report(arguments: list[str]) -> int:
@@ -260,7 +324,9 @@ def _bench(arguments: list[str]) -> int:
     return 0
 
 
-VERBS = {"report": _report, "data": _data, "bench": _bench}
+VERBS = {
+    "plan": _plan, "status": _status, "report": _report, "data": _data, "doctor": _doctor, "bench": _bench,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,13 +12,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 # Settings that change no number of a run, and so do not enter its signature.
-SETTINGS = ("results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights")
+SETTINGS = (
+    "results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights", "checkpoint", "retry",
+    "fail_fast",
+)  # fmt: skip
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
 # What a data set offers to a network: images (C, H, W) or plain features (D,).
@@ -253,6 +256,14 @@ class TrainConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    minutes: float = MISSING
+
+    def __post_init__(self) -> None:
+        _in_range("checkpoint.minutes", self.minutes, 0)
+
+
+@dataclass
 class RunConfig:
     dataset: DatasetConfig = MISSING
     model: ModelConfig = MISSING
@@ -267,6 +278,9 @@ class RunConfig:
     threads: int | None = None
     data_dir: str = MISSING
     results_dir: str = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    retry: str | None = None
+    fail_fast: bool = MISSING
     save_weights: bool = MISSING
     progress: bool = MISSING
     debug: bool = MISSING
@@ -278,6 +292,8 @@ class RunConfig:
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         if self.device == "cpu" and self.precision == "tf32":
             raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
+        if self.retry is not None:
+            _one_of("retry", self.retry, ("failed",))
         if self.threads is not None:
             _in_range("threads", self.threads, 1, 1024)
         if self.model.name == "cnn" and self.dataset.name not in IMAGE_DATASETS:
@@ -296,9 +312,7 @@ def checked(cfg: DictConfig) -> RunConfig:
 
 def cell_of(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers of a run, as plain data: settings and the keys its choices ignore left out."""
-    cell = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(cell, dict)
-    cell = {str(key): value for key, value in cell.items() if key not in SETTINGS}
+    cell = {key: value for key, value in asdict(config).items() if key not in SETTINGS}
     del cell["dataset"]["fnn_widths"]  # only the default of model.widths
     del cell["optimizer"]["lr"]  # only the default of each group's lr
     if config.norm.name != "dbn":
@@ -353,7 +367,15 @@ def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key that the schema knows, for the check of what a user typed."""
     nested = {
         cls.__name__: cls
-        for cls in (DatasetConfig, ModelConfig, NormConfig, ScheduleConfig, OptimizerConfig, TrainConfig)
+        for cls in (
+            DatasetConfig,
+            ModelConfig,
+            NormConfig,
+            ScheduleConfig,
+            OptimizerConfig,
+            TrainConfig,
+            CheckpointConfig,
+        )
     }
     keys: list[str] = []
     for field in fields(schema):

@@ -17,19 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbnrun import data as datasets
-from dbnrun import records
 from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
 from dbnrun.data.parts import Data
+from dbnrun.lease import Held
 from dbnrun.models import Network, build_model
 from dbnrun.norm import norm_factory
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.schedules import Schedule, build_schedule
 from dbnrun.optimizer import build_optimizer
-from dbnrun.recording import Recording
+from dbnrun.recording import Position, Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
-from dbnrun.train import View, steps_per_epoch, train
+from dbnrun.train import UnderWay, View, steps_per_epoch, train
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Cell:
     def view(self) -> View:
         return View(self.model, self.schedule if self.config.norm.name == "dbn" else None)
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """Where everything stands at an epoch's end, for a checkpoint."""
+    def state(self, epoch: int, under_way: UnderWay | None = None) -> dict[str, Any]:
+        """Where everything stands after `epoch` epochs, and so much of the next one, for a checkpoint."""
         return {
             "epoch": epoch,
+            "under_way": None if under_way is None else asdict(under_way),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "streams": self.streams.state(),
@@ -101,15 +102,28 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             device = prepare_device(everyone[0].config)
             for recording in everyone:
                 outcomes |= _opened(recording, stack)
-            for done in sorted({recording.epochs_done for recording in everyone if recording.name not in outcomes}):
-                now = [[r for r in run if r.name not in outcomes and r.epochs_done == done] for run in recordings]
+            waiting = [recording for recording in everyone if recording.name not in outcomes]
+            _agree(waiting)
+            for position in sorted({recording.position for recording in waiting}):
+                now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
                 corridor([run for run in now if run], device)
                 outcomes |= {r.name: r.finish() for r in itertools.chain.from_iterable(now)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a cell that calls sys.exit ends itself alone
         if everyone[0].config.debug or (len(runs) > 1 and is_out_of_memory(error)):
             raise
         outcomes = {recording.name: recording.failure(error) for recording in everyone} | outcomes
     return [[outcomes[recording.name] for recording in run] for run in recordings]
+
+
+def _agree(recordings: Sequence[Recording]) -> None:
+    """Let cells that trained together go on together, from the latest point that every one of them has kept.
+
+    A crash can fall between two cells' checkpoints; each keeps the one before, too.
+    """
+    common = set.intersection(*(recording.positions for recording in recordings)) if recordings else set()
+    if common:
+        for recording in recordings:
+            recording.go_on_from(max(common))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -125,7 +139,7 @@ def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outc
         return {recording.name: finished}
     try:
         stack.enter_context(recording)
-    except records.Held as held:
+    except Held as held:
         return {recording.name: Outcome(recording.name, recording.folder, "held", message=str(held))}
     return {}
 
@@ -135,8 +149,15 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
     config = recordings[0].config
     data = load_data(config, device)
     cells = build_run(recordings, data, device)
-    leader, done = cells[0], recordings[0].epochs_done
-    with progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
+    leader, (done, _) = cells[0], recordings[0].position
+    with progress(config, steps_per_epoch(len(data.train), config.train), recordings[0].position) as bar:
+        epoch = done
+
+        def on_step(stand: Callable[[], UnderWay]) -> None:
+            bar.update()
+            if recordings[0].due():
+                keep(recordings, cells, epoch, stand())
+
         for rows in train(
             [cell.view() for cell in cells],
             leader.optimizer,
@@ -146,8 +167,10 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             precision=config.precision,
             augment=augmentation(config.dataset),
             epochs_done=done,
-            on_step=bar.update,
+            under_way=under_way(recordings[0]),
+            on_step=on_step,
         ):
+            epoch = rows[0].epoch
             store(recordings, cells, rows)
             bar.set_postfix(loss=f"{rows[0].train_loss:.3f}", test=f"{rows[0].test_error_pct:.2f}%", refresh=False)
     keep_weights(recordings, cells)
@@ -171,10 +194,22 @@ def build_run(recordings: Sequence[Recording], data: Data, device: torch.device,
 
 def store(recordings: Sequence[Recording], cells: Sequence[Cell], rows: Sequence[EpochRow]) -> None:
     """Record an epoch of one training run: each cell's row, and a checkpoint of each."""
-    shared = cells[0].state(rows[0].epoch)
-    for recording, cell, row in zip(recordings, cells, rows, strict=True):
+    for recording, row in zip(recordings, rows, strict=True):
         recording.write(row)
+    keep(recordings, cells, rows[0].epoch)
+
+
+def keep(recordings: Sequence[Recording], cells: Sequence[Cell], epoch: int, under_way: UnderWay | None = None) -> None:
+    """Write a checkpoint for each cell of one training run: they differ in lambda alone."""
+    shared = cells[0].state(epoch, under_way)
+    for recording, cell in zip(recordings, cells, strict=True):
         recording.checkpoint({**shared, "model": cell.model.state_dict()})
+
+
+def under_way(recording: Recording) -> UnderWay | None:
+    """Where the epoch stands that a recording goes on in the middle of."""
+    kept = recording.state and recording.state.get("under_way")
+    return UnderWay(**kept) if kept else None
 
 
 def keep_weights(recordings: Sequence[Recording], cells: Sequence[Cell]) -> None:
@@ -234,8 +269,9 @@ def augmentation(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], T
     return flip_crop if config.augment == "flip_crop" else None
 
 
-def progress(config: RunConfig, steps: int, done: int) -> tqdm:
-    """A bar over the steps of a run, or of a stack of runs."""
+def progress(config: RunConfig, steps: int, position: Position) -> tqdm:
+    """A bar over the steps of a run, or of a stack of runs, from a position on."""
+    initial = position[0] * steps + position[1]
     hidden = None if config.progress else True  # None: hidden where stderr is no terminal
     total = config.train.epochs * steps
-    return tqdm(total=total, initial=done * steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
+    return tqdm(total=total, initial=initial, unit="step", leave=False, disable=hidden, dynamic_ncols=True)

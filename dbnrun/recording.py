@@ -1,35 +1,46 @@
-"""One cell's folder while the cell trains: lock, manifest, rows and checkpoint, kept true to what happens."""
+"""One cell's folder while the cell trains: lease, manifest, rows, log and checkpoints, kept true to what happens."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import json
 import math
+import os
 import platform
 import socket
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import dbnrun
 from dbnrun import records
 from dbnrun.config import RunConfig, UserError, cell_of, readable_name, signature
 from dbnrun.data import expected_digest
+from dbnrun.lease import Lease, Lost
 from dbnrun.records import EpochRow, Outcome, RecordWriter
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+Position = tuple[int, int]  # epochs done, and updates of the next one
 
 
 class Recording:
     """A cell's folder, from before its training to its end.
 
-    As a context it holds the lock and marks the status: running, then done or diverged by `finish`, else failed or
-    interrupted. Entering raises records.Held where another process trains the cell.
+    As a context it holds the lease and marks the status: running, then done or diverged by `finish`, else failed or
+    interrupted. Entering raises lease.Held where another process trains the cell.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -41,13 +52,16 @@ class Recording:
         self.name = f"{readable_name(self.cell)}-{self.signature}"
         self.rows: list[EpochRow] = []
         self.state: dict[str, Any] | None = None  # of the checkpoint to go on from
+        self.outcome: Outcome | None = None  # once it has ended
+        self._states: dict[Position, dict[str, Any]] = {}  # of every checkpoint that one could go on from
         self._writer: RecordWriter | None = None
         self._open = False
+        self._saved = time.monotonic()
 
     def finished(self) -> Outcome | None:
         """The outcome "skipped" where the cell was done, or diverged, before."""
         manifest = records.read_manifest(self.folder)
-        if manifest.get("status") not in records.FINISHED:
+        if not records.is_finished(manifest):
             return None
         rows = records.read_rows(self.folder / "metrics.csv")
         return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, manifest["status"])
@@ -57,97 +71,140 @@ class Recording:
         return Outcome(self.name, self.folder, status, message=one_line(error))
 
     @property
-    def epochs_done(self) -> int:
-        return self.state["epoch"] if self.state else 0
+    def position(self) -> Position:
+        """Where to go on from; (0, 0): the beginning."""
+        return position_of(self.state) if self.state else (0, 0)
+
+    @property
+    def positions(self) -> set[Position]:
+        """Where one could go on from; empty for a cell that has no checkpoint."""
+        return set(self._states)
+
+    def go_on_from(self, position: Position) -> None:
+        """Choose one of `positions`; entering has chosen the latest."""
+        self.state = self._states[position]
+        self.rows = self._recorded[: position[0]]
 
     def __enter__(self) -> Recording:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = records.lock(self.folder)
-        self._lock.__enter__()
+        self._lease = Lease(self.folder)
+        self._lease.take()
         try:
+            self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")
-            self.state = self._read_checkpoint()
-            self.rows = records.read_rows(self.folder / "metrics.csv")[: self.epochs_done]
+            self._recorded = records.read_rows(self.folder / "metrics.csv")
+            self._read_checkpoints()
+            self._log(f"{_now()} {' '.join(sys.argv)}\n{json.dumps(self._manifest)}\n{json.dumps(_environment())}")
         except BaseException:
-            self._lock.__exit__(None, None, None)
+            self._lease.release()
             raise
         self._open = True
         return self
 
     def write(self, row: EpochRow) -> None:
+        self._lease.check()
         if self._writer is None:  # not before there is a row: a cell that is refused leaves no empty metrics.csv
             self._writer = RecordWriter(self.folder, self.rows)
         self._writer.write(row)
         self.rows.append(row)
 
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint inside the epoch."""
+        return time.monotonic() - self._saved >= 60 * self.config.checkpoint.minutes
+
     def checkpoint(self, state: dict[str, Any]) -> None:
-        """Keep `state` to go on from, in place of the one before; it must have the number of epochs as "epoch"."""
-        records.write_atomic(self.folder / "checkpoint.pt", _bytes(state))
+        """Keep `state` to go on from, and the one before it; it must have "epoch", the number of epochs done."""
+        self._lease.check()
+        records.write_atomic(self.folder / CHECKPOINT, _bytes(state), keep=self.folder / PREVIOUS)
+        self._saved = time.monotonic()
 
     def weights(self, state: dict[str, Any]) -> None:
         records.write_atomic(self.folder / "weights.pt", _bytes(state))
 
     def finish(self) -> Outcome:
         """The cell is trained: mark it done or diverged, let go of the folder, and return how it ended."""
-        self._close(self._ended())
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return Outcome(self.name, self.folder, self._ended(), self.rows[-1])
+        if self.outcome is None:
+            self._lease.check()
+            ended = "done" if math.isfinite(self.rows[-1].train_loss) else "diverged"
+            self._close(ended)
+            for name in (CHECKPOINT, PREVIOUS):
+                (self.folder / name).unlink(missing_ok=True)
+            self.outcome = Outcome(self.name, self.folder, ended, self.rows[-1])
+        return self.outcome
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._open:
             return
-        if isinstance(error, Exception):
-            (self.folder / "run.log").write_text("".join(traceback.format_exception(error)))
-            self._close("failed", error=one_line(error))
-        else:
-            self._close("interrupted")
+        # What goes wrong here, on a full disk or in a folder that is gone, must not hide what went wrong before.
+        with contextlib.suppress(OSError):
+            if isinstance(error, Lost):
+                self._let_go()  # the folder is another's
+            elif isinstance(error, Exception | SystemExit):
+                self._log("".join(traceback.format_exception(error)))
+                self._close("failed", error=one_line(error))
+            else:
+                self._close("interrupted")
 
     def _close(self, status: str, **more: Any) -> None:
+        try:
+            self._mark(status, **more)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._open = False
         try:
             if self._writer is not None:
                 self._writer.__exit__(None, None, None)
-            self._mark(status, **more)
         finally:
-            self._lock.__exit__(None, None, None)
-
-    def _ended(self) -> str:
-        return "done" if math.isfinite(self.rows[-1].train_loss) else "diverged"
+            self._lease.release()
 
     def _mark(self, status: str, **more: Any) -> None:
         wall = round(self._before + time.perf_counter() - self._started, 3)
         self._manifest.update(status=status, wall_seconds=wall, updated=_now(), **more)
         records.write_manifest(self.folder, self._manifest)
 
-    def _read_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, if it and the rows up to it are sound; else set aside what cannot be continued."""
-        path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.csv"
-        recorded = len(records.read_rows(metrics))
-        if path.exists():
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if recorded >= state["epoch"]:
-                    return state
-                problem = f"it ends at epoch {state['epoch']} and metrics.csv has {recorded} rows"
-            except Exception as error:  # whatever a damaged file makes the loader say
-                problem = one_line(error)
-            kept = records.set_aside(path)
-            tqdm.write(f"dbnrun: warning: starting over, checkpoint kept as {kept}: {problem}", sys.stderr)
-        if recorded:
-            records.set_aside(metrics)
-        return None
+    def _log(self, text: str) -> None:
+        with open(self.folder / "run.log", "a", encoding="utf-8") as log:
+            log.write(text.rstrip() + "\n")
+
+    def _set_stale_aside(self) -> None:
+        if not records.is_stale(records.read_manifest(self.folder)):
+            return
+        _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
+        for name in ("metrics.csv", CHECKPOINT, PREVIOUS, "manifest.json"):
+            records.set_aside(self.folder / name)
+
+    def _read_checkpoints(self) -> None:
+        """Take every checkpoint that one can go on from; set aside, with a warning, what is damaged."""
+        for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
+            if path.exists():
+                try:
+                    state = torch.load(path, map_location="cpu", weights_only=True)
+                    epoch = position_of(state)[0]
+                    if len(self._recorded) < epoch:
+                        raise ValueError(f"it ends at epoch {epoch} and metrics.csv has {len(self._recorded)} rows")
+                    self._states[position_of(state)] = state
+                except Exception as error:  # whatever a damaged file makes the loader say
+                    _warn(f"a checkpoint that cannot be used is kept as {records.set_aside(path)}: {one_line(error)}")
+        if self._states:
+            self.go_on_from(max(self._states))
+        elif self._recorded:
+            _warn(f"{self.folder}: no usable checkpoint; starting over, the rows so far are kept aside")
+            records.set_aside(self.folder / "metrics.csv")
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
         config = self.config
         return {
             "signature": self.signature,
             "status": "new",
+            "results_version": records.RESULTS_VERSION,
             "seed": config.seed,
             "threads": torch.get_num_threads(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -191,10 +248,35 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
+def position_of(state: dict[str, Any]) -> Position:
+    under_way = state.get("under_way")
+    return state["epoch"], under_way["steps"] if under_way else 0
+
+
 def _bytes(state: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_compact(state), buffer)
     return buffer.getvalue()
+
+
+def _compact(state: Any) -> Any:
+    """The same with every tensor on its own: a view into a stack would be saved with the whole stack."""
+    if isinstance(state, Tensor):
+        whole = state.untyped_storage().nbytes() == state.numel() * state.element_size()
+        return state.detach() if whole else state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: _compact(value) for key, value in state.items()}
+    return [_compact(value) for value in state] if isinstance(state, list) else state
+
+
+def _environment() -> dict[str, str]:
+    """The variables that can change what a run does."""
+    prefixes = ("DBNRUN_", "CUDA_", "CUBLAS_", "NVIDIA_", "OMP_", "MKL_", "SLURM_", "TORCH", "PYTORCH_")
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes)}
+
+
+def _warn(line: str) -> None:
+    tqdm.write(f"dbnrun: warning: {line}", sys.stderr)
 
 
 def _now() -> str:

@@ -4,8 +4,9 @@
         metrics.csv     one EpochRow a line, appended and synced as each epoch ends
         config.yaml     the cell: everything that decides the numbers
         manifest.json   status, versions, device, data digest, wall time
-        checkpoint.pt   while unfinished
-        lock            while a process trains it
+        run.log         versions and environment of each attempt, and its traceback where it failed
+        checkpoint.pt   while unfinished, with the one before it as checkpoint.previous.pt
+        lock            while a process trains it: dbnrun.lease
 
 Knows no torch: a checkpoint is bytes here.
 """
@@ -17,10 +18,8 @@ import csv
 import io
 import json
 import os
-import socket
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +31,11 @@ from dbnrun.config import UserError, readable_name
 
 TIME_COLUMNS = ("train_seconds", "eval_seconds")
 FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
+
+# Raised with every change of code that alters a number of a cell whose configuration stays the same. (A change of the
+# configuration's schema alters the signature instead.) Records of an older version are stale: trained again when asked
+# for, the old ones set aside.
+RESULTS_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +81,20 @@ def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Pa
     return results_dir / "runs" / f"{readable_name(cell)}-{signature}"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, sync, rename: a crash leaves the old file or the new one."""
+def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write to a temporary file beside `path`, sync, rename: a crash leaves the old file or the new one.
+
+    With `keep`, the file that was there before is kept under that name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -103,6 +113,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def is_stale(manifest: Mapping[str, Any]) -> bool:
+    """Whether the records were made by code whose numbers differ from ours."""
+    return bool(manifest) and manifest.get("results_version", 1) != RESULTS_VERSION
+
+
+def is_finished(manifest: Mapping[str, Any]) -> bool:
+    """Whether there is nothing left to train."""
+    return manifest.get("status") in FINISHED and not is_stale(manifest)
 
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
@@ -203,54 +223,3 @@ def set_aside(path: Path) -> Path | None:
         number += 1
     path.rename(kept)
     return kept
-
-
-class Held(Exception):
-    """Another live process trains this cell."""
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One writer a cell. Raises Held where another live process has it; a dead holder's lock is taken over."""
-    path = folder / "lock"
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    # Written whole under another name, then linked: the lock never exists without saying who holds it.
-    claim = folder / f".lock.{mine['host']}.{mine['pid']}"
-    claim.write_text(json.dumps(mine))
-    try:
-        while True:
-            try:
-                os.link(claim, path)
-                break
-            except FileExistsError:
-                _take_over(path, mine["host"])
-    finally:
-        claim.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _take_over(path: Path, here: str) -> None:
-    """Remove the lock of a process that no longer lives on this host; raise Held otherwise."""
-    try:
-        holder = json.loads(path.read_text())
-        host, pid, since = holder["host"], int(holder["pid"]), holder["since"]
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError):
-        raise Held(f"an unreadable lock, {path}; remove it if nothing trains this cell") from None
-    if host != here or pid == os.getpid() or _alive(pid):
-        raise Held(f"process {pid} on {host} since {since}")
-    path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

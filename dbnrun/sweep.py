@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dbnrun import records
-from dbnrun.config import RunConfig, UserError, cell_of, checked, signature
+from dbnrun.config import RunConfig, cell_of, signature
 from dbnrun.data import expected_digest
+from dbnrun.plan import Composer, plan, standing
 from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
 cells_to_train = 0
+
+
+FAILED = ("failed", "refused")
 
 
 class CellFailed(Exception):
@@ -50,57 +51,61 @@ class CellSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
-        parser = OverridesParser.create(config_loader=self.loader)
-        own = [f"{key}={value}" for key, value in self.params.items()]
-        jobs = grid(parser.parse_overrides([*own, *arguments]))
-        cells: dict[str, tuple[list[str], RunConfig]] = {}
-        for job in jobs:
-            config = composed(self.loader, self.master, job)
-            cells.setdefault(signature(cell_of(config), expected_digest(config.dataset.name)), (job, config))
-        new = [job for sig, (job, config) in cells.items() if not _is_finished(config, sig)]
-        folded = len(jobs) - len(cells)
+        asked = plan(Composer(self.loader, self.master), self.params, arguments)
+        standings = {cell.signature: standing(cell.folder) for cell in asked.cells}
+        new = [cell for cell in asked.cells if standings[cell.signature].name not in records.FINISHED]
         _say(
-            f"{_count(len(cells), 'cell')}: {len(new)} to train, {len(cells) - len(new)} finished before"
-            + (f"; {_count(folded, 'duplicate')} folded" if folded else "")
+            f"{_count(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
+            + (f"; {_count(asked.folded, 'duplicate')} folded" if asked.folded else "")
         )
+        if any(cell.config.retry == "failed" for cell in new):
+            again = [cell for cell in new if standings[cell.signature].name == "failed"]
+            _say(f"retry=failed: {_count(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
+            new = again
+        # Where a process died without a word, what it trained may have killed it: that comes last.
+        new.sort(key=lambda cell: standings[cell.signature].name == "unfinished" and _died(cell.folder))
         cells_to_train = len(new)
-        returns = list(self.runner.launch(new, initial_job_idx=0)) if new else []
-        _conclude(returns)
+        returns = list(self.runner.launch([list(cell.job) for cell in new], initial_job_idx=0)) if new else []
+        _conclude([outcome_of(returned) for returned in returns], len(new))
         return returns
 
 
-def composed(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> RunConfig:
-    """The checked configuration of one cell of a sweep."""
-    config = loader.load_sweep_config(master, list(job))
-    with open_dict(config):
-        del config["hydra"]
-    return checked(config)
+def _died(folder: Path) -> bool:
+    return records.read_manifest(folder).get("status") == "running"
 
 
-def grid(overrides: Sequence[Override]) -> list[list[str]]:
-    """Every combination of the values that the overrides sweep over; of two for one key the later one counts."""
-    values: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            values[key] = [f"{key}={override.get_value_element_as_str()}"]
-        elif override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            raise UserError(f"{override.input_line}: expected values to sweep over, such as {key}=1,2,3 or range(1,4).")
-    return [list(job) for job in itertools.product(*values.values())]
-
-
-def _is_finished(config: RunConfig, sig: str) -> bool:
-    folder = records.run_folder(Path(config.results_dir), cell_of(config), sig)
-    return records.read_manifest(folder).get("status") in records.FINISHED
-
-
-def _conclude(returns: Sequence[JobReturn]) -> None:
-    """Raise CellFailed where a cell of the sweep failed; each has said so itself."""
-    failed = sum(r.status == JobStatus.FAILED or r.return_value.status in ("failed", "refused") for r in returns)
+def _conclude(outcomes: Sequence[Outcome], asked: int) -> None:
+    """Say in one table how the cells of a sweep ended. Raises CellFailed where one failed."""
+    if not asked:
+        return
+    counts = Counter(outcome.status for outcome in outcomes)
+    if len(outcomes) < asked:
+        counts["not tried"] = asked - len(outcomes)
+    _say(f"{_count(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    failed = [outcome for outcome in outcomes if outcome.status in FAILED]
+    for outcome in failed:
+        _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
     if failed:
-        raise CellFailed(f"{failed} of {_count(len(returns), 'cell')} failed, each named above.")
+        raise CellFailed(f"{len(failed)} of {_count(asked, 'cell')} failed; retry=failed tries them alone again.")
+
+
+def outcome_of(returned: JobReturn) -> Outcome:
+    """How a launcher's job ended: its Outcome, or a failed one where it raised something instead."""
+    if returned.status == JobStatus.COMPLETED and isinstance(returned.return_value, Outcome):
+        return returned.return_value
+    error = returned._return_value
+    told = next(iter(str(error).strip().splitlines()), "")
+    name = " ".join(returned.overrides or [])
+    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {told}")
+
+
+def left_alone(config: RunConfig) -> Outcome | None:
+    """The outcome "left" for a cell that retry=failed does not mean."""
+    cell = cell_of(config)
+    sig = signature(cell, expected_digest(config.dataset.name))
+    folder = records.run_folder(Path(config.results_dir), cell, sig)
+    how = standing(folder).name
+    return Outcome(folder.name, folder, "left", message=how) if config.retry and how != config.retry else None
 
 
 def announce(outcome: Outcome, number: int) -> None:
@@ -112,12 +117,18 @@ def sentence(outcome: Outcome) -> str:
     """How a cell ended; the folder bears its name."""
     if outcome.status == "held":
         return f"left to {outcome.message}: {outcome.folder}"
-    if outcome.status in ("refused", "failed"):
-        log = outcome.folder / "run.log"
-        return f"{outcome.status}: {outcome.message}" + (f" (traceback in {log})" if log.exists() else "")
+    if outcome.status == "left":
+        return f"left alone, for it is {outcome.message} and retry=failed trains failed cells: {outcome.folder}"
+    if outcome.status in FAILED:
+        return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
     ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
     result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
     return f"{ended}{result}: {outcome.folder}"
+
+
+def _log_of(outcome: Outcome, words: str) -> str:
+    log = outcome.folder / "run.log"
+    return words.format(log) if outcome.status == "failed" and log.exists() else ""
 
 
 def _count(number: int, thing: str) -> str:

@@ -32,13 +32,25 @@ class Measured:
     error_pct: float
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """An epoch in the middle: what going on from there needs beside network, optimizer and streams."""
+
+    steps: int  # updates of this epoch so far
+    order: Tensor  # where the stream of data order stood before it drew the epoch's
+    loss: float = 0.0  # summed over those updates, as are the next two
+    wrong: int = 0
+    norm: float = 0.0
+    seconds: float = 0.0
+
+
 class _Sums:
     """Loss and errors summed on the device: reading them synchronizes with the host, once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        self.records = 0
+    def __init__(self, device: torch.device, loss: float = 0.0, wrong: int = 0, records: int = 0) -> None:
+        self.loss = torch.full((), loss, dtype=torch.float64, device=device)
+        self.wrong = torch.full((), wrong, dtype=torch.int64, device=device)
+        self.records = records
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
@@ -88,9 +100,11 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
     return [own.measured() for own in sums]
 
 
-def _batches(part: Part, batch_size: int, steps: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` full batches of a part, in the given order or as it lies."""
-    for start in range(0, steps * batch_size, batch_size):
+def _batches(
+    part: Part, batch_size: int, steps: int, order: Tensor | None = None, skip: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` full batches of a part but for the first `skip`, in the given order or as it lies."""
+    for start in range(skip * batch_size, steps * batch_size, batch_size):
         if order is None:
             yield part.x[start : start + batch_size], part.y[start : start + batch_size]
         else:
@@ -108,27 +122,41 @@ def train(
     precision: str = "fp32",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     epochs_done: int = 0,
-    on_step: Callable[[], object] = lambda: None,
+    under_way: UnderWay | None = None,
+    on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
 ) -> Iterator[list[EpochRow]]:
     """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
 
     Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
-    streams stand exactly at that epoch's end. `on_step` is called after every update.
+    streams stand exactly at that epoch's end. `on_step` is called after every update, with a function that says where
+    the epoch stands; `under_way` goes on from there.
     """
     model = views[0].model
     steps = steps_per_epoch(len(data.train), config)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
+        begun = under_way or UnderWay(0, streams.order.get_state())
+        under_way = None
+        streams.order.set_state(begun.order)
         order = torch.randperm(len(data.train), generator=streams.order).to(data.train.x.device)
-        sums, norms = _Sums(order.device), torch.zeros((), dtype=torch.float64, device=order.device)
-        for x, y in _batches(data.train, config.batch_size, steps, order):
+        sums = _Sums(order.device, begun.loss, begun.wrong, begun.steps * config.batch_size)
+        norms = torch.full((), begun.norm, dtype=torch.float64, device=order.device)
+
+        def stand(
+            sums: _Sums = sums, norms: Tensor = norms, begun: UnderWay = begun, started: float = started
+        ) -> UnderWay:
+            seconds = begun.seconds + time.perf_counter() - started
+            steps_now = sums.records // config.batch_size
+            return UnderWay(steps_now, begun.order, sums.loss.item(), int(sums.wrong), norms.item(), seconds)
+
+        for x, y in _batches(data.train, config.batch_size, steps, order, begun.steps):
             batch = x if augment is None else augment(x, streams.augment)
             norms += train_step(model, optimizer, (batch, y), sums, precision)
-            on_step()
+            on_step(stand)
         trained = sums.measured()  # waits for the device
-        ended = time.perf_counter()
-        progress = Progress(epoch, epoch * steps, lr_of(optimizer), norms.item() / steps, ended - started)
+        seconds = begun.seconds + time.perf_counter() - started
+        progress = Progress(epoch, epoch * steps, lr_of(optimizer), norms.item() / steps, seconds)
         yield look(views, trained, progress, data, config, precision)
         if not math.isfinite(trained.loss):
             return

@@ -151,7 +151,7 @@ def test_a_finished_cell_is_skipped_and_says_so(dbnrun, tmp_path):
     second = dbnrun("train.epochs=1")
     assert second.returncode == 0 and "done before" in second.stderr
     assert (folder / "metrics.csv").stat().st_mtime_ns == before
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv", "run.log"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "done" and manifest["versions"]["torch"] == torch.__version__
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]  # no outputs/ of Hydra's

@@ -1,8 +1,11 @@
 """One cell through the corridor: what it records, and that it records the same again."""
 
 import csv
+import itertools
 import json
 import math
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from dbnrun import experiment, records
+from dbnrun import experiment, plan, records
 from dbnrun.config import RunConfig, UserError, checked
+from dbnrun.lease import Lease
 from dbnrun.overrides import conf_dir
 from dbnrun.recording import Recording
 
@@ -93,26 +97,71 @@ def test_a_row_without_its_checkpoint_is_trained_again(cell, monkeypatch):
     assert numbers_of(experiment.run(cell(results="cut"))) == numbers_of(whole)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_corrupt_checkpoint_is_set_aside_and_the_run_starts_over(cell, monkeypatch, capsys, damage):
+DAMAGES = {
+    "empty": lambda data: b"",
+    "foreign": lambda data: b"not a checkpoint",
+    "torn": lambda data: data[: len(data) // 2],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "files", [["checkpoint.pt"], ["checkpoint.pt", "checkpoint.previous.pt"]], ids=["last", "both"]
+)
+def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is_used(
+    cell, monkeypatch, capsys, damage, files
+):
     whole = experiment.run(cell(results="whole"))
     save = Recording.checkpoint
 
     def corrupt(self, state):
         save(self, state)
         if state["epoch"] == 2:
-            path = self.folder / "checkpoint.pt"
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+            for path in (self.folder / name for name in files):
+                path.write_bytes(DAMAGES[damage](path.read_bytes()))
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Recording, "checkpoint", corrupt)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(cell(results="cut"))
     monkeypatch.setattr(Recording, "checkpoint", save)
+    begun = []
+    monkeypatch.setattr(Recording, "due", lambda self: begun.append(self.position) or False)
     resumed = experiment.run(cell(results="cut"))
+    assert begun[0] == ((1, 0) if len(files) == 1 else (0, 0))
     assert numbers_of(resumed) == numbers_of(whole)
-    assert "starting over, checkpoint kept as" in capsys.readouterr().err
-    assert len(list(resumed.folder.glob("*.set-aside-1.*"))) == 2  # the checkpoint, and the rows it belonged to
+    said = capsys.readouterr().err
+    assert said.count("a checkpoint that cannot be used is kept as") == len(files)
+    assert ("starting over" in said) == (len(files) == 2)
+    # The checkpoints, and where we start over the rows that they belonged to.
+    assert len(list(resumed.folder.glob("*.set-aside-1.*"))) == len(files) + (len(files) == 2)
+
+
+@pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
+@pytest.mark.parametrize("moment", [1, 5, 7])
+def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overrides, moment, monkeypatch):
+    whole = experiment.run(cell(*overrides, results="whole"))
+    often = [*overrides, "checkpoint.minutes=0"]  # after every update
+    save = Recording.checkpoint
+    written = []
+
+    def cut(self, state):
+        save(self, state)
+        written.append(state)
+        if len(written) == moment:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recording, "checkpoint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(cell(*often, results="cut"))
+    steps = []
+    step = experiment.train.__globals__["train_step"]
+    monkeypatch.setitem(experiment.train.__globals__, "train_step", lambda *a: steps.append(1) or step(*a))
+    monkeypatch.setattr(Recording, "checkpoint", save)
+    resumed = experiment.run(cell(*often, results="cut"))
+    done = 4 * written[-1]["epoch"] + (written[-1]["under_way"] or {"steps": 0})["steps"]
+    assert len(steps) == 12 - done and done > 0  # no update is made twice
+    assert numbers_of(resumed) == numbers_of(whole)
 
 
 def _batches_seen(config, monkeypatch):
@@ -302,9 +351,62 @@ def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_agai
 def test_a_cell_that_another_process_trains_is_left_to_it(cell, tmp_path):
     outcome = experiment.run(cell())
     (outcome.folder / "manifest.json").unlink()
-    with records.lock(outcome.folder):
-        held = experiment.run(cell())
+    lease = Lease(outcome.folder)
+    lease.take()
+    held = experiment.run(cell())
     assert held.status == "held" and "process" in held.message
+    lease.release()
+    assert experiment.run(cell()).status == "done"
+
+
+def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(cell, monkeypatch, capsys):
+    old = experiment.run(cell())
+    text = (old.folder / "metrics.csv").read_text()
+    assert experiment.run(cell()).status == "skipped"
+    monkeypatch.setattr(records, "RESULTS_VERSION", records.RESULTS_VERSION + 1)
+    assert plan.standing(old.folder).name == "stale"
+    again = experiment.run(cell())
+    assert again.status == "done" and numbers_of(again) == numbers_of(old)
+    assert (old.folder / "metrics.set-aside-1.csv").read_text() == text
+    assert "whose numbers differ" in capsys.readouterr().err
+    assert plan.standing(old.folder).name == "done"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), MemoryError("no memory"), OSError(28, "No space left on device")])
+def test_a_cell_that_exits_or_runs_out_of_something_fails_alone_and_says_why(cell, monkeypatch, error):
+    def broken(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recording, "write", broken)
+        outcome = experiment.run(cell())
+    assert outcome.status == "failed" and type(error).__name__ in outcome.message
+    log = (outcome.folder / "run.log").read_text()
+    assert "Traceback" in log and '"torch"' in log and "OMP_NUM_THREADS" in log
+    assert plan.standing(outcome.folder) == plan.Standing("failed", outcome.message)
+    assert experiment.run(cell()).status == "done"
+
+
+def test_a_run_whose_folder_is_deleted_fails_in_words_and_can_be_run_again(cell, monkeypatch):
+    save = Recording.checkpoint
+
+    def then_delete(self, state):
+        save(self, state)
+        shutil.rmtree(self.folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recording, "checkpoint", then_delete)
+        outcome = experiment.run(cell())
+    assert outcome.status == "failed" and not outcome.folder.exists()
+    assert experiment.run(cell()).status == "done"
+
+
+def test_clocks_going_backwards_change_nothing(cell, monkeypatch):
+    whole = experiment.run(cell(results="whole"))
+    ticks = itertools.count(1e9, -3600)
+    for name in ("time", "perf_counter", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: next(ticks))
+    assert numbers_of(experiment.run(cell(results="back"))) == numbers_of(whole)
 
 
 def test_precisions_that_a_device_lacks_are_refused(cell):

@@ -1,16 +1,13 @@
 """Rows, manifests and locks on disk."""
 
 import csv
-import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from dbnrun import records
 from dbnrun.config import UserError
-from dbnrun.records import COLUMNS, EpochRow, Held, RecordWriter
+from dbnrun.records import COLUMNS, EpochRow, RecordWriter
 
 
 def row(epoch, **changes):
@@ -94,27 +91,6 @@ def test_what_is_set_aside_is_kept_under_a_free_name(tmp_path):
         records.set_aside(tmp_path / "metrics.csv")
     assert sorted(p.read_text() for p in tmp_path.glob("metrics.set-aside-*.csv")) == ["one", "two"]
     assert records.set_aside(tmp_path / "metrics.csv") is None
-
-
-def test_a_lock_excludes_another_and_is_gone_afterwards(tmp_path):
-    with records.lock(tmp_path):
-        with pytest.raises(Held, match=f"process {os.getpid()} on"), records.lock(tmp_path):
-            pass
-        assert (tmp_path / "lock").exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dead_holders_lock_is_taken_over_and_a_foreign_hosts_is_not(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    with records.lock(tmp_path):
-        mine = json.loads((tmp_path / "lock").read_text())
-    (tmp_path / "lock").write_text(json.dumps({**mine, "pid": dead.pid}))
-    with records.lock(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    (tmp_path / "lock").write_text(json.dumps({**mine, "host": "elsewhere", "pid": dead.pid}))
-    with pytest.raises(Held, match="on elsewhere since"), records.lock(tmp_path):
-        pass
 
 
 def test_a_missing_or_torn_manifest_reads_as_nothing(tmp_path):

@@ -16,7 +16,7 @@ from dbnrun.experiment import Cell
 from dbnrun.fused.stack import stacked
 from dbnrun.fused.train import Run, Step, Sums, train_stack
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.train import train
+from dbnrun.train import UnderWay, train
 
 TABLE_1 = (
     "alpha_1", "alpha_0.75", "alpha_0.5", "alpha_0.25", "alpha_0.1", "alpha_0.01", "alpha_0.001", "harmonic",
@@ -98,7 +98,10 @@ def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[
     for each in cells:
         each.model.train()
     stack = stacked([each.model for each in cells], range(count))
-    step, sums = Step(stack, cells, cells[0].config.precision), Sums(count, torch.device(device))
+    step, sums = (
+        Step(stack, cells, cells[0].config.precision),
+        Sums([UnderWay(0, torch.empty(0))] * count, torch.device(device)),
+    )
 
     def update() -> None:
         index = torch.randint(len(data.train), (count, BATCH), device=device)

@@ -41,18 +41,18 @@ def stack(config: RunConfig) -> str | None:
     return json.dumps(parts, sort_keys=True)
 
 
-def plan(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:
+def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:
     """Stacks of runs of positions in `configs`, in the order of their first cell.
 
     `limit` says how many runs like a given one a stack may hold; it is asked once a kind, when its turn has come.
     """
-    runs = _grouped(range(len(configs)), lambda position: trajectory(configs[position]))
-    for kind in _grouped(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}"):
+    runs = _by_key(range(len(configs)), lambda position: trajectory(configs[position]))
+    for kind in _by_key(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}"):
         size = limit(configs[kind[0][0]]) if len(kind) > 1 else 1
         yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 
-def _grouped(things: Iterable[T], key: Callable[[T], str]) -> list[list[T]]:
+def _by_key(things: Iterable[T], key: Callable[[T], str]) -> list[list[T]]:
     groups: dict[str, list[T]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)

@@ -11,9 +11,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from dbnrun.config import UserError
-from dbnrun.fused.grouping import plan
+from dbnrun.fused.grouping import grouped
+from dbnrun.plan import Composer
 from dbnrun.records import Outcome
-from dbnrun.sweep import announce, composed
+from dbnrun.sweep import FAILED, announce
 
 
 class FusedLauncher(Launcher):
@@ -36,15 +37,18 @@ class FusedLauncher(Launcher):
         from dbnrun.fused.memory import fitting  # noqa: PLC0415 - torch, not needed until something trains
         from dbnrun.fused.run import run_stack  # noqa: PLC0415
 
-        configs = [composed(self.loader, self.master, job) for job in job_overrides]
+        composer = Composer(self.loader, self.master)
+        configs = [composer(job) for job in job_overrides]
         outcomes: dict[int, Outcome] = {}
         limit = fitting if self.max_stack == "auto" else lambda _: int(self.max_stack)
-        for runs in plan(configs, limit):
+        for runs in grouped(configs, limit):
             results = run_stack([[configs[position] for position in run] for run in runs])
             for position, outcome in zip(chain.from_iterable(runs), chain.from_iterable(results), strict=True):
                 outcomes[position] = outcome
                 announce(outcome, initial_job_idx + len(outcomes))
-        return [_returned(outcomes[position]) for position in range(len(configs))]
+            if configs[0].fail_fast and any(outcome.status in FAILED for outcome in outcomes.values()):
+                break
+        return [_returned(outcomes[position]) for position in sorted(outcomes)]
 
 
 def _returned(outcome: Outcome) -> JobReturn:

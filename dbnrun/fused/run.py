@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,17 +13,19 @@ from dbnrun.experiment import (
     augmentation,
     build_run,
     is_out_of_memory,
+    keep,
     keep_weights,
     load_data,
     progress,
     record,
     run_together,
     store,
+    under_way,
 )
 from dbnrun.fused.train import Run, train_stack
 from dbnrun.recording import Recording
 from dbnrun.records import Outcome
-from dbnrun.train import steps_per_epoch
+from dbnrun.train import UnderWay, steps_per_epoch
 
 
 def run_stack(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
@@ -43,24 +46,40 @@ def run_stack(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
 
 def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None:
     runs = sorted(runs, key=lambda run: run[0].config.seed)  # networks that see the same batches side by side
-    config, done = runs[0][0].config, runs[0][0].epochs_done
+    config, (done, steps) = runs[0][0].config, runs[0][0].position
     data = load_data(config, device)
     built = [build_run(recordings, data, device, len(runs)) for recordings in runs]
     stacked = [Run(cells[0], [cell.view() for cell in cells]) for cells in built]
-    with progress(config, steps_per_epoch(len(data.train), config.train), done) as bar:
-        for epoch in train_stack(
+    with progress(config, steps_per_epoch(len(data.train), config.train), (done, steps)) as bar:
+        epochs = done
+
+        def on_step(stand: Callable[[], list[UnderWay]]) -> None:
+            bar.update()
+            if runs[0][0].due():
+                for recordings, cells, own in zip(runs, built, stand(), strict=True):
+                    if recordings[0].outcome is None:  # not of a run that has diverged
+                        keep(recordings, cells, epochs, own)
+
+        for rows_by_run in train_stack(
             stacked,
             data,
             config.train,
             precision=config.precision,
             augment=augmentation(config.dataset),
             epochs_done=done,
-            on_step=bar.update,
+            under_way=[u for run in runs if (u := under_way(run[0]))] or None,
+            on_step=on_step,
         ):
-            for recordings, cells, rows in zip(runs, built, epoch, strict=True):
+            epochs += 1
+            for recordings, cells, rows in zip(runs, built, rows_by_run, strict=True):
                 if rows:  # none of a run that has diverged
                     store(recordings, cells, rows)
-            losses = [row.train_loss for row in itertools.chain.from_iterable(epoch)]
+                if rows and not math.isfinite(rows[0].train_loss):
+                    keep_weights(recordings, cells)
+                    for recording in recordings:
+                        recording.finish()
+            losses = [row.train_loss for row in itertools.chain.from_iterable(rows_by_run)]
             bar.set_postfix(loss=f"{min(losses):.3f} to {max(losses):.3f}" if losses else "", refresh=False)
     for recordings, cells in zip(runs, built, strict=True):
-        keep_weights(recordings, cells)
+        if recordings[0].outcome is None:
+            keep_weights(recordings, cells)

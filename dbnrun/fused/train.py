@@ -19,7 +19,7 @@ from dbnrun.fused.stack import Stack, stacked
 from dbnrun.norm.following import share_weights
 from dbnrun.optimizer import lr_of
 from dbnrun.records import EpochRow
-from dbnrun.train import Measured, Progress, View, at_least_float32, autocast, look, steps_per_epoch
+from dbnrun.train import Measured, Progress, UnderWay, View, at_least_float32, autocast, look, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def train_stack(
     precision: str = "fp32",
     augment: Callable[[Tensor, Generator], Tensor] | None = None,
     epochs_done: int = 0,
-    on_step: Callable[[], object] = lambda: None,
+    under_way: Sequence[UnderWay] | None = None,
+    on_step: Callable[[Callable[[], list[UnderWay]]], object] = lambda _: None,
 ) -> Iterator[list[list[EpochRow]]]:
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
@@ -62,17 +63,27 @@ def train_stack(
         for run in runs:
             run.leader.model.train()
         draws = [runs[first].leader.streams for first in first_of]
+        begun = under_way or [UnderWay(0, run.leader.streams.order.get_state()) for run in runs]
+        under_way = None
+        for first in first_of:
+            runs[first].leader.streams.order.set_state(begun[first].order)
         orders = torch.stack([torch.randperm(len(y), generator=streams.order) for streams in draws]).to(x.device)
-        sums = Sums(len(runs), x.device)
-        for start in range(0, steps * config.batch_size, config.batch_size):
+        sums = Sums(begun, x.device)
+
+        def stand(sums: Sums = sums, started: float = started) -> list[UnderWay]:
+            _follow_draws(runs, seeds, first_of)
+            step.optimizer.hand_out_state()
+            return sums.under_way((time.perf_counter() - started) / len(runs))
+
+        for start in range(begun[0].steps * config.batch_size, steps * config.batch_size, config.batch_size):
             index = orders[:, start : start + config.batch_size]  # (U, B)
             batch = x[index]
             if augment is not None:
                 batch = torch.stack([augment(part, s.augment) for part, s in zip(batch, draws, strict=True)])
             step(batch, y[index], sums)
-            on_step()
+            on_step(stand)
         trained, norms = sums.measured(steps, steps * config.batch_size)  # waits for the device
-        seconds = (time.perf_counter() - started) / len(runs)
+        seconds = begun[0].seconds + (time.perf_counter() - started) / len(runs)
         _follow_draws(runs, seeds, first_of)
         rows = []
         for number, run in enumerate(runs):
@@ -93,12 +104,22 @@ def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[
 
 
 class Sums:
-    """Loss, errors and gradient norms of T runs, summed on the device."""
+    """Loss, errors and gradient norms of T runs, summed on the device over an epoch."""
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.loss = torch.zeros(count, dtype=torch.float64, device=device)
-        self.wrong = torch.zeros(count, dtype=torch.int64, device=device)
-        self.norm = torch.zeros(count, dtype=torch.float64, device=device)
+    def __init__(self, begun: Sequence[UnderWay], device: torch.device) -> None:
+        self.begun = begun
+        self.steps = begun[0].steps
+        self.loss = torch.tensor([run.loss for run in begun], dtype=torch.float64, device=device)
+        self.wrong = torch.tensor([run.wrong for run in begun], dtype=torch.int64, device=device)
+        self.norm = torch.tensor([run.norm for run in begun], dtype=torch.float64, device=device)
+
+    def under_way(self, seconds: float) -> list[UnderWay]:
+        """Where each run stands, `seconds` after it began or went on."""
+        sums = zip(self.loss.tolist(), self.wrong.tolist(), self.norm.tolist(), strict=True)
+        return [
+            UnderWay(self.steps, run.order, *own, run.seconds + seconds)
+            for run, own in zip(self.begun, sums, strict=True)
+        ]
 
     def measured(self, steps: int, records: int) -> tuple[list[Measured], list[float]]:
         losses, wrong = (self.loss / steps).tolist(), (100 * self.wrong / records).tolist()
@@ -124,6 +145,7 @@ class Step:
         self.optimizer.zero_grad()
         losses.sum().backward()  # each run's parameters meet only its own loss
         with torch.no_grad():
+            sums.steps += 1
             sums.norm += self.optimizer.add_penalty()
             sums.loss += losses
             sums.wrong += (logits.argmax(1) != y).sum(1)

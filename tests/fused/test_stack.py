@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -16,13 +17,13 @@ from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell
 from dbnrun.fused import memory
 from dbnrun.fused import run as fused_run
-from dbnrun.fused.grouping import plan, stack
+from dbnrun.fused.grouping import grouped, stack
 from dbnrun.fused.run import run_stack
 from dbnrun.fused.train import Run, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
 from dbnrun.overrides import conf_dir
-from dbnrun.recording import Recording
+from dbnrun.recording import Recording, position_of
 from dbnrun.train import train
 
 CPU = torch.device("cpu")
@@ -201,27 +202,58 @@ def test_a_cell_that_diverges_is_marked_and_the_others_do_not_notice(tmp_path):
                 assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
 
 
-def test_an_interrupted_stack_goes_on_byte_for_byte(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", [(1, 0, 0), (2, 0, 2), (2, 0, 0), (1, 3, 1), (0, 2, 2), (2, 1, 0)])
+def test_a_stack_cut_anywhere_goes_on_byte_for_byte(tmp_path, monkeypatch, moment):
+    """Power goes while the checkpoint of (epoch, steps, run) is written: between two cells', or inside one's."""
+
     def make(results):
-        return [[config("norm=dbn", f"seed={n}", "train.epochs=4", results=tmp_path / results)] for n in range(3)]
+        own = ["train.limit_batches=4", "checkpoint.minutes=0", "train.epochs=3"]
+        return [
+            [config("norm=dbn", f"seed={n // 2}", *own, SCHEDULES[n], results=tmp_path / results)] for n in range(3)
+        ]
 
     whole = run_stack(make("whole"))
     save = Recording.checkpoint
+    written = []
 
     def power_cut(self, state):
-        save(self, state)
-        if state["epoch"] == 2 and self.config.seed == 2:
+        written.append((*position_of(state), int(self.config.schedule.name == "harmonic") + 2 * self.config.seed))
+        if written[-1] == moment:
+            # As far as the file's last rename but one: only the checkpoint before it is there.
+            os.replace(self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt")
             raise KeyboardInterrupt
+        save(self, state)
 
     monkeypatch.setattr(Recording, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
         run_stack(make("cut"))
     monkeypatch.setattr(Recording, "checkpoint", save)
+    sizes = []
+    original = fused_run.train_stack
+    monkeypatch.setattr(
+        fused_run, "train_stack", lambda runs, *a, **k: sizes.append(len(runs)) or original(runs, *a, **k)
+    )
     cut = run_stack(make("cut"))
+    assert sizes == [3]  # together again, from a point that all have kept
     numbers = lambda outcome: [  # noqa: E731
         {k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)
     ]
     assert [numbers(o) for (o,) in cut] == [numbers(o) for (o,) in whole]
+
+
+def test_a_stacked_cells_checkpoint_holds_that_cell_alone(tmp_path, monkeypatch):
+    sizes = {}
+    save = Recording.checkpoint
+
+    def weigh(self, state):
+        save(self, state)
+        sizes[self.config.results_dir] = (self.folder / "checkpoint.pt").stat().st_size
+
+    monkeypatch.setattr(Recording, "checkpoint", weigh)
+    run_stack([[config("norm=dbn", f"seed={n}", results=tmp_path / "stacked")] for n in range(4)])
+    experiment.run(config("norm=dbn", results=tmp_path / "alone"))
+    stacked, alone = sizes.values()
+    assert stacked == pytest.approx(alone, rel=0.02)
 
 
 def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
@@ -257,9 +289,9 @@ def test_a_plan_folds_runs_stacks_kinds_and_splits_by_max_stack():
         config("norm=dbn", "seed=2", "train.epochs=9"),  # 5, another kind
         config("norm=dbn", "schedule=harmonic"),  # 6
     ]
-    assert list(plan(configs, lambda _: 1)) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
-    assert list(plan(configs, lambda _: 2)) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
-    assert list(plan(configs, lambda _: 10)) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
+    assert list(grouped(configs, lambda _: 1)) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
+    assert list(grouped(configs, lambda _: 2)) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
+    assert list(grouped(configs, lambda _: 10)) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
     assert stack(config("model=two_layer")) is None
 
 
@@ -284,7 +316,10 @@ def test_a_sweep_through_the_launcher_stacks_and_every_folder_is_complete(dbnrun
     assert done.returncode == 0 and "[6/6] done" in done.stderr, done.stderr
     folders = list((tmp_path / "results" / "runs").iterdir())
     assert len(folders) == 6
-    assert all(sorted(p.name for p in f.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv"] for f in folders)
+    assert all(
+        sorted(p.name for p in f.iterdir()) == ["config.yaml", "manifest.json", "metrics.csv", "run.log"]
+        for f in folders
+    )
     for wrong in ("0", "-1", "many", "1.5"):
         refused = dbnrun(*words, f"hydra.launcher.max_stack={wrong}", "results_dir=other")
         assert refused.returncode == 2 and "expected auto, or a number of at least 1" in refused.stderr

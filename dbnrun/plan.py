@@ -1,0 +1,252 @@
+"""Which cells a command asks for, and how each of them stands. Trains nothing and imports no torch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from dbnrun import lease, records
+from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature
+from dbnrun.data import expected_digest, source
+from dbnrun.overrides import check_overrides, choices, conf_dir
+
+# How a cell can stand, in the order in which `dbnrun plan` counts them.
+STANDINGS = {
+    "done": "trained to its end",
+    "diverged": "ended with a loss that is not finite",
+    "running": "a live process trains it",
+    "unfinished": "goes on from its last checkpoint",
+    "failed": "raised an error; tried again when asked for",
+    "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
+    "new": "nothing is recorded",
+}
+LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train
+
+
+class Composer:
+    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy."""
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        self.loader = loader
+        self.master = master
+        self.parser = OverridesParser.create()
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, job: Sequence[str]) -> RunConfig:
+        """The checked configuration of the cell that `job` describes by overrides of one value each."""
+        overrides = [self._parse(line) for line in job]
+        choices = tuple(str(override.input_line) for override in overrides if self._needs_hydra(override))
+        config = copy.deepcopy(self._base(choices))
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if not self._needs_hydra(o)], config)
+        return checked(config)
+
+    def _needs_hydra(self, override: Override) -> bool:
+        """Whether an override chooses files, or adds a key, and so is not a mere value."""
+        return override.key_or_group in self.groups or override.is_add() or override.is_force_add()
+
+    def _parse(self, line: str) -> Override:
+        if line not in self._parsed:
+            self._parsed[line] = self.parser.parse_override(line)
+        return self._parsed[line]
+
+    def _base(self, choices: tuple[str, ...]) -> DictConfig:
+        if choices not in self._composed:
+            config = self.loader.load_sweep_config(self.master, list(choices))
+            with open_dict(config):
+                del config["hydra"]
+            self._composed[choices] = config
+        return self._composed[choices]
+
+    @functools.cached_property
+    def groups(self) -> frozenset[str]:
+        return frozenset(choices())
+
+
+def grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the values that the overrides sweep over; of two for one key the later one counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: expected values to sweep over, such as {key}=1,2,3 or range(1,4).")
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that a command asks for."""
+
+    job: Sequence[str]  # the overrides that describe it
+    config: RunConfig
+    signature: str
+
+    @property
+    def folder(self) -> Path:
+        return records.run_folder(Path(self.config.results_dir), cell_of(self.config), self.signature)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The distinct cells of a command, and how many times one of them was named again."""
+
+    cells: Sequence[PlannedCell]
+    folded: int
+
+
+def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
+    """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
+    own = [f"{key}={value}" for key, value in params.items()]
+    jobs = grid(OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides]))
+    cells: dict[str, PlannedCell] = {}
+    for job in jobs:
+        config = composer(job)
+        sig = signature(cell_of(config), expected_digest(config.dataset.name))
+        cells.setdefault(sig, PlannedCell(job, config, sig))
+    return Plan(list(cells.values()), len(jobs) - len(cells))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a cell's folder stands: one of STANDINGS, and in words who holds it or what went wrong."""
+
+    name: str
+    detail: str = ""
+
+
+def standing(folder: Path) -> Standing:
+    """Read off a cell's folder how it stands, changing nothing."""
+    manifest = records.read_manifest(folder)
+    holder = lease.look(folder)
+    if holder is not None:
+        return Standing("running", str(holder))
+    if records.is_stale(manifest):
+        return Standing("stale", f"by results version {manifest.get('results_version', 1)}")
+    status = manifest.get("status", "new")
+    if status in ("running", "interrupted"):  # a holder that is dead could not say so itself
+        return Standing("unfinished")
+    return Standing(status if status in STANDINGS else "new", str(manifest.get("error", "")) * (status == "failed"))
+
+
+def seconds_left(cells: Sequence[tuple[PlannedCell, Standing]]) -> tuple[float, int]:
+    """An estimate of the time that the unfinished cells need one after another, and for how many there is none.
+
+    A cell costs what finished cells of its data set, network and normalizer cost an epoch, their share of a shared
+    run; that of a few is read, and their median taken.
+    """
+    costs: dict[tuple[str, ...], list[float]] = {}
+    for cell, how in cells:
+        known = costs.setdefault(_kind(cell.config), [])
+        if how.name == "done" and len(known) < 5:
+            rows = records.read_rows(cell.folder / "metrics.csv")
+            known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
+    total, unknown = 0.0, 0
+    for cell, how in cells:
+        if how.name in LEFT:
+            known = costs[_kind(cell.config)]
+            done = len(records.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+            total += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
+            unknown += not known
+    return total, unknown
+
+
+def _kind(config: RunConfig) -> tuple[str, ...]:
+    return config.dataset.name, config.model.name, config.norm.name, str(config.norm.train_stats), config.precision
+
+
+def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
+    """The data sets that the cells need and that are not there, each with the first file that is missing."""
+    wanted = {(cell.config.dataset.name, cell.config.data_dir) for cell in cells}
+    lines = []
+    for name, data_dir in sorted(wanted):
+        if files := source.missing(name, Path(data_dir)):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            lines.append(f"{name}: {files[0]}{more}; fetched when a cell needs it, or now by `dbnrun data {name}`")
+    return lines
+
+
+def as_json(asked: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
+    """The whole plan as plain data."""
+    left, unknown = seconds_left(list(zip(asked.cells, standings, strict=True)))
+    return {
+        "cells": [
+            {
+                "name": f"{readable_name(cell_of(cell.config))}-{cell.signature}",
+                "folder": str(cell.folder),
+                "overrides": list(cell.job),
+                "standing": how.name,
+                "detail": how.detail,
+            }
+            for cell, how in zip(asked.cells, standings, strict=True)
+        ],
+        "counts": dict(Counter(how.name for how in standings)),
+        "duplicates_folded": asked.folded,
+        "missing_data": missing_data(asked.cells),
+        "seconds_left": round(left, 1),
+        "cells_without_estimate": unknown,
+    }
+
+
+def asked(arguments: Sequence[str]) -> Plan:
+    """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
+    check_overrides(arguments)
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)
+        return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
+
+
+def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Iterator[str]:
+    """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
+    counts = Counter(how.name for how in standings)
+    yield f"{len(found.cells)} cells" + (f", {found.folded} duplicates folded" if found.folded else "")
+    for name, meaning in STANDINGS.items():
+        if counts[name]:
+            yield f"{counts[name]:7} {name:10}  {meaning}"
+    shown = [(c, how) for c, how in zip(found.cells, standings, strict=True) if everything or how.name not in QUIET]
+    for cell, how in shown[: None if everything else MOST_SHOWN]:
+        yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
+    if not everything and len(shown) > MOST_SHOWN:
+        yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
+    yield from (f"missing data  {line}" for line in missing_data(found.cells))
+    seconds, unknown = seconds_left(list(zip(found.cells, standings, strict=True)))
+    if seconds:
+        yield f"about {duration(seconds)} to train, one after another, by what finished cells took"
+    if unknown:
+        yield f"no estimate for {unknown} of the cells: none of their kind is finished"
+
+
+QUIET = ("done", "new")  # standings that need no line of their own
+MOST_SHOWN = 30
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{int(hours)} h {int(minutes % 60)} min" if hours < 48 else f"{int(hours // 24)} d {int(hours % 24)} h"

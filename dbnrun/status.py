@@ -1,0 +1,107 @@
+"""How the runs in a results folder stand, at a glance: read off their files, writing nothing. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dbnrun import records
+from dbnrun.config import UserError
+from dbnrun.plan import STANDINGS, Standing, duration, standing
+from dbnrun.records import EpochRow
+
+ORDER = ("running", "failed", "unfinished", "stale", "diverged", "done", "new")
+HEAD = ("status", "epochs", "test error", "an epoch", "left", "run", "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what its files say."""
+
+    folder: Path
+    standing: Standing
+    rows: Sequence[EpochRow]
+    epochs: int | None  # asked for
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """The wall clock of its last epochs, evaluation included; of a shared run, this cell's share."""
+        last = self.rows[-3:]
+        return sum(row.train_seconds + row.eval_seconds for row in last) / len(last) if last else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.standing.name not in ("running", "unfinished") or not self.epochs or self.epoch_seconds is None:
+            return None
+        return (self.epochs - len(self.rows)) * self.epoch_seconds
+
+
+def folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders in results folders, or given themselves. Raises UserError where a path holds none."""
+    found: list[Path] = []
+    for path in paths:
+        runs = path / "runs" if (path / "runs").is_dir() else path
+        here = [path] if (path / "config.yaml").is_file() else sorted(runs.glob("*/config.yaml"))
+        if not here:
+            raise UserError(f"{path}: no runs there; expected a results folder, such as the one of results_dir=….")
+        found += [config.parent if config.is_file() else config for config in here]
+    return list(dict.fromkeys(found))
+
+
+def read(folder: Path) -> Run:
+    """A run as it stands; a torn or foreign file shows as its failure, not ours."""
+    how = standing(folder)
+    try:
+        rows = records.read_rows(folder / "metrics.csv")
+        epochs = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "train.epochs")
+    except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        told = str(error).strip().splitlines()
+        return Run(folder, Standing("failed", told[0] if told else type(error).__name__), [], None)
+    return Run(folder, how, rows, epochs)
+
+
+def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
+    """A line for each run that is not done (or all), in columns, and how many stand how."""
+    standings = {folder: standing(folder) for folder in folders(paths)}
+    shown = [folder for folder, how in standings.items() if everything or how.name not in ("done", "diverged")]
+    runs = sorted(map(read, shown), key=lambda run: (ORDER.index(run.standing.name), run.folder.name))
+    cells = [HEAD, *map(_cells, runs)] if runs else []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+    counts = Counter(how.name for how in standings.values())
+    yield ", ".join(f"{counts[name]} {name}" for name in STANDINGS if counts[name])
+
+
+def _cells(run: Run) -> tuple[str, ...]:
+    error = f"{run.rows[-1].test_error_pct:.2f} %" if run.rows else ""
+    took, left = run.epoch_seconds, run.seconds_left
+    return (
+        run.standing.name,
+        f"{len(run.rows)}/{run.epochs or '?'}",
+        error,
+        "" if took is None else f"{took:.1f} s",
+        "" if left is None else duration(left),
+        run.folder.name,
+        run.standing.detail,
+    )
+
+
+def watch(paths: Sequence[Path], everything: bool, every: float, wait: Callable[[float], object] = time.sleep) -> None:
+    """Print the table anew every so many seconds, until interrupted."""
+    try:
+        while True:
+            lines = list(table(paths, everything))
+            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+            print(clear + time.strftime("%H:%M:%S") + "\n" + "\n".join(lines), flush=True)
+            wait(every)
+    except KeyboardInterrupt:
+        pass
