@@ -64,7 +64,7 @@ class Composer:
 
     def _parse(self, line: str) -> Override:
         if line not in self._parsed:
-            self._parsed[line] = self.parser.parse_override(line)
+            self._parsed[line] = self.parser.parse_overrides([line])[0]
         return self._parsed[line]
 
     def _base(self, choices: tuple[str, ...]) -> DictConfig:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BENCHES = ("layer", "cell", "grid", "cli", "report")
+BENCHES = ("layer", "cell", "grid", "cli", "plan", "report")
 
 
 @dataclass(frozen=True)

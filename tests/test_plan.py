@@ -1,0 +1,210 @@
+"""What a command asks for, and how each cell stands."""
+
+import json
+import random
+import shutil
+from collections import Counter
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import open_dict
+
+from dbnrun import records
+from dbnrun.config import RunConfig, UserError, checked
+from dbnrun.overrides import choices, conf_dir
+from dbnrun.plan import Composer, duration
+
+VALUES = {
+    "seed": ["0", "7"],
+    "optimizer.lr": ["0.5", "1e-3"],
+    "train.epochs": ["1", "12"],
+    "train.limit_batches": ["null", "3"],
+    "schedule.unit": ["step", "epoch"],
+    "dataset.val_size": ["0.2", "100"],
+    "dataset.fnn_widths": ["[7]", "[8,9]"],  # others refer to it
+    "model.activation": ["tanh", "relu"],
+    "optimizer.groups.norm.lr": ["0.1"],
+    "+optimizer.groups.extra": ["{pattern: '*', lr: 0.1, weight_decay: 0}"],
+    "precision": ["bf16"],
+    "results_dir": ["'a b'", "'ü'"],
+}
+GROUPS = {
+    group: [name for name in names if name not in ("cnn", "two_layer")]
+    for group, names in choices().items()
+    if group != "experiment"
+}
+
+
+def random_job(generator):
+    job = [f"{group}={generator.choice(names)}" for group, names in GROUPS.items() if generator.random() < 0.5]
+    job += [f"{key}={generator.choice(values)}" for key, values in VALUES.items() if generator.random() < 0.4]
+    generator.shuffle(job)
+    return job
+
+
+def outcome(compose, job):
+    try:
+        return compose(job)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    generator = random.Random(0)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+
+        def by_hydra(job):
+            config = loader.load_sweep_config(master, job)
+            with open_dict(config):
+                del config["hydra"]
+            return checked(config)
+
+        composer = Composer(loader, master)
+        jobs = [random_job(generator) for _ in range(200)]
+        results = [(outcome(composer, job), outcome(by_hydra, job)) for job in jobs]
+    assert all(ours == theirs for ours, theirs in results)
+    assert sum(isinstance(ours, RunConfig) for ours, _ in results) > 100
+
+
+QUICK = ["train.epochs=2", "train.limit_batches=2", "threads=1", "progress=false"]
+GRID = ["norm=dbn", "schedule=alpha_1,harmonic", "seed=0,1", *QUICK]
+
+
+def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tmp_path):
+    assert dbnrun("-m", *GRID, "seed=0,1,2").returncode == 0
+    folders = sorted((tmp_path / "results" / "runs").iterdir())
+    assert len(folders) == 6
+
+    def change(folder, **values):
+        records.write_manifest(folder, {**records.read_manifest(folder), **values})
+
+    change(folders[0], status="failed", error="RuntimeError: no luck")
+    change(folders[1], status="running")  # by a process that is gone
+    change(folders[2], status="diverged")
+    change(folders[3], results_version=0)
+    shutil.rmtree(folders[4])
+    words = [*GRID, "seed=0,1,2,0"]
+    planned = json.loads(dbnrun("plan", *words, "--json").stdout)
+    by_folder = {cell["folder"].rpartition("/")[2]: cell for cell in planned["cells"]}
+    expected = ["failed", "unfinished", "diverged", "stale", "new", "done"]
+    assert [by_folder[folder.name]["standing"] for folder in folders] == expected
+    assert by_folder[folders[0].name]["detail"] == "RuntimeError: no luck"
+    assert planned["counts"] == dict(Counter(expected)) and planned["duplicates_folded"] == 2
+    assert planned["missing_data"] == [] and planned["seconds_left"] > 0
+    text = dbnrun("plan", "-m", *words).stdout
+    assert "6 cells, 2 duplicates folded" in text and "RuntimeError: no luck" in text
+    assert all(name in text for name in expected)
+
+    again = dbnrun("-m", *words, "retry=failed")
+    assert again.returncode == 0 and "1 cell failed before; 3 left alone" in again.stderr, again.stderr
+    done = dbnrun("-m", *words)
+    assert done.returncode == 0 and "3 to train, 3 finished before" in done.stderr, done.stderr
+    assert "3 cells: 3 done" in done.stderr
+    # The cell whose process died without a word came last.
+    assert folders[1].name in done.stderr.strip().splitlines()[-2]
+    status = dbnrun("status", "--all").stdout
+    assert status.count("2/2") == 6 and "5 done, 1 diverged" in status
+
+
+def test_retry_leaves_a_single_cell_alone_that_did_not_fail(dbnrun):
+    done = dbnrun(*QUICK, "retry=failed")
+    assert done.returncode == 0 and "left alone, for it is new" in done.stderr
+
+
+def test_a_cell_under_way_is_shown_with_its_holder(dbnrun, tmp_path):
+    from dbnrun.lease import Lease
+
+    assert dbnrun(*QUICK).returncode == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    ours = Lease(folder)
+    ours.take()
+    for verb in (["plan", *QUICK], ["status"]):
+        shown = dbnrun(*verb).stdout
+        assert "running" in shown and f"process {ours.mine.pid} on" in shown, shown
+    ours.release()
+
+
+def test_a_failing_cell_is_in_the_table_at_the_end_and_fail_fast_stops_there(dbnrun, tmp_path):
+    words = ["-m", *QUICK, "norm=bn", "train.batch_size=100,1500,50"]  # digits has fewer records than 1500 to train on
+    done = dbnrun(*words)
+    assert done.returncode == 1
+    assert "3 cells: 2 done, 1 refused" in done.stderr and "train.batch_size=1500" in done.stderr
+    fast = dbnrun(*words, "fail_fast=true", "results_dir=fast")
+    assert fast.returncode == 1 and "1 done, 1 refused, 1 not tried" in fast.stderr, fast.stderr
+
+
+def test_missing_data_is_named_before_anything_trains(dbnrun, tmp_path):
+    shown = dbnrun("plan", "dataset=mnist,cifar10", f"data_dir={tmp_path}")
+    assert shown.returncode == 0
+    assert "missing data  mnist" in shown.stdout and "batches.meta and 6 more" in shown.stdout
+
+
+def test_an_experiment_is_planned_as_it_would_be_swept(dbnrun):
+    shown = dbnrun("plan", "experiment=paper_mnist_a", "seed=0")
+    assert "12 cells, 8 duplicates folded" in shown.stdout and "     12 new" in shown.stdout
+
+
+def test_status_of_a_folder_without_runs_and_of_a_torn_run_says_so(dbnrun, tmp_path):
+    nothing = dbnrun("status")
+    assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1 and "no runs there" in nothing.stderr
+    assert dbnrun(*QUICK).returncode == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    (folder / "config.yaml").write_text("{[")
+    (folder / "manifest.json").unlink()
+    torn = dbnrun("status")
+    assert torn.returncode == 0 and folder.name in torn.stdout
+    assert dbnrun("status", "--watch", "0").returncode == 2
+
+
+def test_status_can_watch(tmp_path, capsys):
+    from dbnrun import status
+
+    (tmp_path / "config.yaml").write_text("train: {epochs: 3}")
+    ticks = iter([None, None])
+
+    def wait(_):
+        if next(ticks, "end") == "end":
+            raise KeyboardInterrupt
+
+    status.watch([tmp_path], False, 1.0, wait)
+    assert capsys.readouterr().out.count("1 new") == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4, "4 s"), (89, "89 s"), (120, "2 min"), (3700, "62 min"), (9000, "2 h 30 min"), (200_000, "2 d 7 h")],
+)
+def test_durations_are_said_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_doctor_finds_this_machine_in_order_and_names_what_is_not(dbnrun, tmp_path):
+    well = dbnrun("doctor")
+    assert well.returncode == 0, well.stdout
+    for word in ("torch ", "determinism", "two runs of a small cell agree", "data mnist", "threads", "GiB free"):
+        assert word in well.stdout
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        (raw / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(b"not it")
+    (tmp_path / "file").touch()
+    ill = dbnrun("doctor", "--results-dir", "file")
+    assert ill.returncode == 1 and "NOT  data mnist" in ill.stdout
+
+
+def test_a_thousand_cells_at_once_are_planned_and_swept_without_a_fault(dbnrun, tmp_path):
+    alphas = ",".join(str(n / 1000) for n in range(1000))
+    words = ["norm=dbn_inference", "schedule=constant", f"schedule.alpha={alphas}"]
+    quick = ["train.epochs=1", "train.limit_batches=1", "threads=1", "progress=false"]
+    done = dbnrun("-m", *words, *quick, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1000 cells: 1000 done" in done.stderr
+    assert len(list((tmp_path / "results" / "runs").iterdir())) == 1000
