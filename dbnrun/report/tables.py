@@ -27,7 +27,7 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(path, index_col="alpha", dtype={"alpha": str})
 
 
-def _paper_key(cell: dict[str, Any]) -> str:
+def paper_key(cell: dict[str, Any]) -> str:
     """The paper's name of a series' schedule; '' where it has none."""
     schedule = cell.get("schedule") or {"name": ""}
     if schedule["name"] == "constant":
@@ -50,7 +50,7 @@ def rows(setting: Setting) -> pd.DataFrame:
         error, population = series.column("test_error_pct"), series.column("test_error_pct_population")
         last, best = _mean_sd(error[:, -1]), _mean_sd(error.min(1))
         pooled = _mean_sd(population[:, -1])
-        key = _paper_key(series.cell)
+        key = paper_key(series.cell)
         known = series.protocol and setting.dataset in paper and key in paper.index
         lines.append(
             {
@@ -179,4 +179,4 @@ def most_efficient(panel: Sequence[Series]) -> list[Series]:
     last = {id(s): float(s.column("test_error_pct")[:, -1].mean()) for s in shown if s.protocol}
     ranked = sorted((key for key, error in last.items() if np.isfinite(error)), key=last.__getitem__)
     best = set(ranked[:TOP])
-    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or _paper_key(s.cell) == "1"]
+    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or paper_key(s.cell) == "1"]
