@@ -199,14 +199,26 @@ def _report(arguments: list[str]) -> int:
         "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
     )
     parser.add_argument("--out", type=Path, help="where figures/ and tables/ go (default: the results folder)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        help="without PATH: run folders to add to the records (default: the results folder)",
+    )
+    parser.add_argument("--readme", type=Path, nargs="?", const=Path("README.md"), help="write the results there too")
     options = parser.parse_args(arguments)
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
+    if options.paths and (options.runs or options.readme):
+        return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
 
     from dbnrun.config import UserError
-    from dbnrun.report import report
+    from dbnrun.report import publish, report
 
     try:
-        report(options.paths or [results], options.out or (options.paths[0] if len(options.paths) == 1 else results))
+        if options.paths:
+            report(options.paths, options.out or (options.paths[0] if len(options.paths) == 1 else results))
+        else:
+            publish(options.out or results, options.runs or [results], options.readme)
     except UserError as error:
         return _refuse(str(error))
     return 0

@@ -148,9 +148,18 @@ column. *Floor* is the binomial standard error [pp] of one reading of that error
 the paired differences. Paper: arXiv 1705.08011, Table 1, single values. Protocols:
 {"; ".join(f"{letter(key)}, {text}" for key, text in PROTOCOLS.items() if key)}.
 """
-HEAD = (
-    "| curve | paper | last epoch | best on validation | best on test | floor | to α = 1 | p | to BN | p | n |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+HEADS = (
+    "curve",
+    "paper",
+    "last epoch",
+    "best on validation",
+    "best on test",
+    "floor",
+    "to α = 1",
+    "p",
+    "to BN",
+    "p",
+    "n",
 )
 
 
@@ -158,15 +167,20 @@ def _markdown(setting: Setting, table: pd.DataFrame) -> str:
     lines = [f"## {DATASETS.get(setting.dataset, setting.dataset)}: {describe(setting)}", ""]
     for protocol, column in table.groupby("protocol", sort=False):
         title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
-        lines += [f"### {title}", "", HEAD, *_lines(column), ""]
+        lines += [f"### {title}", "", _line(HEADS), "|" + "---|" * len(HEADS), *map(_line, cells(column)), ""]
     return "\n".join(lines)
 
 
-def _lines(column: pd.DataFrame) -> Iterator[str]:
+def _line(fields: Sequence[str]) -> str:
+    return "| " + " | ".join(fields) + " |"
+
+
+def cells(column: Any) -> Iterator[list[str]]:
+    """The fields under HEADS for each series of one column of `statistics`."""
     for key, rows in column.groupby("curve", sort=False):
         row: Any = {one["selection"]: one for one in rows.to_dict("records")}
         last = row["last"]
-        fields = [
+        yield [
             name_of(str(key)),
             number(last["paper"]),
             *(with_interval(row[selection]) for selection in stats.SELECTIONS),
@@ -174,7 +188,6 @@ def _lines(column: pd.DataFrame) -> Iterator[str]:
             *(text for name in REFERENCES for text in (difference(last, name), p_text(last, name))),
             str(last["n"]),
         ]
-        yield "| " + " | ".join(fields) + " |"
 
 
 def number(value: float, digits: int = 2) -> str:
