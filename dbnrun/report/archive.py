@@ -5,7 +5,7 @@
         mnist_A.json    the cells (their whole configuration, once a curve) and where each run's numbers come from
 
 A cell's file follows from the cell alone (`protocols.experiment_of`), so merging is a union by signature. Errors keep
-nine significant digits (every count of a data set is told apart), losses six, seconds two decimals.
+nine significant digits (every count of a data set is told apart), losses six, seconds three decimals.
 """
 
 from __future__ import annotations
@@ -185,5 +185,5 @@ def _spelled(name: str, value: float | int | None) -> str:
     if isinstance(value, int):
         return str(value)
     if name in TIME_COLUMNS:
-        return f"{value:.2f}"
+        return f"{value:.3f}"
     return f"{value:.9g}" if "error_pct" in name else f"{value:.6g}"

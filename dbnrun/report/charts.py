@@ -50,6 +50,7 @@ LOOKS: dict[str, tuple[str, list[int]]] = {
 }
 ROLES = {"chosen": "#1c7ed6", "α = 1": "#d6336c", "BN (PyTorch)": "#868e96", "other": "#adb5bd"}
 BESIDE = ["α = 1 and BN", "every schedule", "nothing"]
+LEGEND: dict[str, Any] = {"symbolType": "stroke", "symbolSize": 500, "symbolOpacity": 1, "symbolStrokeWidth": 2}
 Spec = dict[str, Any]
 
 
@@ -101,7 +102,11 @@ def differences(table: Any) -> Spec:
     )
     largest = float(np.nanmax(np.abs(shown[["diff", "from", "to"]].to_numpy(float)), initial=0.1))
     ticks = [tick for tick in (0.1, 0.3, 1, 3, 10, 30) if tick <= largest * 1.5]
-    axis = alt.Axis(values=[-tick for tick in ticks[::-1]] + [0.0, *ticks], format="~g", labelFlush=False)
+    axis = alt.Axis(
+        values=[-tick for tick in ticks[::-1]] + [0.0, *ticks],
+        labelExpr="replace(datum.value, '-', '−')",
+        labelFlush=False,
+    )
     scale = alt.Scale(type="symlog", constant=0.1, domain=[-largest * 1.15, largest * 1.15])
     base = alt.Chart(shown).encode(y=alt.Y("curve:N", sort=None, title=None))
     tips = [
@@ -141,7 +146,7 @@ def figure(setting: Setting, protocol: str, measure: str, *, efficient: bool) ->
             color=alt.Color(
                 "curve:N",
                 scale=alt.Scale(domain=labels, range=[look[0] for look in looks]),
-                legend=alt.Legend(orient="bottom", columns=3, title=None, symbolType="stroke", symbolSize=500),
+                legend=alt.Legend(orient="bottom", columns=3, title=None, **LEGEND),
             ),
         )
     )
@@ -249,7 +254,7 @@ def explorer(book: Book, table: Any) -> Spec:
             + _words("measure", list(MEASURES), MEASURES.values())
         ),
         anchor="start",
-        offset=62,
+        offset=8,
     )
     layers = alt.layer(bands, lines, rule, points, *values, _not_run(names, letters, keys, table))
     return _spec(layers.add_params(*params).properties(width="container", height=340, title=title))

@@ -41,7 +41,11 @@ function draw(chart) {
   chart.dataset.drawn = "yes";
   const spec = specs[chart.id];
   if (chart.dataset.curves) spec.datasets = {...spec.datasets, curves};
-  vegaEmbed(chart, spec, options).catch(error => { chart.textContent = error.message; console.error(error); });
+  const bind = document.getElementById(chart.id + "-menus") ?? undefined;
+  vegaEmbed(chart, spec, {...options, bind}).catch(error => {
+    chart.textContent = error.message;
+    console.error(error);
+  });
 }
 for (const fold of document.querySelectorAll("details"))
   fold.addEventListener("toggle", () => fold.querySelectorAll(".chart").forEach(draw));
@@ -123,9 +127,9 @@ def _claims(book: Book, judged: Sequence[Verdict]) -> str:
     rules = "; ".join(f"<b>{letter(key)}</b>: {escape(text)}" for key, text in PROTOCOLS.items() if key)
     parts = [
         "<p>The verdict stands on the last epoch, against α = 1 of the same protocol (the paper's “BN”), by rules "
-        "written down in <code>docs/claims.md</code>: <i>holds</i> where every comparison that a claim names is significant "
-        "(exact sign-flip test, Holm-corrected), <i>does not hold</i> where a 95 % interval contradicts it, else "
-        f"<i>undecided</i>. Three ways to read the paper's procedure: {rules}.</p>"
+        "written down in <code>docs/claims.md</code>: <i>holds</i> where every comparison that a claim names is "
+        "significant (exact sign-flip test, Holm-corrected), <i>does not hold</i> where a 95 % interval contradicts "
+        f"it, else <i>undecided</i>. Three ways to read the paper's procedure: {rules}.</p>"
     ]
     for protocol in book.protocols:
         chosen = [one for one in judged if one.protocol == protocol]
@@ -279,7 +283,8 @@ def _explorer(book: Book, table: Any, specs: dict[str, Spec]) -> str:
     return (
         "<p>Mean over seeds with a band of one standard deviation. Point at a curve for its values, or move the "
         "epoch's slider: the values at that epoch stand above the plot.</p>"
-        '<figure><div class=chart id="explore" data-curves=yes></div></figure>'
+        '<figure><div id="explore-menus" class=vega-bindings></div>'
+        '<div class=chart id="explore" data-curves=yes></div></figure>'
     )
 
 
@@ -315,7 +320,7 @@ def _provenance(book: Book) -> str:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in book.runs:
         groups[experiment_of(run.cell)].append(run)
-    heads = ["records", "runs", "seeds", "device", "versions", "git revision", "wall time", "first started", "data"]
+    heads = ["records", "runs", "seeds", "device", "versions", "git revision", "time", "first started", "data"]
     rows = [[f"<code>{name}.csv</code>", *_origin(runs)] for name, runs in sorted(groups.items())]
     commands = Counter(_command(run.manifest) for run in book.runs)
     listed = "".join(f"<li><code>{escape(text)}</code> ({count} runs)</li>" for text, count in sorted(commands.items()))
@@ -325,7 +330,8 @@ def _provenance(book: Book) -> str:
 def _origin(runs: Sequence[Run]) -> list[str]:
     """One row's cells: what the runs of a records file say of themselves."""
     manifests = [run.manifest for run in runs]
-    hours = sum(float(manifest.get("wall_seconds", 0)) for manifest in manifests) / 3600
+    # Cells trained together each state the wall time of all; their rows hold each one's share.
+    hours = sum(row.train_seconds + row.eval_seconds for run in runs for row in run.rows) / 3600
     started = min((str(manifest["started"])[:10] for manifest in manifests if "started" in manifest), default="")
     return [
         _counts([run.status for run in runs]),

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # a corrected p-value below this rejects
-# Sign flips are enumerated up to 2^16; beyond, so many are drawn.
-FLIPS = 2**16
+EXACT_UP_TO = 16  # differences; beyond, 9,999 sign flips are drawn
 SELECTIONS = {
     "last": "last epoch",
     "best_on_val": "best epoch on the validation part",
@@ -67,15 +66,23 @@ def sign_flip_p(differences: np.ndarray) -> float:
     """
     if len(differences) < 2 or not np.isfinite(differences).all():
         return float("nan")
-    test = stats.permutation_test(
-        (differences,),
-        _mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        rng=np.random.default_rng(0),
-    )
-    return min(1.0, float(test.pvalue))
+    if len(differences) > EXACT_UP_TO:
+        drawn = stats.permutation_test(
+            (differences,), _mean, permutation_type="samples", n_resamples=9_999, rng=np.random.default_rng(0)
+        )
+        return min(1.0, float(drawn.pvalue))
+    signs = _signs(len(differences))
+    return float(np.mean(np.abs(_mean(signs * differences, axis=1)) >= np.abs(_mean(differences, axis=0))))
+
+
+@cache
+def _signs(n: int) -> np.ndarray:
+    """Half of the ways to sign n numbers, (2^(n-1), n): the other half is its mirror, with the same |mean|.
+
+    scipy.stats.permutation_test gives the same p (a test holds them together) and builds each signing in Python: 6 ms at
+    n = 10 for 0.05 ms here, where a report makes thousands of tests.
+    """
+    return 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
 
 
 def _mean(x: np.ndarray, axis: int) -> np.ndarray:
@@ -89,12 +96,17 @@ def least_p(n: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction over the comparisons that were made; NaN stays NaN and counts for none."""
+    """Holm's correction over the comparisons that were made; NaN stays NaN and counts for none.
+
+    Holm (1979): the i-th smallest of k is multiplied by k - i + 1, and none falls below the one before. A test holds it
+    to statsmodels' `multipletests`, which collects garbage at each call: 80 ms in a report.
+    """
     p = np.asarray(p_values, dtype=float)
-    made = np.isfinite(p)
+    order = np.argsort(p)  # NaN last
+    made = int(np.isfinite(p).sum())
     corrected = np.full(len(p), np.nan)
-    if made.any():
-        corrected[made] = multipletests(p[made], alpha=ALPHA, method="holm")[1]
+    steps = p[order[:made]] * np.arange(made, 0, -1)
+    corrected[order[:made]] = np.minimum(1, np.maximum.accumulate(steps))
     return corrected
 
 
@@ -120,6 +132,9 @@ def jitter(test: np.ndarray) -> np.ndarray:
 
 
 def epochs_to_reach(loss: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The first epoch (from 1) whose loss is at most each run's target; one more than there are where none is."""
+    """The first epoch (from 1) whose loss is at most each run's target; four times as many as there are where none is.
+
+    Never to reach it is thus two doublings away from any run that did, however late that was.
+    """
     reached = loss <= target[:, None]
-    return np.where(reached.any(1), reached.argmax(1) + 1, loss.shape[1] + 1).astype(float)
+    return np.where(reached.any(1), reached.argmax(1) + 1, 4 * loss.shape[1]).astype(float)
