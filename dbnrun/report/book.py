@@ -6,9 +6,19 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dbnrun.report.gather import Run, Series, Setting, settings_of
-from dbnrun.report.protocols import KNOBS, LETTERS, at_reference, knobs, protocol_of, schedule_key, turned
+from dbnrun.report.protocols import (
+    KNOBS,
+    LETTERS,
+    PAPER_DATASETS,
+    at_reference,
+    knobs,
+    protocol_of,
+    schedule_key,
+    turned,
+)
 
 
 @dataclass
@@ -33,12 +43,13 @@ class Book:
 
     @property
     def mains(self) -> dict[str, Setting]:
-        """By data set, the setting with the most finished runs (the first of equal ones)."""
+        """By data set, the paper's first, the setting with the most finished runs (the first of equal ones)."""
         mains: dict[str, Setting] = {}
         for setting in self.settings:
             if setting.n > (mains[setting.dataset].n if setting.dataset in mains else 0):
                 mains[setting.dataset] = setting
-        return mains
+        order = [name for name in PAPER_DATASETS if name in mains]
+        return {name: mains[name] for name in [*order, *(name for name in mains if name not in order)]}
 
     @property
     def protocols(self) -> list[str]:
@@ -49,19 +60,21 @@ class Book:
     @property
     def variants(self) -> list[Variant]:
         """The sensitivity runs by knob and value, beside the runs they vary."""
-        return [variant for knob in KNOBS for variant in _variants(self.runs, knob)]
+        done = [(run, knobs(run.cell), turned(run.cell)) for run in self.runs if run.status == "done"]
+        # Most knobs were never turned: nothing to look for.
+        moved = [knob for knob in KNOBS if any(knob in off for _, _, off in done)]
+        return [variant for knob in moved for variant in _variants(done, knob)]
 
 
 def book_of(runs: Sequence[Run]) -> Book:
     return Book(list(runs), settings_of([run for run in runs if not turned(run.cell)]))
 
 
-def _variants(runs: Sequence[Run], knob: str) -> list[Variant]:
+def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: str) -> list[Variant]:
     """The values of one knob among runs that are alike but for it, seed and schedule: none where only one is."""
     families: dict[str, dict[str, Variant]] = defaultdict(dict)
-    for run in runs:
-        values = knobs(run.cell)
-        if run.status != "done" or knob not in values or any(name != knob for name in turned(run.cell)):
+    for run, values, off in done:
+        if knob not in values or any(name != knob for name in off):
             continue
         alike = {key: value for key, value in at_reference(run.cell, knob).items() if key not in ("seed", "schedule")}
         value = values[knob]

@@ -64,10 +64,11 @@ def page(book: Book, judged: Sequence[Verdict]) -> str:
     """The whole page as text."""
     specs: dict[str, Spec] = {}
     table = charts.curves(book)
+    statistics = {name: paper_tables.statistics(setting) for name, setting in book.mains.items()}
     sections = {
         "claims": ("Claims and verdicts", _claims(book, judged)),
-        "tables": ("The paper's Table 1 beside ours", _tables(book)),
-        "figures": ("Figures", _figures(book, specs)),
+        "tables": ("The paper's Table 1 beside ours", _tables(book, statistics)),
+        "figures": ("Figures", _figures(book, statistics, specs)),
         "explorer": ("Explorer", _explorer(book, table, specs)),
         "sensitivity": ("Sensitivity", _sensitivity(book)),
         "provenance": ("Provenance", _provenance(book)),
@@ -207,7 +208,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", 
     )
 
 
-def _tables(book: Book) -> str:
+def _tables(book: Book, statistics: Mapping[str, Any]) -> str:
     parts = [_paragraphs(paper_tables.NOTE)]
     for name in _names(book):
         if name not in book.mains:
@@ -215,7 +216,7 @@ def _tables(book: Book) -> str:
             continue
         setting = book.mains[name]
         parts.append(f"<h3>{escape(DATASETS.get(name, name))}</h3><p class=soft>{escape(describe(setting))}</p>")
-        for protocol, column in paper_tables.statistics(setting).groupby("protocol", sort=False):
+        for protocol, column in statistics[name].groupby("protocol", sort=False):
             title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
             rows = [[escape(text) for text in fields] for fields in paper_tables.cells(column)]
             shown = _table(paper_tables.HEADS, rows, "number", f"{DATASETS.get(name, name)}, {title}")
@@ -234,17 +235,16 @@ def _names(book: Book) -> list[str]:
     return [*PAPER_DATASETS, *(name for name in book.mains if name not in PAPER_DATASETS)]
 
 
-def _figures(book: Book, specs: dict[str, Spec]) -> str:
+def _figures(book: Book, statistics: Mapping[str, Any], specs: dict[str, Spec]) -> str:
     parts = [
         "<p>Curves are means over seeds with bands of one standard deviation; a click on a name in a legend keeps that "
         "curve alone, a double click brings the others back. The error axes are logarithmic, that of the differences "
         "is linear near 0 and logarithmic beyond.</p>"
     ]
-    for name, setting in paper_tables.ordered(book.mains).items():
-        statistics: Any = paper_tables.statistics(setting)
+    for name, setting in book.mains.items():
         parts.append(f"<h3>{escape(DATASETS.get(name, name))}</h3>")
         for number, protocol in enumerate(protocol for protocol in setting.protocols if protocol):
-            content = _panel(setting, protocol, statistics, specs)
+            content = _panel(setting, protocol, statistics[name], specs)
             summary = f"Protocol {letter(protocol)}: {PROTOCOLS.get(protocol, protocol)}"
             parts.append(_fold(summary, content, open_=number == 0))
     return "\n".join(parts)

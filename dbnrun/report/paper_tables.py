@@ -14,7 +14,7 @@ from dbnrun.report import compare, stats
 from dbnrun.report.book import Book, Variant
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
 from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, PROTOCOLS, TEST_RECORDS, letter
+from dbnrun.report.protocols import DATASETS, PROTOCOLS, TEST_RECORDS, letter
 from dbnrun.report.tables import describe, paper_key, paper_numbers
 from dbnrun.report.verdicts import name_of
 
@@ -114,7 +114,7 @@ def _to_alpha_one(variant: Variant, series: Series) -> np.ndarray:
 def write(book: Book, folder: Path) -> list[Path]:
     """Write statistics.csv, paper.md and, where there are such runs, sensitivity.csv and .md; return them."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {name: statistics(setting) for name, setting in ordered(book.mains).items()}
+    tables = {name: statistics(setting) for name, setting in book.mains.items()}
     contents = {
         "statistics.csv": _csv(pd.concat(tables.values())),
         "paper.md": "# The paper's Table 1 beside ours\n\n"
@@ -127,12 +127,6 @@ def write(book: Book, folder: Path) -> list[Path]:
     for name, text in contents.items():
         write_atomic(folder / name, text.encode())
     return [folder / name for name in contents]
-
-
-def ordered(mains: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The paper's data sets in its order, then the others."""
-    names = [name for name in PAPER_DATASETS if name in mains]
-    return {name: mains[name] for name in [*names, *(name for name in mains if name not in names)]}
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -47,8 +47,9 @@ def letter(protocol: str) -> str:
 def knobs(cell: Mapping[str, Any]) -> dict[str, Any]:
     """The value of each knob that the cell has; several unlike values under one glob make a text."""
     values: dict[str, Any] = {}
+    flat = dotted(cell)
     for name, (pattern, _) in KNOBS.items():
-        found = list(dict.fromkeys(value for key, value in dotted(cell).items() if fnmatchcase(key, pattern)))
+        found = list(dict.fromkeys(value for key, value in flat.items() if fnmatchcase(key, pattern)))
         if found:
             values[name] = found[0] if len(found) == 1 else "/".join(map(str, found))
     return values

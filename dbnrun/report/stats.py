@@ -79,8 +79,8 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def _signs(n: int) -> np.ndarray:
     """Half of the ways to sign n numbers, (2^(n-1), n): the other half is its mirror, with the same |mean|.
 
-    scipy.stats.permutation_test gives the same p (a test holds them together) and builds each signing in Python: 6 ms at
-    n = 10 for 0.05 ms here, where a report makes thousands of tests.
+    scipy.stats.permutation_test gives the same p (a test holds them together) in 6 ms at n = 10, building each signing
+    in Python; this takes 0.05 ms, and a report makes thousands of tests.
     """
     return 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
 
