@@ -22,7 +22,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun -m [key=a,b …]       train a grid:    dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
   dbnrun experiment=NAME      train a grid that conf/experiment/NAME.yaml describes
 
-  dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
+  dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, report
 

@@ -49,6 +49,7 @@ LOOKS: dict[str, tuple[str, list[int]]] = {
     "none": ("#868e96", [1, 2]),
 }
 ROLES = {"chosen": "#1c7ed6", "α = 1": "#d6336c", "BN (PyTorch)": "#868e96", "other": "#adb5bd"}
+AT = "datum.epoch == min(at, datum.last)"  # the slider goes on where a data set's epochs end
 BESIDE = ["α = 1 and BN", "every schedule", "nothing"]
 LEGEND: dict[str, Any] = {"symbolType": "stroke", "symbolSize": 500, "symbolOpacity": 1, "symbolStrokeWidth": 2}
 Spec = dict[str, Any]
@@ -245,7 +246,11 @@ def explorer(book: Book, table: Any) -> Spec:
         )
         .add_params(near)
     )
-    rule = alt.Chart(_one()).transform_calculate(x="at").mark_rule(strokeDash=[4, 3], color="#868e96").encode(x="x:Q")
+    rule = (
+        shown.transform_filter(f"datum.role == 'chosen' && {AT}")
+        .mark_rule(strokeDash=[4, 3], color="#868e96")
+        .encode(x="epoch:Q")
+    )
     values = [_value(shown, role, row) for row, role in enumerate(("chosen", "α = 1", "BN (PyTorch)"))]
     title = alt.TitleParams(
         text=alt.ExprRef(
@@ -292,6 +297,7 @@ def _explored() -> alt.Chart:
             mean="datum[measure + '_mean']", low="datum[measure + '_low']", high="datum[measure + '_high']"
         )
         .transform_filter("isValid(datum.mean)")
+        .transform_joinaggregate(last="max(epoch)")
     )
 
 
@@ -302,15 +308,11 @@ def _value(shown: alt.Chart, role: str, row: int) -> alt.Chart:
         "(datum.n > 1 ? ' ± ' + format(datum.high - datum.mean, '.2~g') + ' (n = ' + datum.n + ')' : ' (n = 1)')"
     )
     return (
-        shown.transform_filter(f"datum.role == '{role}' && datum.epoch == at")
+        shown.transform_filter(f"datum.role == '{role}' && {AT}")
         .transform_calculate(text=text)
         .mark_text(align="left", baseline="middle", fontSize=13, fontWeight="bold")
         .encode(x=alt.value(0), y=alt.value(-50 + 18 * row), text="text:N", color=alt.value(ROLES[role]))
     )
-
-
-def _one() -> alt.InlineData:
-    return alt.InlineData(values=[{}])
 
 
 def _not_run(names: Sequence[str], letters: Sequence[str], keys: Sequence[str], table: Any) -> alt.Chart:

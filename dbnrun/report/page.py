@@ -120,7 +120,7 @@ def _script_safe(text: str) -> str:
 
 def _summary(book: Book) -> str:
     done = Counter(run.cell["dataset"]["name"] for run in book.runs if run.status == "done")
-    listed = ", ".join(f"{DATASETS.get(name, name)} {count:,}" for name, count in done.items())
+    listed = ", ".join(f"{DATASETS.get(name, name)} {done[name]:,}" for name in sorted(done, key=_names(book).index))
     return f"{sum(done.values()):,} finished runs ({listed})."
 
 

@@ -9,8 +9,9 @@ import pytest
 from synthetic import SCHEDULES, cell, constant, write_run
 
 from dbnrun import records
+from dbnrun.cli import main
 from dbnrun.config import UserError
-from dbnrun.report import archive, publish
+from dbnrun.report import archive, publish, readme
 from dbnrun.report.gather import read_runs, settings_of
 from dbnrun.report.protocols import experiment_of
 
@@ -213,3 +214,28 @@ def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):
     write_run(tmp_path, content, [3.0, 2.0])
     with pytest.raises(UserError, match="only sensitivity runs are recorded"):
         publish(tmp_path, [tmp_path])
+
+
+def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, tmp_path, monkeypatch, capsys):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    shutil.copytree(recorded / "records", clone / "results" / "records")
+    (clone / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
+    assert main(["report", "--readme"]) == 0
+    assert "α = 0.25" in (clone / "README.md").read_text() and "mnist: test error [%]" in capsys.readouterr().out
+    assert (clone / "results" / "report.html").exists() and not (clone / "results" / "runs").exists()
+
+
+def test_runs_from_elsewhere_join_the_records(recorded, tmp_path, monkeypatch):
+    write_run(tmp_path / "gpu", cell(constant(0.5)), [5.0, 3.0, 2.5])
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    assert main(["report", "--runs", str(tmp_path / "gpu")]) == 0
+    assert len(archive.read(recorded / "records")) == 7
+
+
+@pytest.mark.parametrize("words", [["--readme"], ["--runs", "x"]])
+def test_what_goes_with_the_records_is_refused_beside_a_path(words, capsys):
+    assert main(["report", "somewhere", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

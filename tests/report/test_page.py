@@ -177,7 +177,8 @@ def hovered(browser):
     tooltip = "#vg-tooltip-element.visible"
     until(lambda: browser.find_elements("css selector", tooltip))
     text = browser.find_element("css selector", tooltip).text
-    ActionChains(browser).move_by_offset(0, 600).perform()
+    ActionChains(browser).move_to_element(menu(browser, "dataset")).perform()  # away, so that the next one is new
+    until(lambda: not browser.find_elements("css selector", tooltip))
     return text
 
 
@@ -216,6 +217,14 @@ def test_every_control_is_reached_by_the_tab_key(browser, file):
         names.append(focused.get_attribute("name"))
         focused.send_keys(Keys.TAB)
     assert names == ["dataset", "protocol", "curve", "measure", "beside", "at"]
+
+
+def test_a_data_set_with_fewer_epochs_says_its_last(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page_of(table_1(["mnist"], "A", epochs=40) + table_1(["ni"], "A", epochs=10)))
+    shown(browser, path)
+    choose(browser, "dataset", "ni")
+    until(lambda: "α = 0.25, epoch 10" in explorer_text(browser))
 
 
 def test_a_choice_that_was_not_run_says_so(browser, tmp_path):
