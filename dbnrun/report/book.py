@@ -67,7 +67,11 @@ class Book:
 
 
 def book_of(runs: Sequence[Run]) -> Book:
-    return Book(list(runs), settings_of([run for run in runs if not turned(run.cell)]))
+    """Sort recorded runs; a main setting's files are named by its data set alone, whatever else was run."""
+    book = Book(list(runs), settings_of([run for run in runs if not turned(run.cell)]))
+    for dataset, setting in book.mains.items():
+        setting.slug = dataset
+    return book
 
 
 def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: str) -> list[Variant]:

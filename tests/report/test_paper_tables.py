@@ -82,6 +82,13 @@ def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
     assert (table["n"] == 3).all() and len(table) == 2 * (3 + 2 + 3)
 
 
+def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
+    runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
+    book = book_of(runs)
+    assert book.mains["mnist"].cell["train"]["epochs"] == 8
+    assert [setting.slug for setting in book.settings] == ["mnist-epochs4", "mnist"]
+
+
 def test_a_main_setting_without_its_knobs_varied_has_no_sensitivity(book):
     assert book.variants == [] and len(paper_tables.sensitivity(book.variants)) == 0
 
