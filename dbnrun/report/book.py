@@ -74,6 +74,14 @@ def book_of(runs: Sequence[Run]) -> Book:
     return book
 
 
+def _by_value(variant: Variant) -> tuple[float, str]:
+    """Numbers by size; names by the alphabet."""
+    try:
+        return float(variant.value), ""
+    except ValueError:
+        return 0.0, variant.value
+
+
 def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: str) -> list[Variant]:
     """The values of one knob among runs that are alike but for it, seed and schedule: none where only one is."""
     families: dict[str, dict[str, Variant]] = defaultdict(dict)
@@ -96,8 +104,5 @@ def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: 
         )
         variant.series.setdefault(schedule_key(run.cell), Series(run.cell)).runs.append(run)
     return [
-        variant
-        for family in families.values()
-        if len(family) > 1
-        for variant in sorted(family.values(), key=lambda one: (len(one.value), one.value))
+        variant for family in families.values() if len(family) > 1 for variant in sorted(family.values(), key=_by_value)
     ]

@@ -307,13 +307,25 @@ def _sensitivity(book: Book) -> str:
 def _knob_table(rows: Any, label: str) -> str:
     """A row a value of the knob, a column a schedule."""
     keys = list(dict.fromkeys(rows["curve"]))
-    cells: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in rows.to_dict("records"):
-        name = f"{row['value']}{' (main)' if row['paper_value'] else ''}, n = {row['n']}"
-        change = paper_tables.difference(row, "vs_alpha_1")
-        cells[name][row["curve"]] = paper_tables.with_interval(row) + (f"<br><i>{change}</i>" if change else "")
-    body = [[escape(name), *(found.get(key, "not run") for key in keys)] for name, found in cells.items()]
+    body = []
+    for value, found in rows.groupby("value", sort=False):
+        by_key = {row["curve"]: row for row in found.to_dict("records")}
+        counts = _spread(sorted(set(found["n"])))
+        name = f"{value}{' (main)' if found['paper_value'].any() else ''}, n = {counts}"
+        body.append([escape(name), *(_knob_cell(by_key.get(key)) for key in keys)])
     return _table(["value", *(escape(name_of(key)) for key in keys)], body, "number", label)
+
+
+def _knob_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    change = paper_tables.difference(row, "vs_alpha_1")
+    return paper_tables.with_interval(row) + (f"<br><i>{change}</i>" if change else "")
+
+
+def _spread(counts: Sequence[int]) -> str:
+    """'3', or '3 to 10'."""
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 
 
 def _provenance(book: Book) -> str:

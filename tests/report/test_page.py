@@ -78,6 +78,19 @@ def test_verdicts_come_first_and_what_was_not_run_has_a_cell_that_says_so():
     assert text.count("– not run") >= 3 * (rows - 2) * 2
 
 
+def test_sensitivity_runs_have_a_row_a_value_and_a_column_a_schedule():
+    runs = []
+    for l2, alphas, seeds in ((1e-4, (1.0, 0.5, 0.25), 4), (1e-3, (1.0, 0.25), 3)):
+        for alpha, seed in itertools.product(alphas, range(seeds)):
+            content = cell(constant(alpha), seed)
+            content["optimizer"]["groups"]["weights"]["weight_decay"] = l2
+            runs.append(run(content, [3.0, 2.0 + alpha / 10 + seed / 100]))
+    section = page_of(runs).split('id="sensitivity"')[1].split("</section>")[0]
+    rows = re.findall(r"<tr><th scope=row>(.*?)</th>(.*?)</tr>", section)
+    assert [name for name, _ in rows] == ["0.0001 (main), n = 4", "0.001, n = 3"]
+    assert rows[1][1].count("<td>") == 3 and "<td>not run</td>" in rows[1][1] and "−0.07" in rows[1][1]
+
+
 def test_text_from_a_record_cannot_become_markup():
     bad = run(cell(constant(0.5)), [3.0, 2.0])
     bad.manifest["command"] = ["dbnrun", "</script><script>alert(1)</script>"]

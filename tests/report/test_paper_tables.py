@@ -77,7 +77,8 @@ def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
     table: Any = paper_tables.sensitivity(book.variants).set_index(["knob", "value", "curve"])
     assert table.loc[("l2", "0.001", "0.25"), "mean"] == pytest.approx(2.35)
     assert table["vs_alpha_1_diff"].dropna().round(9).eq(-0.75).all()
-    assert table.loc["average"].index.get_level_values(0).unique().tolist() == ["std", "var", "inv_std"]
+    assert table.loc["average"].index.get_level_values(0).unique().tolist() == ["inv_std", "std", "var"]
+    assert table.loc["l2"].index.get_level_values(0).unique().tolist() == ["0.0", "0.0001", "0.001"]
     assert table.loc[("lr", "0.01", "1"), "paper_value"] and not table.loc[("lr", "0.03", "1"), "paper_value"]
     assert (table["n"] == 3).all() and len(table) == 2 * (3 + 2 + 3)
 
