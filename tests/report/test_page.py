@@ -84,11 +84,11 @@ def test_sensitivity_runs_have_a_row_a_value_and_a_column_a_schedule():
         for alpha, seed in itertools.product(alphas, range(seeds)):
             content = cell(constant(alpha), seed)
             content["optimizer"]["groups"]["weights"]["weight_decay"] = l2
-            runs.append(run(content, [3.0, 2.0 + alpha / 10 + seed / 100]))
+            runs.append(run(content, [3.0, 2.0 + alpha / 5 + seed / 100]))
     section = page_of(runs).split('id="sensitivity"')[1].split("</section>")[0]
     rows = re.findall(r"<tr><th scope=row>(.*?)</th>(.*?)</tr>", section)
     assert [name for name, _ in rows] == ["0.0001 (main), n = 4", "0.001, n = 3"]
-    assert rows[1][1].count("<td>") == 3 and "<td>not run</td>" in rows[1][1] and "−0.07" in rows[1][1]
+    assert rows[1][1].count("<td>") == 3 and "<td>not run</td>" in rows[1][1] and "−0.15" in rows[1][1]
 
 
 def test_text_from_a_record_cannot_become_markup():
