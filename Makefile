@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check figures bench clean
+.PHONY: venv demo test check figures reproduce bench clean
 
 venv: .venv/.ready
 
@@ -24,8 +24,14 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-figures: venv # from recorded CSVs alone, no training
-	$(BIN)/dbnrun report
+figures: venv # every table, figure, the page and the README's results, from the committed records: no training
+	$(BIN)/dbnrun report --readme
+
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard conf/experiment/paper_*_*.yaml conf/experiment/sensitivity_*.yaml))))
+
+reproduce: venv # trains what results/runs lacks of every experiment, then redraws; hours on a CPU
+	for name in $(EXPERIMENTS); do $(BIN)/dbnrun experiment=$$name || exit; done
+	$(BIN)/dbnrun report --readme
 
 bench: venv   # what dbnrun costs on this CPU, as ratios within one run; under ten minutes
 	$(BIN)/dbnrun bench

@@ -25,7 +25,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
 
   dbnrun plan [key=a,b …]     say what a grid would train, what is done or failed, and how long it may take
   dbnrun status [PATH …]      how the runs stand: progress, errors, who trains them (--watch)
-  dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
+  dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
   dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, plan, report
@@ -266,14 +266,26 @@ def _report(arguments: list[str]) -> int:
         "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
     )
     parser.add_argument("--out", type=Path, help="where figures/ and tables/ go (default: the results folder)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        help="without PATH: run folders to add to the records (default: the results folder)",
+    )
+    parser.add_argument("--readme", type=Path, nargs="?", const=Path("README.md"), help="write the results there too")
     options = parser.parse_args(arguments)
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
+    if options.paths and (options.runs or options.readme):
+        return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
 
     from dbnrun.config import UserError
-    from dbnrun.report import report
+    from dbnrun.report import publish, report
 
     try:
-        report(options.paths or [results], options.out or (options.paths[0] if len(options.paths) == 1 else results))
+        if options.paths:
+            report(options.paths, options.out or (options.paths[0] if len(options.paths) == 1 else results))
+        else:
+            publish(options.out or results, options.runs or [results], options.readme)
     except UserError as error:
         return _refuse(str(error))
     return 0

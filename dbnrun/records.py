@@ -146,7 +146,8 @@ def csv_text(rows: Iterable[EpochRow]) -> str:
     return ",".join(COLUMNS) + "\n" + "".join(map(_line, rows))
 
 
-def _parse(fields_read: Mapping[str, str | None]) -> EpochRow:
+def parse_row(fields_read: Mapping[str, str | None]) -> EpochRow:
+    """A row from its fields as text. Raises ValueError where one is missing, empty without leave, or no number."""
     values: dict[str, Any] = {}
     for name in COLUMNS:
         text, hint = fields_read[name], _TYPES[name]
@@ -181,7 +182,7 @@ def read_rows(path: Path) -> list[EpochRow]:
     rows = []
     for line in reader:
         try:
-            rows.append(_parse(line))
+            rows.append(parse_row(line))
         except ValueError as error:
             raise UserError(
                 f"{path}: line {reader.line_num}: {error}. Move the folder away to train it again."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["report"]
+__all__ = ["publish", "report"]
 
 
 def report(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -26,3 +26,38 @@ def report(paths: Sequence[Path], out: Path) -> list[Path]:
         written += drawn
     print("Tables: " + ", ".join(str(path) for path in written if path.suffix in (".md", ".csv")))
     return written
+
+
+def publish(results: Path, paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
+    """Add the finished runs under `paths` to the records in `results`, and redraw everything from the records alone.
+
+    Writes records/, tables/, figures/ and report.html below `results`, and the results in `readme` where one is given;
+    returns the files written. Raises UserError where a cell has two sets of numbers, or nothing is recorded.
+    """
+    from dbnrun.report import archive, figures, page, paper_tables, tables, verdicts
+    from dbnrun.report import readme as readme_file
+    from dbnrun.report.book import book_of
+
+    book = book_of(archive.update(results / "records", paths))
+    if not book.mains:
+        _refuse(paths)
+    judged = verdicts.judge(book.mains, book.protocols)
+    written = tables.write(book.settings, results / "tables")
+    written += paper_tables.write(book, results / "tables") + verdicts.write(judged, results / "tables")
+    for setting in book.settings:
+        print(tables.as_text(setting) + "\n")
+        written += figures.draw(setting, results / "figures")
+    written += page.write(book, judged, results / "report.html")
+    if readme:
+        written += [readme] * readme_file.update(readme, book, judged)
+    print("\n".join(f"  {path}" for path in written if path.suffix != ".svg"))
+    return written
+
+
+def _refuse(paths: Sequence[Path]) -> None:
+    """Say why there is nothing to report: in the words of `gather`, or that only sensitivity runs are recorded."""
+    from dbnrun.config import UserError
+    from dbnrun.report.gather import gather
+
+    gather(paths)
+    raise UserError("only sensitivity runs are recorded; record the main ones with `dbnrun experiment=paper_mnist`.")

@@ -19,15 +19,9 @@ from scipy.optimize import isotonic_regression
 
 from dbnrun.records import write_atomic
 from dbnrun.report.gather import Series, Setting
+from dbnrun.report.protocols import DATASETS, PROTOCOLS
 from dbnrun.report.tables import TOP, describe, most_efficient
 
-PROTOCOLS = {
-    "dbn_inference": "batch statistics in training, λ at test",
-    "dbn": "λ in training and test (Algorithm 1)",
-    "dbn, stats_grad=false": "λ in training and test, held constant in the gradient",
-    "": "",
-}
-DATASETS = {"digits": "Digits", "mnist": "MNIST", "ni": "NI (KDD Cup 1999)", "cifar10": "CIFAR-10"}
 FAR = 3  # times the usual height: drawn in a strip of its own
 LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
 LABEL_PT = 8.2

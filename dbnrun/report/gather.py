@@ -20,6 +20,7 @@ import yaml
 from dbnrun import records
 from dbnrun.config import UserError, norm_label
 from dbnrun.records import EpochRow
+from dbnrun.report.protocols import protocol_of
 
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 REFERENCES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
@@ -31,12 +32,13 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Run:
     """One recorded run: its cell, how it stands, and its rows."""
 
-    folder: Path
+    folder: Path  # or the records file that holds it
     signature: str
     data_digest: str  # '' where no manifest says it
     cell: dict[str, Any]
     status: str  # done, diverged, failed, unfinished, or incomplete: called done, but rows are missing
     rows: tuple[EpochRow, ...]
+    manifest: dict[str, Any] = field(default_factory=dict)  # where its numbers come from
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Series:
     @property
     def protocol(self) -> str:
         """'' for the peers (bn, ln, …); else how training uses lambda."""
-        return "" if self.cell["norm"]["name"] != "dbn" else _protocol(self.cell["norm"])
+        return protocol_of(self.cell["norm"])
 
     @property
     def finished(self) -> list[Run]:
@@ -101,11 +103,6 @@ class Setting:
         return [series for series in self.series if series.protocol in ("", protocol)]
 
 
-def _protocol(norm: Mapping[str, Any]) -> str:
-    name = "dbn_inference" if norm["train_stats"] == "batch" else "dbn"
-    return name if norm["stats_grad"] else f"{name}, stats_grad=false"
-
-
 def _protocol_rank(name: str) -> tuple[bool, str]:
     """The paper's likeliest procedure first."""
     return (not name.startswith("dbn_inference"), name)
@@ -116,17 +113,28 @@ def gather(paths: Sequence[Path]) -> list[Setting]:
 
     Raises UserError where no run is finished, or runs conflict.
     """
-    runs = _distinct([_read(folder) for path in paths for folder in _run_folders(path)])
+    runs = read_runs(paths)
+    settings = settings_of(runs)
+    if not any(setting.n for setting in settings):
+        where = ", ".join(map(str, paths))
+        found = f"{len(runs)} unfinished or diverged runs and none that is done" if runs else "no runs"
+        raise UserError(f"{where}: {found}; {HOW_TO_RECORD}.")
+    return settings
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The run folders under `paths`, each cell once. Raises UserError where two finished copies of a cell differ."""
+    return distinct([_read(folder) for path in paths for folder in _run_folders(path)])
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """The settings that distinct runs make, by data set; those without a finished run last."""
     by_setting: dict[str, dict[str, Series]] = defaultdict(dict)
     for run, identity in zip(runs, _identities(runs), strict=True):
         own = json.dumps([run.cell["norm"], run.cell.get("schedule")], sort_keys=True)
         series = by_setting[json.dumps(identity, sort_keys=True)].setdefault(own, Series(run.cell))
         series.runs.append(run)
     settings = [_setting(list(series.values()), json.loads(key)) for key, series in by_setting.items()]
-    if not any(setting.n for setting in settings):
-        where = ", ".join(map(str, paths))
-        found = f"{len(runs)} unfinished or diverged runs and none that is done" if runs else "no runs"
-        raise UserError(f"{where}: {found}; {HOW_TO_RECORD}.")
     _name(settings)
     return sorted(settings, key=lambda setting: (not setting.n, setting.slug))
 
@@ -174,6 +182,7 @@ def _read(folder: Path) -> Run:
         cell=cell,
         status=_standing(manifest.get("status", ""), rows, epochs),
         rows=rows,
+        manifest=manifest,
     )
 
 
@@ -185,7 +194,7 @@ def _standing(status: str, rows: Sequence[EpochRow], epochs: int) -> str:
     return status if status in ("diverged", "failed") else "unfinished"
 
 
-def _distinct(runs: Iterable[Run]) -> list[Run]:
+def distinct(runs: Iterable[Run]) -> list[Run]:
     """Runs by signature, the finished copy of two; two finished copies with different numbers are refused."""
     kept: dict[str, Run] = {}
     for run in runs:

@@ -7,6 +7,7 @@ reports and is optimistic: it chooses by the very numbers it then shows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dbnrun.report.gather import Series, Setting
 TOP = 3  # the paper marks the three best of a column
 
 
+@cache
 def paper_numbers() -> pd.DataFrame:
     """The paper's Table 1: test error [%] by alpha (rows) and data set (columns)."""
     package = Path(__file__).parent.parent
@@ -27,7 +29,7 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(path, index_col="alpha", dtype={"alpha": str})
 
 
-def _paper_key(cell: dict[str, Any]) -> str:
+def paper_key(cell: dict[str, Any]) -> str:
     """The paper's name of a series' schedule; '' where it has none."""
     schedule = cell.get("schedule") or {"name": ""}
     if schedule["name"] == "constant":
@@ -50,7 +52,7 @@ def rows(setting: Setting) -> pd.DataFrame:
         error, population = series.column("test_error_pct"), series.column("test_error_pct_population")
         last, best = _mean_sd(error[:, -1]), _mean_sd(error.min(1))
         pooled = _mean_sd(population[:, -1])
-        key = _paper_key(series.cell)
+        key = paper_key(series.cell)
         known = series.protocol and setting.dataset in paper and key in paper.index
         lines.append(
             {
@@ -179,4 +181,4 @@ def most_efficient(panel: Sequence[Series]) -> list[Series]:
     last = {id(s): float(s.column("test_error_pct")[:, -1].mean()) for s in shown if s.protocol}
     ranked = sorted((key for key, error in last.items() if np.isfinite(error)), key=last.__getitem__)
     best = set(ranked[:TOP])
-    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or _paper_key(s.cell) == "1"]
+    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or paper_key(s.cell) == "1"]

@@ -1,0 +1,118 @@
+"""Series of one setting against a reference, paired by seed.
+
+A *column* is what Holm's correction covers: every schedule of one protocol (or every peer) against one reference, in
+one measure. A measure gives each seed of a series one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dbnrun.report import stats
+from dbnrun.report.gather import Series, Setting
+from dbnrun.report.protocols import schedule_key
+
+Measure = Callable[[Series], dict[int, float]]
+ALPHA_ONE, MODERN_BN = "1", "bn"  # the two references, as `schedule_key` spells them
+REFERENCE_TEXT = {ALPHA_ONE: "α = 1", MODERN_BN: "BN (PyTorch)"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A series minus the reference, paired by seed; below 0 the series has less."""
+
+    key: str
+    label: str
+    difference: stats.Summary
+    p: float
+    p_holm: float
+    made: int  # comparisons in the column
+
+    @property
+    def can_reject(self) -> bool:
+        """Whether so few seeds could reach a corrected p below 0.05 at all."""
+        return stats.least_p(self.difference.n) * self.made < stats.ALPHA
+
+    @property
+    def word(self) -> str:
+        """The p-value in plain words."""
+        if self.difference.n < 2:
+            return "n too small: no test"
+        if not np.isfinite(self.p_holm):
+            return "no test: a number is missing"
+        if not self.can_reject:
+            return f"n too small: {self.difference.n} seeds can never reject here"
+        return "differs" if self.p_holm < stats.ALPHA else "no difference shown"
+
+
+def series_of(setting: Setting, protocol: str) -> dict[str, Series]:
+    """The finished series of a protocol ('' for the peers) by `schedule_key`."""
+    return {schedule_key(one.cell): one for one in setting.series if one.protocol == protocol and one.n}
+
+
+def reference_of(setting: Setting, protocol: str, reference: str) -> Series | None:
+    """α = 1 of the same protocol, or modern BN; None where it has not been run."""
+    return series_of(setting, "" if reference == MODERN_BN else protocol).get(reference)
+
+
+def column(setting: Setting, protocol: str, measure: Measure, reference: str) -> dict[str, Comparison]:
+    """Every series of the protocol (or every peer) against the reference, by key, Holm-corrected; {} without one."""
+    base = reference_of(setting, protocol, reference)
+    others = {key: one for key, one in series_of(setting, protocol).items() if one is not base}
+    if base is None or not others:
+        return {}
+    zero = measure(base)
+    differences = {key: _paired(measure(one), zero) for key, one in others.items()}
+    raw = {key: stats.sign_flip_p(values) for key, values in differences.items()}
+    corrected = dict(zip(raw, stats.holm(list(raw.values())), strict=True))
+    made = sum(np.isfinite(p) for p in raw.values())
+    return {
+        key: Comparison(key, one.label, stats.summarize(differences[key]), raw[key], float(corrected[key]), made)
+        for key, one in others.items()
+    }
+
+
+def _paired(values: dict[int, float], zero: dict[int, float]) -> np.ndarray:
+    """Differences over the seeds that both have."""
+    return np.array([values[seed] - zero[seed] for seed in sorted(values.keys() & zero.keys())], dtype=float)
+
+
+def by_seed(series: Series, values: Sequence[float] | np.ndarray) -> dict[int, float]:
+    return {run.cell["seed"]: float(value) for run, value in zip(series.finished, values, strict=True)}
+
+
+def selected_error(selection: str) -> Measure:
+    """Test error [%] at the epoch that a selection names."""
+
+    def measure(series: Series) -> dict[int, float]:
+        test, val = series.column("test_error_pct"), series.column("val_error_pct")
+        return by_seed(series, stats.select(test, val, selection))
+
+    return measure
+
+
+def log_jitter(series: Series) -> dict[int, float]:
+    """Natural logarithm of the epoch-to-epoch noise of the test error; NaN where there is none at all."""
+    noise = stats.jitter(series.column("test_error_pct"))
+    return by_seed(series, np.log(np.where(noise > 0, noise, np.nan)))
+
+
+def log_epochs(base: Series, factor: float = 1.05) -> Measure:
+    """Base-2 logarithm of the epochs to reach `factor` times the least validation loss of `base`, seed by seed."""
+    target = by_seed(base, factor * base.column("val_loss").min(1))
+
+    def measure(series: Series) -> dict[int, float]:
+        shared = [
+            (run.cell["seed"], loss) for run, loss in zip(series.finished, series.column("val_loss"), strict=True)
+        ]
+        shared = [(seed, loss) for seed, loss in shared if seed in target]
+        if not shared:
+            return {}
+        goal = np.array([target[seed] for seed, _ in shared])
+        epochs = stats.epochs_to_reach(np.array([loss for _, loss in shared]), goal)
+        return {seed: float(np.log2(epoch)) for (seed, _), epoch in zip(shared, epochs, strict=True)}
+
+    return measure

@@ -1,0 +1,115 @@
+"""The README's results, written from the records between two markers, so that they cannot drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dbnrun.config import UserError
+from dbnrun.records import write_atomic
+from dbnrun.report import paper_tables, verdicts
+from dbnrun.report.book import Book
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
+from dbnrun.report.verdicts import Verdict, name_of
+
+BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
+ROWS = (
+    "1",
+    *verdicts.CONSTANTS,
+    "1/m epochs",
+    "1/m steps",
+    "1/m^2 epochs",
+    "1/m^2 steps",
+    "0",
+    "bn",
+    "ln",
+    "gn",
+    "none",
+)
+LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
+
+
+def update(path: Path, book: Book, judged: list[Verdict]) -> bool:
+    """Write the results between the markers of a README; whether that changed it. Raises UserError without markers."""
+    old = path.read_text() if path.exists() else ""
+    new = with_results(old, results(book, judged), path)
+    if new != old:
+        write_atomic(path, new.encode())
+    return new != old
+
+
+def with_results(readme: str, block: str, path: Path) -> str:
+    """The README's text with the block between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{path}: expected the lines {BEGIN!r} and {END!r}; put them where the results should stand.")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def results(book: Book, judged: list[Verdict]) -> str:
+    """Table 1 beside ours and the verdicts, as Markdown; a line where nothing is recorded."""
+    if not book.mains:
+        return "No runs are recorded yet."
+    return "\n".join([*_table(book), "", *_verdicts(judged)])
+
+
+def _table(book: Book) -> list[str]:
+    columns = {name: _column(book, name) for name in PAPER_DATASETS}
+    keys = [key for key in ROWS if any(key in column.index for column in columns.values())]
+    heads = [f"{DATASETS[name].partition(' (')[0]}{_count(columns[name])}" for name in PAPER_DATASETS]
+    lines = [
+        "Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A; in parentheses",
+        "the paper's, one run at its best epoch on the test set:",
+        "",
+        "| | " + " | ".join(heads) + " |",
+        "|---" * (1 + len(PAPER_DATASETS)) + "|",
+    ]
+    for key in keys:
+        cells = [_cell(columns[name], key) for name in PAPER_DATASETS]
+        lines.append(f"| {name_of(key)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _column(book: Book, dataset: str) -> Any:
+    """The last-epoch rows of a data set's main setting by curve: protocol A and the peers; empty where not run."""
+    if dataset not in book.mains:
+        return pd.DataFrame(columns=["n"])
+    table = paper_tables.statistics(book.mains[dataset])
+    shown = table[(table["selection"] == "last") & table["protocol"].isin([LIKELIEST, "baselines"])]
+    return shown.set_index("curve")
+
+
+def _count(column: Any) -> str:
+    counts = sorted({int(n) for n in column["n"]})
+    return "" if not counts else f", n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+
+
+def _cell(column: Any, key: str) -> str:
+    if key not in column.index:
+        return "not run"
+    row = column.loc[key]
+    paper = "" if np.isnan(row["paper"]) else f" ({row['paper']:.2f})"
+    return paper_tables.with_interval(row) + paper
+
+
+def _verdicts(judged: list[Verdict]) -> list[str]:
+    """The primary verdicts under protocol A, a line a claim."""
+    found: Mapping[tuple[str, str], Verdict] = {
+        (one.claim, one.dataset): one for one in judged if one.is_primary and one.protocol == "dbn_inference"
+    }
+    lines = [
+        "The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1:",
+        "",
+        "| | " + " | ".join(DATASETS[name].partition(" (")[0] for name in PAPER_DATASETS) + " |",
+        "|---" * (1 + len(PAPER_DATASETS)) + "|",
+    ]
+    for claim, text in verdicts.CLAIMS.items():
+        both = found.get((claim, "all"))
+        words = [both.verdict] * 3 if both else [found[claim, name].verdict for name in PAPER_DATASETS]
+        lines.append(f"| {claim.partition(' ')[0]}: {text} | " + " | ".join(words) + " |")
+    return lines

@@ -1,0 +1,241 @@
+"""Records: what is gathered, kept, united, refused; and that they alone carry the report."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import SCHEDULES, cell, constant, write_run
+
+from dbnrun import records
+from dbnrun.cli import main
+from dbnrun.config import UserError
+from dbnrun.report import archive, publish, readme
+from dbnrun.report.gather import read_runs, settings_of
+from dbnrun.report.protocols import experiment_of
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Records of six runs, whose run folders are kept in runs/."""
+    for seed in (0, 1):
+        for schedule in (constant(1.0), constant(0.25), {"name": "harmonic", "unit": "epoch"}):
+            write_run(tmp_path, cell(schedule, seed), [5.0, 3.0, 2.0 + seed / 3])
+    archive.update(tmp_path / "records", [tmp_path])
+    return tmp_path
+
+
+def test_the_records_give_back_the_runs_without_their_folders(recorded):
+    runs = {run.signature: run for run in read_runs([recorded])}
+    shutil.rmtree(recorded / "runs")
+    kept = archive.read(recorded / "records")
+    assert {run.signature for run in kept} == set(runs)
+    for run in kept:
+        original = runs[run.signature]
+        assert (run.cell, run.status, run.data_digest) == (original.cell, original.status, original.data_digest)
+        assert list(run.cell["optimizer"]["groups"]) == list(original.cell["optimizer"]["groups"])
+        assert [row.epoch for row in run.rows] == [1, 2, 3]
+        ours, theirs = ([row.test_error_pct for row in one.rows] for one in (run, original))
+        assert ours == pytest.approx(theirs, rel=1e-8)
+
+
+def test_the_records_say_where_the_numbers_come_from(recorded):
+    run = archive.read(recorded / "records")[0]
+    assert run.manifest["command"] == ["dbnrun", "experiment=paper_mnist_a"]
+    assert run.manifest["versions"] == {"dbnrun": "0.1.0", "torch": "2.13.0"}
+    assert run.manifest["git"].startswith("23708c5") and run.manifest["wall_seconds"] == 9.5
+    assert run.manifest["device"] == "cpu" and run.manifest["started"].startswith("2026-11-23")
+
+
+def test_a_row_is_a_cell_and_epoch_and_its_columns_are_those_of_metrics_csv(recorded):
+    table = pd.read_csv(recorded / "records" / "mnist_A.csv")
+    assert table.columns.tolist() == ["signature", "curve", "seed", *records.COLUMNS]
+    assert len(table) == 6 * 3 and not table.duplicated(["signature", "epoch"]).any()
+    assert set(table["curve"]) == {"1", "0.25", "1/m epochs"}
+
+
+def test_gathering_again_changes_no_byte_and_new_runs_lose_no_row(recorded):
+    before = snapshot(recorded / "records")
+    archive.update(recorded / "records", [recorded])
+    assert snapshot(recorded / "records") == before
+    shutil.rmtree(recorded / "runs")
+    write_run(recorded, cell(constant(0.5), 0), [5.0, 3.0, 2.5])
+    archive.update(recorded / "records", [recorded])
+    old, new = (
+        set(text.decode().splitlines())
+        for text in (before["mnist_A.csv"], snapshot(recorded / "records")["mnist_A.csv"])
+    )
+    assert old < new and len(new - old) == 3
+    assert len(archive.read(recorded / "records")) == 7
+
+
+def test_the_order_in_which_runs_come_changes_no_byte(tmp_path):
+    for name, order in (("one", 1), ("other", -1)):
+        for schedule in SCHEDULES[:4][::order]:
+            write_run(tmp_path / name, cell(schedule), [3.0, 2.0])
+            archive.update(tmp_path / name / "records", [tmp_path / name])
+    assert snapshot(tmp_path / "one" / "records") == snapshot(tmp_path / "other" / "records")
+
+
+def test_a_cell_with_other_numbers_is_refused_in_one_line_and_nothing_is_written(recorded, tmp_path):
+    before = snapshot(recorded / "records")
+    write_run(tmp_path / "new", cell(constant(0.5)), [3.0, 2.0, 1.0])
+    folder = write_run(tmp_path / "new", cell(constant(0.25)), [5.0, 3.0, 2.01])
+    with pytest.raises(
+        UserError, match=r"mnist_A\.csv and .* have cell \w{8} with different numbers; keep one"
+    ) as refused:
+        archive.update(recorded / "records", [tmp_path / "new"])
+    assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
+    assert snapshot(recorded / "records") == before
+
+
+def test_other_seconds_are_no_conflict(recorded):
+    path = next(recorded.glob("runs/*/metrics.csv"))
+    path.write_text(path.read_text().replace(",1.234,", ",9.876,"))
+    assert len(archive.update(recorded / "records", [recorded])) == 6
+
+
+def test_only_finished_runs_are_recorded_and_diverged_ones_are(tmp_path):
+    write_run(tmp_path, cell(constant(0.5)), [3.0, 2.0])
+    write_run(tmp_path, cell(constant(0.25)), [90.0, np.nan], status="diverged")
+    write_run(tmp_path, cell(constant(0.1)), [3.0], status="interrupted")
+    torn = write_run(tmp_path, cell(constant(0.75)), [3.0, 2.0]) / "metrics.csv"
+    torn.write_text(torn.read_text()[:-5])
+    for _ in range(2):  # a NaN is no conflict with itself
+        runs = archive.update(tmp_path / "records", [tmp_path])
+    assert sorted(run.status for run in runs) == ["diverged", "done"]
+    (setting,) = settings_of(runs)
+    assert setting.n == 1 and [series.left_out() for series in setting.series] == ["", "1 diverged"]
+
+
+def test_a_run_cut_off_while_being_added_is_added_the_next_time(recorded):
+    whole = snapshot(recorded / "records")
+    archive_csv = recorded / "records" / "mnist_A.csv"
+    write_run(recorded, cell(constant(0.5), 0), [5.0, 3.0, 2.5])
+    archive.update(recorded / "records", [recorded])
+    archive_csv.write_bytes(whole["mnist_A.csv"])  # the sidecar was written, the CSV not yet
+    assert len(archive.read(recorded / "records")) == 6
+    assert len(archive.update(recorded / "records", [recorded])) == 7
+
+
+def damage(name, change):
+    def apply(folder):
+        path = folder / name
+        path.write_text(change(path.read_text()))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (damage("mnist_A.csv", lambda text: text.replace(",0.01,", ",x,", 1)), r"mnist_A\.csv: line 2: .*restore it"),
+        (damage("mnist_A.csv", lambda text: text[: text.rindex("\n", 0, -1) + 1]), r"epochs 1 to 2 in 2 rows, expect"),
+        (damage("mnist_A.csv", lambda text: text.replace("test_loss", "tset")), r"expected the column 'test_loss'"),
+        (damage("mnist_A.json", lambda text: text[:-9]), r"mnist_A\.json: not readable \(JSONDecodeError\)"),
+        (lambda folder: (folder / "mnist_A.json").unlink(), r"mnist_A\.json: not readable \(FileNotFoundError\)"),
+        (damage("mnist_A.json", lambda text: text.replace('"cell": 0', '"cell": 9')), r"not readable \(IndexError\)"),
+    ],
+)  # fmt: skip
+def test_damaged_records_are_refused_in_one_line(recorded, break_it, message):
+    break_it(recorded / "records")
+    with pytest.raises(UserError, match=message) as refused:
+        archive.read(recorded / "records")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cell_that_the_sidecar_does_not_know_is_refused(recorded):
+    path = recorded / "records" / "mnist_A.json"
+    sidecar = json.loads(path.read_text())
+    del sidecar["runs"][next(iter(sidecar["runs"]))]
+    path.write_text(json.dumps(sidecar))
+    with pytest.raises(UserError, match=r"is not in mnist_A\.json beside it"):
+        archive.read(recorded / "records")
+
+
+def test_records_that_another_process_writes_are_left_alone(recorded):
+    with records.lock(recorded / "records"), pytest.raises(UserError, match="being written by process"):
+        archive.update(recorded / "records", [recorded])
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (cell(constant(0.5)), "mnist_A"),
+        (cell(constant(0.5), protocol="B", dataset="ni"), "ni_B"),
+        (cell(constant(0.5), protocol="C", dataset="cifar10"), "cifar10_C"),
+        (cell(None, norm="ln"), "mnist_baselines"),
+    ],
+)
+def test_a_cells_file_follows_from_the_cell(content, name):
+    assert experiment_of(content) == name
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("model", "norm_position", "after"), ("norm", "average", "var"),
+     ("optimizer", "groups", {"weights": {"lr": 0.01, "weight_decay": 0.0}}),
+     ("optimizer", "groups", {"weights": {"lr": 0.03, "weight_decay": 1e-4}})],
+)  # fmt: skip
+def test_a_knob_off_the_papers_runs_makes_a_sensitivity_run(group, key, value):
+    content = cell(constant(0.5))
+    content[group][key] = value
+    assert experiment_of(content) == "mnist_sensitivity"
+
+
+def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded, tmp_path):
+    drawn = []
+    for out in (recorded, tmp_path / "clone"):
+        if out != recorded:
+            shutil.copytree(recorded / "records", out / "records")
+        written = publish(out, [out])
+        names = {path.relative_to(out).as_posix() for path in written}
+        assert {
+            "report.html",
+            "tables/paper.md",
+            "tables/statistics.csv",
+            "tables/verdicts.csv",
+            "figures/mnist-figure2.png",
+        } <= names
+        drawn.append({path.relative_to(out): path.read_bytes() for path in written})
+    assert drawn[0] == drawn[1]
+
+
+def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):
+    with pytest.raises(UserError, match=r"no runs; record some with"):
+        publish(tmp_path, [tmp_path])
+    content = cell(constant(0.5))
+    content["model"]["norm_position"] = "after"
+    write_run(tmp_path, content, [3.0, 2.0])
+    with pytest.raises(UserError, match="only sensitivity runs are recorded"):
+        publish(tmp_path, [tmp_path])
+
+
+def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, tmp_path, monkeypatch, capsys):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    shutil.copytree(recorded / "records", clone / "results" / "records")
+    (clone / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
+    assert main(["report", "--readme"]) == 0
+    assert "α = 0.25" in (clone / "README.md").read_text() and "mnist: test error [%]" in capsys.readouterr().out
+    assert (clone / "results" / "report.html").exists() and not (clone / "results" / "runs").exists()
+
+
+def test_runs_from_elsewhere_join_the_records(recorded, tmp_path, monkeypatch):
+    write_run(tmp_path / "gpu", cell(constant(0.5)), [5.0, 3.0, 2.5])
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    assert main(["report", "--runs", str(tmp_path / "gpu")]) == 0
+    assert len(archive.read(recorded / "records")) == 7
+
+
+@pytest.mark.parametrize("words", [["--readme"], ["--runs", "x"]])
+def test_what_goes_with_the_records_is_refused_beside_a_path(words, capsys):
+    assert main(["report", "somewhere", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,129 @@
+"""The paper beside ours, the sensitivity runs, and the README's results."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import cell, constant, run, table_1
+
+from dbnrun.config import UserError
+from dbnrun.report import archive, paper_tables, readme, stats, verdicts
+from dbnrun.report.book import book_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def book():
+    return book_of(table_1(seeds=10, epochs=8))
+
+
+def test_a_row_of_the_statistics_by_hand():
+    runs = [run(cell(constant(1.0), seed), [4.0, 3.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
+    runs += [run(cell(constant(0.25), seed), [4.0, 2.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
+    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    last = table.loc["0.25", "last"]
+    assert (last["mean"], last["sd"], last["n"], last["paper"]) == (3, 1, 3, 1.91)
+    assert (last["vs_alpha_1_diff"], last["vs_alpha_1_p"], last["vs_alpha_1_word"][:11]) == (-1, 0.25, "n too small")
+    assert table.loc["0.25", "best_on_val"]["mean"] == 4 and table.loc["0.25", "best_on_test"]["mean"] == 3
+    assert last["noise_floor"] == pytest.approx(stats.noise_floor(3, 10_000))
+    assert np.isnan(table.loc["1", "last"]["vs_alpha_1_diff"]) and np.isnan(last["vs_bn_diff"])
+
+
+def test_both_references_stand_side_by_side(book):
+    table: Any = paper_tables.statistics(book.mains["mnist"])
+    shown = table[(table["selection"] == "last") & (table["protocol"] == "A")].set_index("curve")
+    assert shown["vs_alpha_1_n"].drop("1").eq(10).all() and shown["vs_bn_n"].eq(10).all()
+    assert shown.loc["0.25", "vs_alpha_1_p_holm"] == pytest.approx(11 * 2 / 1024)
+    assert shown.loc["0.25", "vs_bn_p_holm"] == pytest.approx(12 * 2 / 1024)  # α = 1 is compared too
+    peers = table[(table["protocol"] == "baselines") & (table["selection"] == "last")].set_index("curve")
+    assert list(peers.index) == ["bn", "ln", "gn", "none"] and peers["vs_bn_n"].drop("bn").eq(10).all()
+
+
+def test_the_markdown_has_a_line_a_curve_and_the_csv_a_row_a_selection(book, tmp_path):
+    paper_tables.write(book, tmp_path)
+    text = (tmp_path / "paper.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 3 * (3 * (12 + 1) + 4 + 1) and len({line.count("|") for line in lines}) == 1
+    assert len(pd.read_csv(tmp_path / "statistics.csv")) == 3 * (3 * 12 + 4) * 3
+    assert "1/m² (epochs)" in text and "does not apply to" in text and "optimistic" in text
+
+
+def knob_run(knob, value, alpha, seed, error):
+    content = cell(constant(alpha), seed)
+    if knob == "l2":
+        content["optimizer"]["groups"]["weights"]["weight_decay"] = value
+    if knob == "lr":
+        for group in content["optimizer"]["groups"].values():
+            group["lr"] = value
+    if knob == "average":
+        content["norm"]["average"] = value
+        if value == "inv_std":
+            del content["norm"]["eps_at"]
+    return run(content, [5.0, error])
+
+
+def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
+    runs = []
+    for seed in range(3):
+        for alpha in (1.0, 0.25):
+            runs += [knob_run("l2", value, alpha, seed, 2 + alpha + 100 * value) for value in (0.0, 1e-4, 1e-3)]
+            runs += [knob_run("lr", 0.03, alpha, seed, 4 + alpha)]
+            runs += [knob_run("average", value, alpha, seed, 3 + alpha) for value in ("var", "inv_std")]
+    book = book_of(runs)
+    assert book.mains["mnist"].n == 6  # the paper's knobs alone
+    table: Any = paper_tables.sensitivity(book.variants).set_index(["knob", "value", "curve"])
+    assert table.loc[("l2", "0.001", "0.25"), "mean"] == pytest.approx(2.35)
+    assert table["vs_alpha_1_diff"].dropna().round(9).eq(-0.75).all()
+    assert table.loc["average"].index.get_level_values(0).unique().tolist() == ["inv_std", "std", "var"]
+    assert table.loc["l2"].index.get_level_values(0).unique().tolist() == ["0.0", "0.0001", "0.001"]
+    assert table.loc[("lr", "0.01", "1"), "paper_value"] and not table.loc[("lr", "0.03", "1"), "paper_value"]
+    assert (table["n"] == 3).all() and len(table) == 2 * (3 + 2 + 3)
+
+
+def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
+    runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
+    book = book_of(runs)
+    assert book.mains["mnist"].cell["train"]["epochs"] == 8
+    assert [setting.slug for setting in book.settings] == ["mnist-epochs4", "mnist"]
+
+
+def test_a_main_setting_without_its_knobs_varied_has_no_sensitivity(book):
+    assert book.variants == [] and len(paper_tables.sensitivity(book.variants)) == 0
+
+
+def test_the_readme_of_this_checkout_has_the_results_of_its_records():
+    book = book_of(archive.read(ROOT / "results" / "records"))
+    judged = verdicts.judge(book.mains, book.protocols)
+    text = (ROOT / "README.md").read_text()
+    assert readme.with_results(text, readme.results(book, judged), ROOT / "README.md") == text, (
+        "README.md differs from results/records: write it again with `dbnrun report --readme`"
+    )
+
+
+def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nformer\n{readme.END}\nafter\n")
+    judged = verdicts.judge(book.mains, book.protocols)
+    assert readme.update(path, book, judged) and not readme.update(path, book, judged)
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{readme.END}\nafter\n") and "former" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
+    assert "(1.91)" in row and "(7.24)" in row and "(17.00)" in row and row.count("[") == 3
+    assert text.count("| holds") >= 3 and "MNIST, n = 10" in text
+
+
+def test_a_readme_without_markers_is_refused_in_one_line(book, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("nothing\n")
+    with pytest.raises(UserError, match=r"README.md: expected the lines .* put them where the results should stand"):
+        readme.update(path, book, verdicts.judge(book.mains, book.protocols))
+
+
+def test_what_was_not_run_says_so_in_the_readme():
+    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=2))
+    text = readme.results(book, verdicts.judge(book.mains, book.protocols))
+    row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
+    assert row.endswith("| not run | not run |")
