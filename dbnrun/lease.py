@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -191,6 +192,17 @@ class Lease:
         _heart.let_go(self)
         if read(self.path) == self.mine:
             self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def leased(folder: Path) -> Iterator[Lease]:
+    """Hold a folder's lease for a block. Raises Held where a live process has it."""
+    lease = Lease(folder)
+    lease.take()
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 # Holders on other machines that we have watched in vain: all their leases are free.

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dbnrun import records
+from dbnrun import lease, records
 from dbnrun.config import UserError
 from dbnrun.records import COLUMNS, TIME_COLUMNS, EpochRow
 from dbnrun.report.gather import Run, read_runs
@@ -27,7 +27,7 @@ from dbnrun.report.protocols import experiment_of, schedule_key
 HEAD = ("signature", "curve", "seed")
 # What a run's own manifest adds to where its numbers come from; all else is shared by many runs and stands once.
 OWN = ("started", "wall_seconds", "git", "command")
-ORIGIN = ("versions", "device", "device_name", "host", "threads", "deterministic")
+ORIGIN = ("versions", "device", "device_name", "host", "threads", "deterministic", "stacked")
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
 
 
@@ -41,14 +41,14 @@ def update(folder: Path, paths: Sequence[Path]) -> list[Run]:
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with records.lock(folder):
+        with lease.leased(folder):
             kept = read(folder)
             united = unite(kept, found)
             known = {run.signature for run in kept}
             changed = {experiment_of(run.cell) for run in united if run.signature not in known}
             for experiment in sorted(changed):
                 _write(folder, experiment, [run for run in united if experiment_of(run.cell) == experiment])
-    except records.Held as held:
+    except lease.Held as held:
         raise UserError(f"{folder}: being written by {held}; wait for it to end, then ask again.") from None
     return read(folder)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from synthetic import SCHEDULES, cell, constant, write_run
 
-from dbnrun import records
+from dbnrun import lease, records
 from dbnrun.cli import main
 from dbnrun.config import UserError
 from dbnrun.report import archive, publish, readme
@@ -159,7 +159,7 @@ def test_a_cell_that_the_sidecar_does_not_know_is_refused(recorded):
 
 
 def test_records_that_another_process_writes_are_left_alone(recorded):
-    with records.lock(recorded / "records"), pytest.raises(UserError, match="being written by process"):
+    with lease.leased(recorded / "records"), pytest.raises(UserError, match="being written by process"):
         archive.update(recorded / "records", [recorded])
 
 
