@@ -40,6 +40,8 @@ Choose one of each:
               paper_mnist_a, paper_mnist_b, paper_mnist_c, paper_mnist_baselines
               paper_ni_a, paper_ni_b, paper_ni_c, paper_ni_baselines
               paper_cifar10_a, paper_cifar10_b, paper_cifar10_c, paper_cifar10_baselines
+              sensitivity_mnist_l2, sensitivity_mnist_lr, sensitivity_mnist_position, sensitivity_mnist_average,
+              sensitivity_ni_features
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2

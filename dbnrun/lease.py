@@ -115,8 +115,8 @@ class Lease:
         """Raises Held where a live process has the folder; a dead one's lease is taken over."""
         # Written whole under another name, then linked: the lock never exists without saying who holds it.
         claim = self.path.with_name(f".lock.{self.mine.token}")
-        claim.write_text(json.dumps(asdict(self.mine)))
         try:
+            claim.write_text(json.dumps(asdict(self.mine)))
             while not _linked(claim, self.path):
                 self._depose(claim)
         finally:
