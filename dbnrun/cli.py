@@ -61,6 +61,8 @@ data: $DBNRUN_DATA, or data/.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -75,13 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
-    if first in ("-h", "--help", "help"):
+    trains = not first or first.startswith(("-", "+", "~")) or "=" in first
+    if first == "help" or (trains and {"-h", "--help"} & set(arguments)):
         print(HELP, end="")
         return 0
     if first == "--version":
         print(f"dbnrun {__version__}")
         return 0
-    if not first or first.startswith(("-", "+", "~")) or "=" in first:
+    if trains:
         return _train(arguments)
     if first not in VERBS:
         return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
@@ -93,7 +96,7 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 
 def _refuse(line: str) -> int:
-    print(f"dbnrun: {line}", file=sys.stderr)
+    print("dbnrun: " + " ".join(line.split("\n")), file=sys.stderr)
     return 2
 
 
@@ -112,7 +115,7 @@ def _train(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         line = overrides.refusal(error)
-        if line is None or "debug=true" in arguments:
+        if line is None or "debug=true" in [word.lower() for word in arguments]:
             raise
         return _refuse(str(line))
     return 0
@@ -129,10 +132,21 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
 
     def refuse(message: str) -> NoReturn:
         unknown = message.rpartition(": ")[2].split(" ")[0]
+        if "unrecognized" in message and not unknown.startswith("-"):
+            raise UserError(f"{unknown}: comes after a flag that follows a key; write flags, such as -m, first.")
         raise UserError(f"{message}.{nearest(unknown, known)} See `dbnrun --help`.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.resolve and not (flags.cfg or flags.info):
+        raise UserError("--resolve goes with --cfg, as in `dbnrun --cfg job --resolve`.")
+    if flags.package and not flags.cfg:
+        raise UserError("--package goes with --cfg, as in `dbnrun --cfg job --package optimizer`.")
+    if flags.run or flags.experimental_rerun:
+        raise UserError(
+            "--run and --experimental-rerun mean nothing here: one cell trains without a flag, a grid with -m."
+        )
+    return flags
 
 
 def _hydra(arguments: list[str]) -> None:
@@ -220,7 +234,7 @@ def _plan(arguments: list[str]) -> int:
         if line is None:
             raise
         return _refuse(str(line))
-    standings = [plan.standing(cell.folder) for cell in found.cells]
+    standings = [cell.standing() for cell in found.cells]
     if options.json:
         print(json.dumps(plan.as_json(found, standings), indent=1))
     else:
@@ -288,6 +302,8 @@ def _report(arguments: list[str]) -> int:
             report(options.paths, options.out or (options.paths[0] if len(options.paths) == 1 else results))
         else:
             publish(options.out or results, options.runs or [results], options.readme)
+    except OSError as error:
+        return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
     except UserError as error:
         return _refuse(str(error))
     return 0

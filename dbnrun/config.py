@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
     "results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights", "checkpoint", "retry",
-    "fail_fast",
+    "fail_fast", "skip_recorded",
 )  # fmt: skip
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
@@ -281,6 +281,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
     retry: str | None = None
     fail_fast: bool = MISSING
+    skip_recorded: bool = MISSING
     save_weights: bool = MISSING
     progress: bool = MISSING
     debug: bool = MISSING
@@ -292,6 +293,9 @@ class RunConfig:
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         if self.device == "cpu" and self.precision == "tf32":
             raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
+        for key in ("results_dir", "data_dir"):
+            if not getattr(self, key).strip() or not getattr(self, key).isprintable():
+                raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
         if self.retry is not None:
             _one_of("retry", self.retry, ("failed",))
         if self.threads is not None:

@@ -65,7 +65,7 @@ def _started(pid: int) -> str | None:
         pass
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
     except OSError:
         pass  # it lives, as another user's

@@ -32,7 +32,7 @@ def check_overrides(typed: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(list(typed))
     except OverrideParseException as error:
         raise UserError(
-            f"{error.override}: expected key=value ({_first_line(error)}). "
+            f"{error.override!r}: expected key=value, of plain letters unless quoted. "
             "A verb, such as report, comes first; quote a value with special characters: 'key=\"value\"'."
         ) from None
     known = choices()
@@ -54,6 +54,8 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
     if (override.is_add() or override.is_force_add()) and not key.startswith("optimizer.groups."):
         raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
     if key in groups:
+        if not override.is_sweep_override() and isinstance(override.value(), list | dict):
+            raise UserError(f"{override.input_line}: expected one name; to sweep, dbnrun -m {key}=a,b.")
         for choice in _chosen(override):
             if choice not in groups[key]:
                 known = groups[key]

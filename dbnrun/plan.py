@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from dbnrun import lease, records
-from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature
+from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
 from dbnrun.data import expected_digest, source
 from dbnrun.overrides import check_overrides, choices, conf_dir
 
@@ -94,6 +95,14 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*values.values())]
 
 
+# Keys that are not swept over, and why.
+NOT_SWEPT = {
+    **{key: "it changes no number, so all its values are one cell" for key in SETTINGS},
+    "checkpoint.minutes": "it changes no number, so all its values are one cell",
+    "experiment": "each experiment is a sweep of its own",
+}
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell that a command asks for."""
@@ -105,6 +114,9 @@ class PlannedCell:
     @property
     def folder(self) -> Path:
         return records.run_folder(Path(self.config.results_dir), cell_of(self.config), self.signature)
+
+    def standing(self) -> Standing:
+        return standing(self.folder, self.config.dataset.name)
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,14 @@ class Plan:
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
     """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
     own = [f"{key}={value}" for key, value in params.items()]
-    jobs = grid(OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides]))
+    parsed = OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides])
+    for override in parsed:
+        if override.is_sweep_override() and override.key_or_group in NOT_SWEPT:
+            raise UserError(f"{override.input_line}: expected one value; {NOT_SWEPT[override.key_or_group]}.")
+    jobs = grid(parsed)
+    if not jobs:
+        empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+        raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
     cells: dict[str, PlannedCell] = {}
     for job in jobs:
         config = composer(job)
@@ -135,18 +154,32 @@ class Standing:
     detail: str = ""
 
 
-def standing(folder: Path) -> Standing:
-    """Read off a cell's folder how it stands, changing nothing."""
+def standing(folder: Path, dataset: str) -> Standing:
+    """Read off the folder of a cell on a data set how it stands, changing nothing."""
     manifest = records.read_manifest(folder)
     holder = lease.look(folder)
     if holder is not None:
         return Standing("running", str(holder))
-    if records.is_stale(manifest):
+    if records.is_stale(manifest, dataset):
         return Standing("stale", f"by results version {manifest.get('results_version', 1)}")
-    status = manifest.get("status", "new")
-    if status in ("running", "interrupted"):  # a holder that is dead could not say so itself
-        return Standing("unfinished")
+    status = str(manifest.get("status", "new"))
+    lost = status in records.FINISHED and not (folder / "metrics.csv").is_file()
+    if lost or status in ("running", "interrupted"):  # a holder that is dead could not say so itself
+        return Standing("unfinished", "its metrics.csv is gone" if lost else "")
     return Standing(status if status in STANDINGS else "new", str(manifest.get("error", "")) * (status == "failed"))
+
+
+def recorded(results_dir: Path) -> set[str]:
+    """The signatures of the runs in a results folder's committed records. Raises UserError at a damaged file."""
+    found: set[str] = set()
+    for path in sorted((results_dir / "records").glob("*.json")):
+        try:
+            found |= json.loads(path.read_text())["runs"].keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path}: not records of dbnrun; restore it with `git checkout`, or move it away."
+            ) from None
+    return found
 
 
 def seconds_left(cells: Sequence[tuple[PlannedCell, Standing]]) -> tuple[float, int]:

@@ -60,11 +60,11 @@ class Recording:
 
     def finished(self) -> Outcome | None:
         """The outcome "skipped" where the cell was done, or diverged, before."""
-        manifest = records.read_manifest(self.folder)
-        if not records.is_finished(manifest):
+        if not records.is_finished(self.folder, self.config.dataset.name):
             return None
         rows = records.read_rows(self.folder / "metrics.csv")
-        return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, manifest["status"])
+        ended = records.read_manifest(self.folder)["status"]
+        return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, ended)
 
     def failure(self, error: BaseException) -> Outcome:
         status = "refused" if isinstance(error, UserError) else "failed"
@@ -86,13 +86,22 @@ class Recording:
         self.rows = self._recorded[: position[0]]
 
     def __enter__(self) -> Recording:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"results_dir={self.config.results_dir}: {self.folder.name} cannot be made there "
+                f"({error.strerror}); expected a folder that can be written to, such as results_dir=$HOME/results."
+            ) from None
+        self._new = not any(self.folder.iterdir())
         self._lease = Lease(self.folder)
         self._lease.take()
         try:
             self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
+            if before.get("threads", self._manifest["threads"]) != self._manifest["threads"]:
+                _warn(f"{self.folder.name}: began with threads={before['threads']}; another number rounds otherwise")
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")
@@ -145,6 +154,9 @@ class Recording:
         with contextlib.suppress(OSError):
             if isinstance(error, Lost):
                 self._let_go()  # the folder is another's
+            elif isinstance(error, UserError) and self._new and not self.rows:
+                self._let_go()
+                self._remove_traces()
             elif isinstance(error, Exception | SystemExit):
                 self._log("".join(traceback.format_exception(error)))
                 self._close("failed", error=one_line(error))
@@ -156,6 +168,12 @@ class Recording:
             self._mark(status, **more)
         finally:
             self._let_go()
+
+    def _remove_traces(self) -> None:
+        """A cell that was refused before it trained leaves nothing behind."""
+        for name in ("manifest.json", "config.yaml", "run.log"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.rmdir()
 
     def _let_go(self) -> None:
         self._open = False
@@ -175,7 +193,7 @@ class Recording:
             log.write(text.rstrip() + "\n")
 
     def _set_stale_aside(self) -> None:
-        if not records.is_stale(records.read_manifest(self.folder)):
+        if not records.is_stale(records.read_manifest(self.folder), self.config.dataset.name):
             return
         _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
         for name in ("metrics.csv", CHECKPOINT, PREVIOUS, "manifest.json"):
@@ -188,8 +206,12 @@ class Recording:
                 try:
                     state = torch.load(path, map_location="cpu", weights_only=True)
                     epoch = position_of(state)[0]
-                    if len(self._recorded) < epoch:
-                        raise ValueError(f"it ends at epoch {epoch} and metrics.csv has {len(self._recorded)} rows")
+                    if missing := {"model", "optimizer", "streams"} - state.keys():
+                        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+                    if [row.epoch for row in self._recorded[:epoch]] != list(range(1, epoch + 1)):
+                        raise ValueError(
+                            f"it ends at epoch {epoch} and metrics.csv lacks a row before that, or has one twice"
+                        )
                     self._states[position_of(state)] = state
                 except Exception as error:  # whatever a damaged file makes the loader say
                     _warn(f"a checkpoint that cannot be used is kept as {records.set_aside(path)}: {one_line(error)}")
@@ -204,7 +226,7 @@ class Recording:
         return {
             "signature": self.signature,
             "status": "new",
-            "results_version": records.RESULTS_VERSION,
+            "results_version": records.RESULTS_VERSIONS[config.dataset.name],
             "seed": config.seed,
             "threads": torch.get_num_threads(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -218,7 +240,7 @@ class Recording:
             "host": socket.gethostname(),
             "command": sys.argv,
             "started": before.get("started", _now()),
-            "wall_seconds": float(before.get("wall_seconds", 0.0)),
+            "wall_seconds": wall if isinstance(wall := before.get("wall_seconds"), int | float) else 0.0,
         }
 
     def describe_training(self, device: torch.device, stacked: int) -> None:

@@ -32,10 +32,10 @@ from dbnrun.config import UserError, readable_name
 TIME_COLUMNS = ("train_seconds", "eval_seconds")
 FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
 
-# Raised with every change of code that alters a number of a cell whose configuration stays the same. (A change of the
-# configuration's schema alters the signature instead.) Records of an older version are stale: trained again when asked
-# for, the old ones set aside.
-RESULTS_VERSION = 1
+# Raised, for the data sets concerned, with every change of code that alters a number of a cell whose configuration
+# stays the same. (A change of the configuration's schema alters the signature instead.) Records of another version are
+# stale: trained again when asked for, the old ones set aside. NI 2: the population pass takes records in mixed order.
+RESULTS_VERSIONS = {"digits": 1, "mnist": 1, "ni": 2, "cifar10": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +115,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def is_stale(manifest: Mapping[str, Any]) -> bool:
-    """Whether the records were made by code whose numbers differ from ours."""
-    return bool(manifest) and manifest.get("results_version", 1) != RESULTS_VERSION
+def is_stale(manifest: Mapping[str, Any], dataset: str) -> bool:
+    """Whether the records of a cell on this data set were made by code whose numbers differ from ours."""
+    return bool(manifest) and manifest.get("results_version", 1) != RESULTS_VERSIONS[dataset]
 
 
-def is_finished(manifest: Mapping[str, Any]) -> bool:
-    """Whether there is nothing left to train."""
-    return manifest.get("status") in FINISHED and not is_stale(manifest)
+def is_finished(folder: Path, dataset: str) -> bool:
+    """Whether there is nothing left to train: ended, of our version, and with its rows."""
+    manifest = read_manifest(folder)
+    ended = str(manifest.get("status")) in FINISHED and not is_stale(manifest, dataset)
+    return ended and (folder / "metrics.csv").is_file()
 
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
@@ -168,9 +170,13 @@ def read_rows(path: Path) -> list[EpochRow]:
     Raises UserError where another line is malformed, or a column is missing.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: not text; is it a metrics.csv of dbnrun? Move the folder away to train it again."
+        ) from None
     # A line is whole once its newline is there; a crash can leave a last one without.
     whole = text[: text.rfind("\n") + 1]
     if not whole:

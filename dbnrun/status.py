@@ -58,8 +58,8 @@ def folders(paths: Sequence[Path]) -> list[Path]:
 
 def read(folder: Path) -> Run:
     """A run as it stands; a torn or foreign file shows as its failure, not ours."""
-    how = standing(folder)
     try:
+        how = _standing(folder)
         rows = records.read_rows(folder / "metrics.csv")
         epochs = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "train.epochs")
     except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -68,9 +68,15 @@ def read(folder: Path) -> Run:
     return Run(folder, how, rows, epochs)
 
 
+def _standing(folder: Path) -> Standing:
+    # The folder's name begins with its data set's; a foreign one is judged as the others are.
+    dataset = folder.name.partition("-")[0]
+    return standing(folder, dataset if dataset in records.RESULTS_VERSIONS else "digits")
+
+
 def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
     """A line for each run that is not done (or all), in columns, and how many stand how."""
-    standings = {folder: standing(folder) for folder in folders(paths)}
+    standings = {folder: _standing(folder) for folder in folders(paths)}
     shown = [folder for folder, how in standings.items() if everything or how.name not in ("done", "diverged")]
     runs = sorted(map(read, shown), key=lambda run: (ORDER.index(run.standing.name), run.folder.name))
     cells = [HEAD, *map(_cells, runs)] if runs else []

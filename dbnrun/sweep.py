@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dbnrun import records
-from dbnrun.config import RunConfig, cell_of, signature
+from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
-from dbnrun.plan import Composer, plan, standing
+from dbnrun.plan import Composer, plan, recorded, standing
 from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -51,13 +52,19 @@ class CellSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
+        if not isinstance(self.params, Mapping):
+            raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
         asked = plan(Composer(self.loader, self.master), self.params, arguments)
-        standings = {cell.signature: standing(cell.folder) for cell in asked.cells}
+        standings = {cell.signature: cell.standing() for cell in asked.cells}
         new = [cell for cell in asked.cells if standings[cell.signature].name not in records.FINISHED]
         _say(
             f"{_count(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
             + (f"; {_count(asked.folded, 'duplicate')} folded" if asked.folded else "")
         )
+        if new and new[0].config.skip_recorded:
+            there = recorded(Path(new[0].config.results_dir))
+            kept, new = new, [cell for cell in new if cell.signature not in there]
+            _say(f"skip_recorded: {_count(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
         if any(cell.config.retry == "failed" for cell in new):
             again = [cell for cell in new if standings[cell.signature].name == "failed"]
             _say(f"retry=failed: {_count(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
@@ -104,7 +111,7 @@ def left_alone(config: RunConfig) -> Outcome | None:
     cell = cell_of(config)
     sig = signature(cell, expected_digest(config.dataset.name))
     folder = records.run_folder(Path(config.results_dir), cell, sig)
-    how = standing(folder).name
+    how = standing(folder, config.dataset.name).name
     return Outcome(folder.name, folder, "left", message=how) if config.retry and how != config.retry else None
 
 
@@ -128,7 +135,8 @@ def sentence(outcome: Outcome) -> str:
 
 def _log_of(outcome: Outcome, words: str) -> str:
     log = outcome.folder / "run.log"
-    return words.format(log) if outcome.status == "failed" and log.exists() else ""
+    # Not Path.exists, which raises where the name is too long.
+    return words.format(log) if outcome.status == "failed" and os.path.exists(log) else ""  # noqa: PTH110
 
 
 def _count(number: int, thing: str) -> str:

@@ -224,7 +224,8 @@ def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, pre
     # All of the training part, whatever limit_batches says: statistics of the population, not of a sample.
     full = len(data.train) // config.batch_size
     with autocast(data.train.x.device, precision):
-        moments = population_moments(models[0], (x for x, _ in _batches(data.train, config.batch_size, full)))
+        batches = _batches(data.train, config.batch_size, full, data.mixing)
+        moments = population_moments(models[0], (x for x, _ in batches))
     population = None
     if moments:
         with using_statistics(moments):

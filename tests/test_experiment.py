@@ -363,13 +363,13 @@ def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(ce
     old = experiment.run(cell())
     text = (old.folder / "metrics.csv").read_text()
     assert experiment.run(cell()).status == "skipped"
-    monkeypatch.setattr(records, "RESULTS_VERSION", records.RESULTS_VERSION + 1)
-    assert plan.standing(old.folder).name == "stale"
+    monkeypatch.setitem(records.RESULTS_VERSIONS, "digits", 99)
+    assert plan.standing(old.folder, "digits").name == "stale"
     again = experiment.run(cell())
     assert again.status == "done" and numbers_of(again) == numbers_of(old)
     assert (old.folder / "metrics.set-aside-1.csv").read_text() == text
     assert "whose numbers differ" in capsys.readouterr().err
-    assert plan.standing(old.folder).name == "done"
+    assert plan.standing(old.folder, "digits").name == "done"
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("no memory"), OSError(28, "No space left on device")])
@@ -383,7 +383,7 @@ def test_a_cell_that_exits_or_runs_out_of_something_fails_alone_and_says_why(cel
     assert outcome.status == "failed" and type(error).__name__ in outcome.message
     log = (outcome.folder / "run.log").read_text()
     assert "Traceback" in log and '"torch"' in log and "OMP_NUM_THREADS" in log
-    assert plan.standing(outcome.folder) == plan.Standing("failed", outcome.message)
+    assert plan.standing(outcome.folder, "digits") == plan.Standing("failed", outcome.message)
     assert experiment.run(cell()).status == "done"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections import Counter
 
@@ -187,7 +188,7 @@ def test_durations_are_said_in_words(seconds, words):
 
 
 def test_doctor_finds_this_machine_in_order_and_names_what_is_not(dbnrun, tmp_path):
-    well = dbnrun("doctor")
+    well = dbnrun("doctor", "--data-dir", "nowhere")
     assert well.returncode == 0, well.stdout
     for word in ("torch ", "determinism", "two runs of a small cell agree", "data mnist", "threads", "GiB free"):
         assert word in well.stdout
@@ -196,7 +197,7 @@ def test_doctor_finds_this_machine_in_order_and_names_what_is_not(dbnrun, tmp_pa
     for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
         (raw / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(b"not it")
     (tmp_path / "file").touch()
-    ill = dbnrun("doctor", "--results-dir", "file")
+    ill = dbnrun("doctor", "--data-dir", "data", "--results-dir", "file")
     assert ill.returncode == 1 and "NOT  data mnist" in ill.stdout
 
 
@@ -208,3 +209,70 @@ def test_a_thousand_cells_at_once_are_planned_and_swept_without_a_fault(dbnrun, 
     assert done.returncode == 0, done.stderr[-2000:]
     assert "1000 cells: 1000 done" in done.stderr
     assert len(list((tmp_path / "results" / "runs").iterdir())) == 1000
+
+
+def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun, tmp_path):
+    words = ["-m", "seed=0,1", *QUICK]
+    assert dbnrun("-m", "seed=0", *QUICK).returncode == 0
+    assert dbnrun("report", "--runs", "results").returncode == 0
+    shutil.rmtree(tmp_path / "results" / "runs")
+    done = dbnrun(*words, "skip_recorded=true")
+    assert done.returncode == 0 and "skip_recorded: 1 cell in the records; 1 left to train" in done.stderr, done.stderr
+    (record,) = (tmp_path / "results" / "records").glob("*.json")
+    record.write_text("{}")
+    refused = dbnrun("-m", "seed=2", *QUICK, "skip_recorded=true")
+    assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith(
+        f"dbnrun: results/records/{record.name}: not"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "experiment=demo,paper_mnist_a"], "experiment=demo,paper_mnist_a: expected one value"),
+        (["-m", "results_dir=u,v"], "results_dir=u,v: expected one value; it changes no number"),
+        (["-m", "seed=range(0,0)"], r"seed=range\(0,0\): matches nothing"),
+        (["-m", "norm=glob(zz*)"], r"norm=glob\(zz\*\): matches nothing"),
+        (["-m", "hydra.sweeper.params=3"], "hydra.sweeper.params=3: expected"),
+        (["norm=[bn,dbn]"], r"norm=\[bn,dbn\]: expected one name"),
+        (["seed=0", "-m", "norm=bn,dbn"], "norm=bn,dbn: comes after a flag"),
+        (["--resolve"], "--resolve goes with --cfg"),
+        (["--run", "--multirun"], "--run and --experimental-rerun mean nothing"),
+        (["results_dir="], "results_dir=.*expected the name of a folder"),
+        (["results_dir=/dev/null/x"], "results_dir=/dev/null/x: .* cannot be made there"),
+        (["results_dir=" + 5000 * "x"], "cannot be made there .File name too long"),
+        (["report", "--out", "/proc/x"], "/proc/x"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_what_a_hostile_reader_tried_is_refused_in_one_line(dbnrun, tmp_path, words, message):
+    if words[0] == "report":
+        assert dbnrun(*QUICK).returncode == 0
+    done = dbnrun(*words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert words[0] == "report" or not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_refused_cell_leaves_nothing_behind(dbnrun, tmp_path):
+    for words in (["train.batch_size=2000"], ["dataset.val_size=1437"], ["optimizer.groups.weights.pattern=zzz"]):
+        done = dbnrun(*words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert list((tmp_path / "results" / "runs").iterdir()) == []
+
+
+def test_rows_that_do_not_bear_out_a_manifest_or_a_checkpoint_are_trained_again(dbnrun, tmp_path):
+    assert dbnrun(*QUICK).returncode == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    metrics = folder / "metrics.csv"
+    numbers = [line.rsplit(",", 2)[0] for line in metrics.read_text().splitlines()]
+    metrics.unlink()
+    assert "its metrics.csv is gone" in dbnrun("plan", *QUICK).stdout
+    assert dbnrun(*QUICK).returncode == 0
+    assert [line.rsplit(",", 2)[0] for line in metrics.read_text().splitlines()] == numbers
+
+
+def test_help_is_ours_wherever_it_is_asked_for(dbnrun):
+    from dbnrun.cli import HELP
+
+    assert dbnrun("norm=dbn", "-h").stdout == dbnrun("--help").stdout == HELP

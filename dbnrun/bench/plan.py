@@ -18,7 +18,7 @@ import json, resource, sys, time
 started = time.perf_counter()
 from dbnrun import plan
 found = plan.asked(sys.argv[1:])
-standings = [plan.standing(cell.folder) for cell in found.cells]
+standings = [cell.standing() for cell in found.cells]
 text = "\\n".join(plan.lines(found, standings, False))
 mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps([len(found.cells), time.perf_counter() - started, mb]))

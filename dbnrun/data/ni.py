@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.config import DatasetConfig, UserError
-from dbnrun.data.parts import SPLIT_SEED, Data, Part, validation_count
+from dbnrun.data.parts import SPLIT_SEED, Data, Part, mixed, validation_count
 from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault, missing, whole
 
 CLASSES = ("normal", "probe", "dos", "u2r", "r2l")
@@ -93,7 +93,9 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
         part(encoded.train_numeric[index], encoded.train_codes[index], encoded.train_y[index]) for index in (train, val)
     ]
     test = part(encoded.test_numeric, encoded.test_codes, encoded.test_y)
-    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), expected_digest("ni"))
+    # The file is long runs of one attack: in its order most batches would have the statistics of a single record.
+    mixing = mixed(len(train))
+    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), expected_digest("ni"), mixing)
 
 
 def _transformed(column: np.ndarray, config: DatasetConfig) -> np.ndarray:

@@ -29,7 +29,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory: training, validation and test part, and the digest of the files it came from."""
+    """A data set in memory: training, validation and test part, and the digest of the files it came from.
+
+    `mixing` (N,) is a fixed order of the training records for a pass in batches, where as they lie batches would hold
+    like records alone; None where they lie well.
+    """
 
     train: Part
     val: Part
@@ -37,9 +41,16 @@ class Data:
     input_shape: tuple[int, ...]
     num_classes: int
     digest: str
+    mixing: Tensor | None = None
 
     def to(self, device: torch.device) -> Data:
-        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return replace(self, **parts, mixing=None if self.mixing is None else self.mixing.to(device))
+
+
+def mixed(records: int) -> Tensor:
+    """A fixed random order of so many records, (N,)."""
+    return torch.randperm(records, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
 
 def validation_count(records: int, val_size: float) -> int:

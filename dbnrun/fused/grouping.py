@@ -22,7 +22,7 @@ def trajectory(config: RunConfig) -> str:
         parts["schedule"] = None
     if config.norm.train_stats == "batch":
         parts["norm"]["init"] = None
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps(parts)  # in order: the first group that fits a parameter takes it
 
 
 def stack(config: RunConfig) -> str | None:
@@ -38,7 +38,7 @@ def stack(config: RunConfig) -> str | None:
     parts["norm"]["init"] = parts["optimizer"]["lr"] = parts["model"]["dropout"] = None
     for group in parts["optimizer"]["groups"].values():
         group["lr"] = group["weight_decay"] = None
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps(parts)
 
 
 def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:

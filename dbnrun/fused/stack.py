@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dbnrun.models import CNN, FNN, Network
 from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.norm.schedules import Schedule
+from dbnrun.train import at_least_float32
 
 Step = Callable[[Tensor], Tensor]
 
@@ -159,10 +160,15 @@ class StackedCNN(Stack):
         layers: list[Any] = self.dropouts[index]
         if all(layer.rate == 0 for layer in layers):
             return h
+        kept = torch.tensor([1 - layer.rate for layer in layers], device=h.device, dtype=at_least_float32(h).dtype)
         if h.dim() == 4:
-            shape = (len(h), h.shape[1] // self.count, *h.shape[2:])
-            return h * torch.cat([layer.mask(shape, h) for layer in layers], dim=1)
-        return h * torch.stack([layer.mask((h.shape[2], h.shape[1]), h).t() for layer in layers])
+            channels = h.shape[1] // self.count
+            keep = torch.cat([layer.keep((len(h), channels, *h.shape[2:]), h) for layer in layers], dim=1)
+            kept = kept.repeat_interleave(channels).view(1, -1, 1, 1)
+        else:
+            keep = torch.stack([layer.keep((h.shape[2], h.shape[1]), h).t() for layer in layers])
+            kept = kept.view(-1, 1, 1)
+        return (h * keep / kept).to(h.dtype)
 
 
 def stacked(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:

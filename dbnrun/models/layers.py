@@ -35,10 +35,11 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        return x * self.mask(x.shape, x)
+        # Divided last: 1 / (1 - rate) rounded to bfloat16 would be off for every value alike.
+        return x * self.keep(x.shape, x) / (1 - self.rate)
 
-    def mask(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """keep / (1 - rate) for inputs of this shape, with the type and device of `like`.
+    def keep(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """1 for each value to keep and 0 for the others, for inputs of this shape, with the type and device of `like`.
 
         Drawn in one memory order whatever the input's: the order decides which draw meets which value.
         """
@@ -46,7 +47,7 @@ class Dropout(nn.Module):
         keep = torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=order)
         if self.rate == 0:
             return keep.fill_(1)  # draws nothing
-        return keep.bernoulli_(1 - self.rate, generator=self.generator).div_(1 - self.rate)
+        return keep.bernoulli_(1 - self.rate, generator=self.generator)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -96,8 +97,8 @@ class Network(nn.Module):
 
 
 def needs_bias(norm: nn.Module, norm_position: str) -> bool:
-    """Whether the map before `norm` has a bias of its own: not where a normalizer with beta follows directly."""
-    return norm_position == "after" or not any(True for _ in norm.parameters())
+    """Whether the map before `norm` has a bias: not where what follows directly subtracts each unit's mean."""
+    return norm_position == "after" or isinstance(norm, nn.Identity | nn.LayerNorm | nn.GroupNorm)
 
 
 @torch.no_grad()

@@ -14,8 +14,12 @@ from torch import nn
 from dbnrun.config import NormConfig
 from dbnrun.norm.dbn import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
 from dbnrun.norm.schedules import Schedule
+from dbnrun.norm.sync import convert_sync
 
-__all__ = ["LAYERS", "DiminishingBatchNorm1d", "DiminishingBatchNorm2d", "DiminishingBatchNorm3d", "norm_factory"]
+__all__ = [
+    "LAYERS", "DiminishingBatchNorm1d", "DiminishingBatchNorm2d", "DiminishingBatchNorm3d", "convert_sync",
+    "norm_factory",
+]  # fmt: skip
 
 
 def _bn(config: NormConfig, _schedule: Schedule, features: int, spatial: int) -> nn.Module:

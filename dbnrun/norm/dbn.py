@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dbnrun.norm import functional
+from dbnrun.norm import sync as ranks
 from dbnrun.norm.schedules import Constant, Schedule, check_schedule
 
 
@@ -39,6 +40,9 @@ class DiminishingBatchNorm(nn.Module):
         eps_at: "std" divides by sigma + eps (the paper), "var" by sqrt(sigma^2 + eps).
         affine: learn gamma and beta, of shape (C,).
         init: lambda before the first update, (mu, sigma).
+        sync: under torch.distributed, take the batch's statistics over all ranks' shards together, so that N ranks
+            move lambda and get gradients as one process would on the joined batch (dbnrun.norm.sync).
+        process_group: whose ranks those are; None: the whole world.
 
     Buffers: mu (C,); spread (C,): sigma, sigma^2 or 1/sqrt(sigma^2 + eps), by `average`; m, int64. Moments and
     lambda are at least float32, whatever the input and the parameters are.
@@ -68,6 +72,8 @@ class DiminishingBatchNorm(nn.Module):
         eps_at: str = "std",
         affine: bool = True,
         init: tuple[float, float] = (0.0, 1.0),
+        sync: bool = False,
+        process_group: Any = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +91,8 @@ class DiminishingBatchNorm(nn.Module):
         self.eps_at = eps_at
         self.affine = affine
         self.init = init
+        self.sync = sync
+        self.process_group = process_group
         # Told each training batch's mean and spread: how further lambdas follow the same run.
         self.on_moments: Callable[[Tensor, Tensor], None] | None = None
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
@@ -119,7 +127,13 @@ class DiminishingBatchNorm(nn.Module):
         self._check_input(x)
         if not self.training:
             return functional.normalize(x, self.weight, self.bias, self.mu, self._rate(self.spread))
-        mu_b, var_b = functional.batch_moments(x)
+        joined = self.sync and ranks.world_size(self.process_group) > 1
+        if joined:
+            mu_b, var_b, count = ranks.joined_moments(x, self.process_group)
+        else:
+            (mu_b, var_b), count = functional.batch_moments(x), x.numel() // x.shape[1]
+        if count <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         spread_b = functional.spread(var_b, self.average, self.eps)
         alpha, mu, spread = self._update(mu_b, spread_b)
         if self.train_stats == "batch":
@@ -128,6 +142,10 @@ class DiminishingBatchNorm(nn.Module):
         if not self.stats_grad:
             return functional.normalize(x, self.weight, self.bias, mu, r)
         slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
+        if joined:
+            ours = {"mu_b": mu_b, "mean_grad": alpha, "rate_grad": alpha * slope}
+            group = self.process_group
+            return ranks.normalize(x, self.weight, self.bias, mu, r, **ours, count=count, group=group)
         # mu_b is None where it is mu itself: no tensor enters an autograd function twice, so that it compiles.
         batch_mean = None if self.train_stats == "batch" else mu_b
         return functional.normalize(
@@ -157,8 +175,6 @@ class DiminishingBatchNorm(nn.Module):
             raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
-        if self.training and x.numel() // x.shape[1] <= 1:
-            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiminishingBatchNorm:
         before = {"mu": self.mu, "spread": self.spread}
@@ -174,7 +190,7 @@ class DiminishingBatchNorm(nn.Module):
         return (
             f"{self.num_features}, schedule={self.schedule}, train_stats={self.train_stats!r}, "
             f"stats_grad={self.stats_grad}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
-            f"affine={self.affine}"
+            f"affine={self.affine}" + (", sync=True" if self.sync else "")
         )
 
 

@@ -78,7 +78,7 @@ def rate(s: Tensor, average: str, eps: float, eps_at: str) -> Tensor:
 def rate_slope(var_b: Tensor, s: Tensor, r: Tensor, average: str, eps: float, eps_at: str) -> Tensor:
     """-2 dr/d(var_b), with ds/d(s_b) taken as 1: how the rate falls as the batch's variance grows.
 
-    Non-negative; 0 where sigma_b = 0, as the derivative of torch.std is.
+    Non-negative; 0 where sigma_b = 0, as the derivative of torch.std is, and where lambda's sigma = 0.
     """
     if average == "inv_std":
         return (var_b + eps) ** -1.5
@@ -88,7 +88,7 @@ def rate_slope(var_b: Tensor, s: Tensor, r: Tensor, average: str, eps: float, ep
         sigma_b = var_b.sqrt()
         slope = (s * r**3 if eps_at == "var" else r * r) / sigma_b
     # Not a product with the mask: 0 * inf is NaN.
-    return torch.where(var_b > 0, slope, torch.zeros_like(slope))
+    return torch.where((var_b > 0) & (s > 0), slope, torch.zeros_like(slope))
 
 
 def normalize(
@@ -109,6 +109,9 @@ def normalize(
     all three out and the statistics are constants (equation 2). Differentiable once in x, gamma and beta.
     Returns y with the shape and dtype of x.
     """
+    if not x.numel():  # the native kernels divide by its size
+        weight, shift = (1 if gamma is None else gamma.sum()), (0 if beta is None else beta.sum())
+        return x * weight + shift
     return _Normalize.apply(x, gamma, beta, mu, r, mu_b, mean_grad, rate_grad)
 
 

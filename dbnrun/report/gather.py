@@ -167,20 +167,21 @@ def _read(folder: Path) -> Run:
         cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
         known = cell["dataset"]["name"] and cell["norm"]["name"] in (*REFERENCES, "dbn") and cell["seed"] >= 0
         epochs = int(cell["train"]["epochs"])
-        if not known:
+        described = cell["model"]["name"] and cell["optimizer"]["groups"] and cell["train"]["batch_size"]
+        if not known or not described or cell["dataset"]["name"] not in records.RESULTS_VERSIONS:
             raise ValueError
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
         ) from None
-    manifest = records.read_manifest(folder)
+    name, manifest = cell["dataset"]["name"], records.read_manifest(folder)
     rows = tuple(records.read_rows(folder / "metrics.csv"))
     return Run(
         folder,
         signature=manifest.get("signature", folder.name),
         data_digest=manifest.get("data_digest") or "",
         cell=cell,
-        status=_standing(manifest.get("status", ""), rows, epochs),
+        status="stale" if records.is_stale(manifest, name) else _standing(manifest.get("status", ""), rows, epochs),
         rows=rows,
         manifest=manifest,
     )
