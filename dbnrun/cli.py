@@ -25,6 +25,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun report [PATH …]      draw figures and tables from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, report
+  dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
 
 Choose one of each:
   dataset     digits, mnist, ni, cifar10
@@ -257,7 +258,13 @@ def _bench(arguments: list[str]) -> int:
     return 0
 
 
-VERBS = {"report": _report, "data": _data, "bench": _bench}
+def _theory(arguments: list[str]) -> int:
+    from dbnrun.theory import cli
+
+    return cli.main(arguments, _verb_parser("theory", "The paper's convergence theorem: check it, watch it."))
+
+
+VERBS = {"report": _report, "data": _data, "bench": _bench, "theory": _theory}
 
 
 if __name__ == "__main__":
