@@ -76,13 +76,14 @@ class Report:
 def check(alpha: Expression, eta: Expression) -> Report:
     """Decide every condition for a pair of sequences."""
     a, e = _growth(alpha), _growth(eta)
+    sums = Growth(growth.ZERO) if eta.symbolic == 0 else _partial_sums(e)
     conditions = [
         _summable("Assumption 3", "Σ η = ∞", "η", e, wanted=False),
         _summable("Assumption 3", "Σ η² < ∞", "η²", _times(e, e)),
         _summable("Theorem 7", "Σ α < ∞", "α", a),
-        _summable("Theorem 7", "Σ_m Σ_{n≤m} α(m) η(n) < ∞", "α(m) H(m)", _with_partial_sums(a, e)),
+        _summable("Theorem 7", "Σ_m Σ_{n≤m} α(m) η(n) < ∞", "α(m) H(m)", _times(a, sums)),
         _summable(
-            "Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", _with_partial_sums(_times(_M, a), e)
+            "Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", _times(_times(_M, a), sums)
         ),
         _summable("Lemma 8", "Σ_m Σ_{n≥m} α(n) < ∞", "m α(m)", _times(_M, a)),
     ]
@@ -123,20 +124,12 @@ def _times(a: Growth | str, b: Growth | str) -> Growth | str:
     return a * b
 
 
-def _with_partial_sums(a: Growth | str, e: Growth | str) -> Growth | str:
-    """The leading term of a(m) H(m), H(m) = sum_{n<=m} eta(n), up to a factor."""
-    if isinstance(a, Growth) and a.is_zero:
-        return a
-    if isinstance(e, str):
-        return _between(a, e)
+def _partial_sums(e: Growth | str) -> Growth | str:
+    """The leading term of H(m), up to a factor, or why it is unknown."""
     try:
-        return _times(a, partial_sums(e))
+        return e if isinstance(e, str) else partial_sums(e)
     except Undecided as undecided:
         return str(undecided)
-
-
-def _between(a: Growth | str, why: str) -> str:
-    return a if isinstance(a, str) else why
 
 
 def partial_sums(e: Growth) -> Growth:
@@ -146,7 +139,7 @@ def partial_sums(e: Growth) -> Growth:
     convergence and divergence, since sum 1/(m (log m)^s) converges for s > 1 with it, diverges for s <= 1 without it.
     """
     if e.is_zero or _converges(e)[0]:
-        return Growth()  # H tends to a number; to 0 only where eta is 0 throughout, and then a factor 1 harms nothing
+        return Growth()  # H tends to a number above 0
     if growth.sign(e.r - 1) > 0:
         return Growth(ONE, e.r, e.p, e.q)  # a geometric sum is dominated by its last terms
     if growth.sign(e.p + 1) > 0:
