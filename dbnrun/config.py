@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 # Settings that change no number of a run, and so do not enter its signature.
-SETTINGS = ("results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights")
+SETTINGS = ("results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights", "theory")
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
 # What a data set offers to a network: images (C, H, W) or plain features (D,).
@@ -269,6 +269,7 @@ class RunConfig:
     results_dir: str = MISSING
     save_weights: bool = MISSING
     progress: bool = MISSING
+    theory: bool = MISSING
     debug: bool = MISSING
 
     def __post_init__(self) -> None:

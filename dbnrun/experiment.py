@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from dbnrun.optimizer import build_optimizer
 from dbnrun.recording import Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
+from dbnrun.theory import cell as theory
 from dbnrun.train import View, steps_per_epoch, train
 
 
@@ -101,6 +103,8 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             device = prepare_device(everyone[0].config)
             for recording in everyone:
                 outcomes |= _opened(recording, stack)
+                if recording.config.theory and recording.name not in outcomes:
+                    print(theory.line(recording.config), file=sys.stderr)
             for done in sorted({recording.epochs_done for recording in everyone if recording.name not in outcomes}):
                 now = [[r for r in run if r.name not in outcomes and r.epochs_done == done] for run in recordings]
                 corridor([run for run in now if run], device)

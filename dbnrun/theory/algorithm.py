@@ -139,7 +139,7 @@ def loss_and_gradient(
 def descend(theta: Theta, gradient: Theta, eta: Tensor, box: float | None) -> None:
     """theta(m+1) = theta(m) - eta(m) grad f, Algorithm 1, line 4; in place. eta (K,)."""
     for part, grad in zip(theta.parts(), gradient.parts(), strict=True):
-        part -= eta.view(-1, *[1] * (part.dim() - 1)) * grad
+        part.sub_(eta.view(-1, *[1] * (part.dim() - 1)) * grad)
         if box is not None:
             part.clamp_(-box, box)
 
@@ -155,7 +155,7 @@ def average(lam: Lambda, now: Lambda, alpha: Tensor, box: float | None) -> Lambd
 def log_spaced(iterations: int, per_decade: int) -> list[int]:
     """1, …, iterations, about `per_decade` a decade where there are so many; always the first and the last."""
     exponents = np.arange(math.floor(math.log10(iterations) * per_decade) + 1) / per_decade
-    return sorted({1, iterations, *(int(round(10**e)) for e in exponents)})
+    return sorted({1, iterations, *(round(10 ** float(e)) for e in exponents)})
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def run(
     iterations: int,
     log_at: Sequence[int],
     setup: Setup,
-    on_iteration: Callable[[int], object] = lambda m: None,
+    on_iteration: Callable[[int], object] = lambda _m: None,
 ) -> list[Point]:
     """Run Algorithm 1 from `theta` (moved in place) for m = 1 … iterations; one Point for each m of `log_at`.
 

@@ -177,7 +177,9 @@ def as_table(report: Report) -> str:
     if report.regions:
         lines += ["", f"h = {report.h}, k = {report.k}:"]
         lines += [f"  {region.verdict:8} {region.stated}" for region in report.regions]
-    lines.append("H(m) = Σ_{n≤m} η(n). The theorems assume more than sums: Lipschitz gradients, bounded θ and λ, a(0) = 0.")
+    lines.append(
+        "H(m) = Σ_{n≤m} η(n). The theorems assume more than sums: Lipschitz gradients, bounded θ and λ, a(0) = 0."
+    )
     return "\n".join(lines)
 
 
@@ -224,7 +226,9 @@ def _run(options: argparse.Namespace) -> int:
     print(_summary(rows))
     print(f"{len(cells)} pairs, {points[-1].m} iterations, {records} records, {seconds:.1f} s")
     if points[-1].m < options.iterations:
-        print(f"dbnrun theory run: interrupted at m = {points[-1].m} or later; what was logged is kept.", file=sys.stderr)
+        print(
+            f"dbnrun theory run: interrupted at m = {points[-1].m} or later; what was logged is kept.", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -259,7 +263,7 @@ def _settings(options: argparse.Namespace, records: int, seconds: float, reached
 
     from dbnrun import __version__
 
-    keys = "data width activation loss iterations eps init box seed data_seed per_decade alpha0".split()
+    keys = ("data", "width", "activation", "loss", "iterations", "eps", "init", "box", "seed", "data_seed", "zip")
     return {
         "command": f"dbnrun theory run {shlex.join(sys.argv[3:] if sys.argv[2:3] == ['run'] else [])}".strip(),
         **{key: getattr(options, key) for key in keys},
@@ -289,9 +293,7 @@ def _summary(rows: Sequence[Any]) -> str:
         first = float(np.median([row.grad_sq for row in part if row.m <= 10]))
         end = float(np.median([row.grad_sq for row in part if row.m >= last / 10]))
         falls = f"{first / end:8.3g}×" if end else "to 0"
-        lines.append(
-            f"{seed:4}  {alpha:24} {eta:28} {first:12.4g} {end:12.4g} {falls:>9}  {part[-1].lambda_path:.4g}"
-        )
+        lines.append(f"{seed:4}  {alpha:24} {eta:28} {first:12.4g} {end:12.4g} {falls:>9}  {part[-1].lambda_path:.4g}")
     return "\n".join(lines)
 
 

@@ -82,9 +82,7 @@ def check(alpha: Expression, eta: Expression) -> Report:
         _summable("Assumption 3", "Σ η² < ∞", "η²", _times(e, e)),
         _summable("Theorem 7", "Σ α < ∞", "α", a),
         _summable("Theorem 7", "Σ_m Σ_{n≤m} α(m) η(n) < ∞", "α(m) H(m)", _times(a, sums)),
-        _summable(
-            "Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", _times(_times(_M, a), sums)
-        ),
+        _summable("Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", _times(_times(_M, a), sums)),
         _summable("Lemma 8", "Σ_m Σ_{n≥m} α(n) < ∞", "m α(m)", _times(_M, a)),
     ]
     h, k = _exponent(a), _exponent(e)

@@ -21,6 +21,7 @@ import sympy
 
 from dbnrun.config import UserError
 
+Exact = Any  # a sympy expression; its annotations know less than its objects
 M = sympy.Symbol("m", positive=True, integer=True)
 NAMED = {"harmonic": "1/m", "inverse_square": "1/m**2"}
 GRAMMAR = "expected harmonic, inverse_square or an expression of numbers, m, + - * / **, log, exp, sqrt, min, max"
@@ -52,7 +53,7 @@ class Expression:
     """A sequence: its text, its exact form in sympy's symbol M, and, called, its values at an array of m."""
 
     text: str
-    symbolic: sympy.Expr
+    symbolic: Exact
     tree: ast.expr
 
     def __call__(self, m: np.ndarray) -> np.ndarray:
@@ -103,31 +104,34 @@ def _check_tree(node: ast.expr, depth: int = 1, power: float = 1.0) -> None:
         raise _Refused(f"nested deeper than {MAX_DEPTH}; write it flatter")
     if not _depends_on_m(node):
         _check_constant(node)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _depends_on_m(node.right):
+        _check_tree(node.right, depth + 1, power)
+        power *= max(1.0, abs(float(_value(node.right, np.float64(1)))))
+        if not power <= MAX_EXPONENT:
+            raise _Refused(f"powers that multiply to {power:g}; expected at most {MAX_EXPONENT} in size")
+    for child in _operands(node):
+        _check_tree(child, depth + 1, power)
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """What a whitelisted node is made of; refuses any other node."""
     match node:
         case ast.Name(id="m") | ast.Constant():
-            children: list[ast.expr] = []
+            return []
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            children = [operand]
-        case ast.BinOp(left=base, op=ast.Pow(), right=exponent) if not _depends_on_m(exponent):
-            _check_tree(exponent, depth + 1, power)
-            power *= max(1.0, abs(float(_value(exponent, np.float64(1)))))
-            if power > MAX_EXPONENT:
-                raise _Refused(f"powers that multiply to {power:g}; expected at most {MAX_EXPONENT} in size")
-            children = [base]
+            return [operand]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            children = [left, right]
+            return [left, right]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            if len(args) not in _FUNCTIONS[name][2]:
-                raise _Refused(f"{name} with {len(args)} arguments; {GRAMMAR}")
-            children = args
+            if len(args) in _FUNCTIONS[name][2]:
+                return args
+            raise _Refused(f"{name} with {len(args)} arguments; {GRAMMAR}")
         case ast.BinOp(op=ast.BitXor()):
             raise _Refused("^ is no operator here; write ** for a power")
-        case ast.Name(id=name):
+        case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
             raise _Refused(f"{_shortened(name)} is not known; {GRAMMAR}")
         case _:
             raise _Refused(f"{type(node).__name__} is not allowed; {GRAMMAR}")
-    for child in children:
-        _check_tree(child, depth + 1, power)
 
 
 def _depends_on_m(node: ast.expr) -> bool:
@@ -143,7 +147,7 @@ def _check_constant(node: ast.expr) -> None:
             raise _Refused(f"a number beyond {MAX_NUMBER:g}; expected smaller ones")
 
 
-def _symbolic(node: ast.expr) -> sympy.Expr:
+def _symbolic(node: ast.expr) -> Exact:
     """The exact expression. `node` has passed _check_tree."""
     match node:
         case ast.Constant(value=value):
@@ -163,30 +167,30 @@ def _symbolic(node: ast.expr) -> sympy.Expr:
             return M
 
 
-def _real(value: sympy.Expr) -> sympy.Expr:
+def _real(value: Exact) -> Exact:
     if value.has(sympy.zoo, sympy.oo, sympy.nan, sympy.I):
         raise _Refused("a constant part of it is not a finite real number (division by zero, log 0, root of -1)")
     return value
 
 
-def _check_divisor(divisor: sympy.Expr) -> None:
+def _check_divisor(divisor: Exact) -> None:
     """Refuse a divisor with a zero at some whole m, however far out: values are evaluated only up to 10^6."""
     if not divisor.has(M):
         if divisor.is_zero:
             raise _Refused("division by zero")
         return
-    if not divisor.is_polynomial(M) or _degree(divisor) > 4:
+    if not divisor.is_polynomial(M) or degree(divisor) > 4:
         return
     for root in sympy.Poly(divisor, M).ground_roots():
         if root.is_integer and root.is_positive:
             raise _Refused(f"division by zero at m = {root}")
 
 
-def _degree(e: sympy.Expr) -> int:
+def degree(e: Exact) -> int:
     """An upper bound of the degree of a polynomial or of numerator and denominator together, without expanding."""
     if isinstance(e, sympy.Pow) and isinstance(e.exp, sympy.Integer):
-        return abs(int(e.exp)) * _degree(e.base)
-    return 1 if e == M else sum(_degree(part) for part in e.args)
+        return abs(int(e.exp)) * degree(e.base)
+    return 1 if e == M else sum(degree(part) for part in e.args)
 
 
 def _value(node: ast.expr, m: Any) -> Any:

@@ -6,12 +6,13 @@ else (log log m, exp(-sqrt(m)), leading terms that cancel) raises Undecided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 
-from dbnrun.theory.expression import M, _degree
+from dbnrun.theory.expression import Exact, M, degree
 
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
@@ -92,36 +93,35 @@ def compare(a: Growth, b: Growth) -> int:
     return sign(a.r - b.r) or sign(a.p - b.p) or sign(a.q - b.q)
 
 
-def leading(e: sympy.Expr) -> Growth:
+def leading(e: Exact) -> Growth:
     """The leading term of an expression in M. Raises Undecided."""
     if not e.has(M):
         sign(e)  # refuses what cannot be told from zero
         return Growth(e if sign(e) else ZERO)
     if e == M:
         return Growth(p=ONE)
-    if isinstance(e, sympy.Add):
-        return _sum(e)
-    if isinstance(e, sympy.Mul):
-        product = Growth()
-        for factor in e.args:
-            product *= leading(factor)
-        return product
-    if isinstance(e, sympy.exp):
-        return _exponential(e.args[0])
-    if isinstance(e, sympy.Pow):
-        if not e.exp.has(M):
-            return leading(e.base).to(e.exp)
-        if not e.base.has(M) and sign(e.base) > 0:
-            return _exponential(e.exp * sympy.log(e.base), e.base)
-        raise Undecided(f"{e} is neither a power of m nor geometric")
-    if isinstance(e, sympy.log):
-        return _log(leading(e.args[0]), e)
-    if isinstance(e, sympy.Max | sympy.Min):
-        return _extreme(e)
-    raise Undecided(f"{e} has no rule")
+    rule = next((rule for kind, rule in _RULES.items() if isinstance(e, kind)), None)
+    if rule is None:
+        raise Undecided(f"{e} has no rule")
+    return rule(e)
 
 
-def _sum(e: sympy.Expr, simplified: bool = False) -> Growth:
+def _product(e: Exact) -> Growth:
+    product = Growth()
+    for factor in e.args:
+        product *= leading(factor)
+    return product
+
+
+def _power(e: Exact) -> Growth:
+    if not e.exp.has(M):
+        return leading(e.base).to(e.exp)
+    if not e.base.has(M) and sign(e.base) > 0:
+        return _exponential(e.exp * sympy.log(e.base))
+    raise Undecided(f"{e} is neither a power of m nor geometric")
+
+
+def _sum(e: Exact, simplified: bool = False) -> Growth:
     """The dominant term; terms that grow alike add up."""
     total = Growth(ZERO)
     for term in map(leading, e.args):
@@ -137,9 +137,9 @@ def _sum(e: sympy.Expr, simplified: bool = False) -> Growth:
     return total
 
 
-def _after_cancelling(e: sympy.Expr, simplified: bool) -> Growth:
+def _after_cancelling(e: Exact, simplified: bool) -> Growth:
     """Leading terms cancel: bring a rational function to one fraction, which shows what is left."""
-    if not simplified and e.is_rational_function(M) and _degree(e) <= 40:
+    if not simplified and e.is_rational_function(M) and degree(e) <= 40:
         fraction = sympy.cancel(sympy.together(e))
         if fraction.has(M) and isinstance(fraction, sympy.Add):
             return _sum(fraction, simplified=True)
@@ -147,10 +147,10 @@ def _after_cancelling(e: sympy.Expr, simplified: bool) -> Growth:
     raise Undecided(f"the leading terms of {e} cancel")
 
 
-def _exponential(e: sympy.Expr, base: Any = None) -> Growth:
+def _exponential(e: Exact) -> Growth:
     """exp(e), term by term: a m gives a rate, b log m a power, a constant a factor, what vanishes nothing."""
     result = Growth()
-    for term in sympy.Add.make_args(sympy.expand(e) if _degree(e) <= 40 else e):
+    for term in sympy.Add.make_args(sympy.expand(e) if degree(e) <= 40 else e):
         growth = leading(term)
         slope, rest = term.coeff(M), term.coeff(sympy.log(M))
         if not growth.is_zero and compare(growth, Growth()) < 0:
@@ -167,8 +167,9 @@ def _exponential(e: sympy.Expr, base: Any = None) -> Growth:
     return result
 
 
-def _log(inner: Growth, e: sympy.Expr) -> Growth:
-    """log of c r^m m^p (log m)^q, for which c r^m m^p (log m)^q must exceed 0."""
+def _log(e: Exact) -> Growth:
+    """log of c r^m m^p (log m)^q, whose parts add up: m log r outgrows p log m, and that log c."""
+    inner = leading(e.args[0])
     if inner.is_zero or sign(inner.c) < 0:
         raise Undecided(f"{e} is not defined for large m")
     if sign(inner.r - 1):
@@ -182,7 +183,7 @@ def _log(inner: Growth, e: sympy.Expr) -> Growth:
     return Growth(sympy.log(inner.c))
 
 
-def _extreme(e: sympy.Expr) -> Growth:
+def _extreme(e: Exact) -> Growth:
     """max or min: the argument that is in the end the larger, or the smaller, by its leading term."""
     largest = isinstance(e, sympy.Max)
     best = leading(e.args[0])
@@ -202,3 +203,14 @@ def _order(a: Growth, b: Growth) -> int:
     if signs[0] != signs[1] or 0 in signs:
         return 1 if signs[0] > signs[1] else -1
     return (compare(a, b) * signs[0]) or sign(a.c - b.c)
+
+
+_RULES: dict[Any, Callable[[Any], Growth]] = {
+    sympy.Add: _sum,
+    sympy.Mul: _product,
+    sympy.exp: lambda e: _exponential(e.args[0]),
+    sympy.Pow: _power,
+    sympy.log: _log,
+    sympy.Max: _extreme,
+    sympy.Min: _extreme,
+}

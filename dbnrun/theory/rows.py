@@ -1,4 +1,7 @@
-"""What a theory run leaves behind: NAME.csv, a row per pair and logged m, and NAME.json, its settings. Knows no torch."""
+"""What a theory run leaves behind: NAME.csv, a row per pair and logged m, and NAME.json, its settings.
+
+Knows no torch.
+"""
 
 from __future__ import annotations
 

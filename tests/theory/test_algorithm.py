@@ -34,7 +34,7 @@ def start(seed=0, pairs=1):
     theta = algorithm.initial([seed + i for i in range(pairs)], INPUTS, WIDTH, OUTPUTS)
     rng = torch.Generator().manual_seed(seed)
     for part in (theta.gamma, theta.beta):  # off their special values 1 and 0
-        part += 0.3 * torch.randn(part.shape, dtype=torch.float64, generator=rng)
+        part.add_(0.3 * torch.randn(part.shape, dtype=torch.float64, generator=rng))
     return theta
 
 
@@ -90,7 +90,9 @@ def test_one_iteration_equals_a_hand_written_numpy_version(activation, loss, fro
     eta, alpha_2 = 0.3, 0.25
     new = [part - eta * grad for part, grad in zip(old, gradient, strict=True)]
     z1 = a(x @ new[0].T)
-    next_lam = [alpha_2 * now + (1 - alpha_2) * before for now, before in zip((z1.mean(0), z1.std(0)), lam, strict=True)]
+    next_lam = [
+        alpha_2 * now + (1 - alpha_2) * before for now, before in zip((z1.mean(0), z1.std(0)), lam, strict=True)
+    ]
     f2, gradient2 = by_hand(new, next_lam, x, targets, activation, loss)
 
     # alpha(1) = 1 must not be used: the first alpha of Algorithm 1 is alpha(2).
@@ -182,7 +184,7 @@ def test_alpha_zero_leaves_lambda_and_alpha_one_forgets_it():
     data, theta = problem(), start(pairs=2)
     for part in theta.parts():
         part[1] = part[0]
-    alphas = [lambda m: np.zeros_like(m), lambda m: np.ones_like(m)]
+    alphas = [np.zeros_like, np.ones_like]
     last = algorithm.run(data, theta, alphas, [power(1.0, 0.2)] * 2, 30, [30], Setup(from_data=False))[-1]
     assert float(last.lambda_path[0]) == 0
     assert float(last.lambda_distance[0]) > 0
