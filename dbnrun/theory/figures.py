@@ -213,8 +213,8 @@ def _maps(pairs: Sequence[Pair], settings: dict[str, Any]) -> Figure:
     figure = _figure(*size, title)
     axes = figure.subplots(1, len(MAPS), sharey=True)
     figure.subplots_adjust(left=0.6 / size[0], right=0.99, top=1 - 1.0 / size[1], bottom=1.1 / size[1], wspace=0.08)
-    for ax, (name, colors, measure) in zip(axes, MAPS, strict=True):
-        _map(ax, pairs, measure, colors)
+    for ax, (name, palette, measure) in zip(axes, MAPS, strict=True):
+        _map(ax, pairs, measure, palette)
         ax.set_title(name, loc="left")
     axes[0].set_ylabel("k   (η = η₀ m^−k)")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -222,7 +222,7 @@ def _maps(pairs: Sequence[Pair], settings: dict[str, Any]) -> Figure:
     return figure
 
 
-def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, colors: str) -> None:
+def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, palette: str) -> None:
     """A square a pair, and the boundaries bent to fit; alpha = 0, which is no power, right of the axis."""
     hs = sorted({pair.h for pair in pairs if pair.h is not None})
     ks = sorted({pair.k for pair in pairs if pair.k is not None})
@@ -235,7 +235,7 @@ def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, colors: str) -> None
     finite = [value for value in means.values() if np.isfinite(value)]
     norm = colors.Normalize(*np.percentile(finite, (2, 98)))  # a few far values would take all the colours
     for (x, y), value in means.items():
-        color = mpl.colormaps[colors](norm(value)) if np.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
+        color = mpl.colormaps[palette](norm(value)) if np.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", lw=0.4))
         dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
         text = f"{value:.1f}" if np.isfinite(value) else "0"

@@ -150,7 +150,7 @@ def _after_cancelling(e: Exact, simplified: bool) -> Growth:
 def _exponential(e: Exact) -> Growth:
     """exp(e), term by term: a m gives a rate, b log m a power, a constant a factor, what vanishes nothing."""
     result = Growth()
-    for term in sympy.Add.make_args(sympy.expand(e) if degree(e) <= 40 else e):
+    for term in _terms(e):
         growth = leading(term)
         slope, rest = term.coeff(M), term.coeff(sympy.log(M))
         if not growth.is_zero and compare(growth, Growth()) < 0:
@@ -165,6 +165,10 @@ def _exponential(e: Exact) -> Growth:
         else:
             raise Undecided(f"exp({term}) is neither geometric nor a power of m")
     return result
+
+
+def _terms(e: Exact) -> tuple[Exact, ...]:
+    return sympy.Add.make_args(sympy.expand(e) if degree(e) <= 40 else e)
 
 
 def _log(e: Exact) -> Growth:
