@@ -25,6 +25,7 @@ check: venv
 	$(BIN)/pyright
 
 figures: venv # from recorded CSVs alone, no training
+	$(BIN)/dbnrun theory figures
 	$(BIN)/dbnrun report
 
 bench: venv   # what dbnrun costs on this CPU, as ratios within one run; under ten minutes

@@ -239,8 +239,8 @@ def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, palette: str) -> Non
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", lw=0.4))
         dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
         text = f"{value:.1f}" if np.isfinite(value) else "0"
-        # Above the middle, where the boundaries run.
-        ax.text(x, y + 0.27, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+        # Off the middle, where the boundaries run.
+        ax.text(x + 0.25, y + 0.27, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     _boundaries(ax, hs, ks)
     ax.set_xlim(-0.5, len(hs) + 0.8)
     ax.set_ylim(-0.5, len(ks) - 0.5)
