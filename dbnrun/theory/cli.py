@@ -225,6 +225,8 @@ def _run(options: argparse.Namespace) -> int:
         write(options.out, rows, _settings(options, records, seconds, points[-1].m))
     print(_summary(rows))
     print(f"{len(cells)} pairs, {points[-1].m} iterations, {records} records, {seconds:.1f} s")
+    if lost := sum(not math.isfinite(row.f) for row in rows if row.m == points[-1].m):
+        print(f"dbnrun theory run: {lost} of {len(cells)} pairs overflowed; a smaller --eta0 may not.", file=sys.stderr)
     if points[-1].m < options.iterations:
         print(
             f"dbnrun theory run: interrupted at m = {points[-1].m} or later; what was logged is kept.", file=sys.stderr

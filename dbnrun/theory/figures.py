@@ -134,7 +134,7 @@ def _curves(pairs: Sequence[Pair], settings: dict[str, Any], column: str, label:
         ax.set_title(GROUPS[name], loc="left")
         ax.set_xscale("log")
         ax.set_xlabel("m (iterations)")
-        if log:
+        if log and any((pair.curve[column] > 0).any() for pair in pairs):
             ax.set_yscale("log")
         box = (0, -0.62 / (4.7 - 0.95 - 0.75))
         ax.legend(loc="upper left", bbox_to_anchor=box, frameon=False, fontsize=8, handlelength=3.6, borderpad=0)
