@@ -69,7 +69,11 @@ class Pair:
 
 
 def draw(records: Path, out: Path) -> list[Path]:
-    """Figures of every CSV in `records`: a grid of (h, k) as maps, other pairs as curves. Returns the files written."""
+    """Figures of every CSV in `records`; returns the files written.
+
+    A grid of (h, k) is drawn as maps, other pairs as curves; what lies in `activations/`, the same pairs for several
+    activations, becomes one figure.
+    """
     paths = sorted(records.glob("*.csv"))
     if not paths:
         raise UserError(f"{records}: no CSV here; record one with `dbnrun theory run --out {records}/NAME.csv`.")
@@ -85,6 +89,9 @@ def draw(records: Path, out: Path) -> list[Path]:
                 for name, quantity in QUANTITIES.items():
                     figure = _curves(pairs, settings, *quantity)
                     written.append(save(figure, out / f"{path.stem}-{name}.png"))
+    if several := sorted((records / "activations").glob("*.csv")):
+        with mpl.rc_context(STYLE):
+            written.append(save(_activations(several), out / "activations.png"))
     return written
 
 
@@ -142,6 +149,35 @@ def _curves(pairs: Sequence[Pair], settings: dict[str, Any], column: str, label:
     return figure
 
 
+def _activations(paths: Sequence[Path]) -> Figure:
+    """A panel an activation, the same pairs in each: the squared gradient norm."""
+    parts = [rows.read(path) for path in paths]
+    columns = 4
+    lines = -(-len(parts) // columns)
+    size = (13.2, 2.6 * lines + 1.3)
+    about = _about(parts[0][1]).replace(f" {parts[0][1]['activation']},", "")
+    figure = _figure(*size, f"{QUANTITIES['gradient'][3]}, by activation\n{about}")
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    top, bottom = 1 - 0.85 / size[1], 0.5 / size[1]
+    figure.subplots_adjust(left=0.65 / size[0], right=0.99, top=top, bottom=bottom, wspace=0.06, hspace=0.4)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (curves, settings) in zip(axes.flat, parts, strict=False):
+        ax.set_axis_on()
+        _panel(ax, [_pair(curve) for curve in curves], "grad_sq")
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        met = settings["activation_note"].partition(":")[0].partition(" (")[0]
+        ax.set_title(f"{settings['activation']}: {met}", loc="left", fontsize=8)
+        ax.set_xlabel("m (iterations)")
+        ax.tick_params(labelbottom=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(QUANTITIES["gradient"][1])
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[-1].legend(handles, labels, loc="center left", frameon=False, fontsize=8, handlelength=3.6)
+    return figure
+
+
 def _panel(ax: Axes, group: Sequence[Pair], column: str) -> None:
     """The curves of a group; seeds of a pair share its style and its entry in the legend."""
     seen: dict[str, int] = {}
@@ -150,10 +186,11 @@ def _panel(ax: Axes, group: Sequence[Pair], column: str) -> None:
         number = seen.setdefault(pair.label, len(seen))
         values = pair.curve[column]
         values = np.where(values > 0, values, np.nan)  # lambda that does not move has no place on a log axis
+        nothing = "" if (values > 0).any() else "  (0 throughout: not drawn)"
         style = {"color": COLORS[number % len(COLORS)], "ls": DASHES[number % len(DASHES)], "lw": 1.4}
         if column == "lambda_path":
-            values = pair.curve[column]
-        ax.plot(pair.curve["m"], values, label=_with_verdict(pair) if first else None, **style)
+            values, nothing = pair.curve[column], ""
+        ax.plot(pair.curve["m"], values, label=_with_verdict(pair) + nothing if first else None, **style)
 
 
 def _with_verdict(pair: Pair) -> str:
@@ -161,7 +198,7 @@ def _with_verdict(pair: Pair) -> str:
     reached = [name for name in ("Assumption 3", "Theorem 7", "Lemma 8") if pair.report.verdict(name) == "holds"]
     if pair.group == "inside":
         return pair.label
-    return f"{pair.label}  ({'meets ' + ', '.join(reached) if reached else 'meets none'})"
+    return f"{pair.label}  (meets {', '.join(reached) or 'none'})"
 
 
 def last_decade(curve: Curve, column: str) -> float:
@@ -185,9 +222,10 @@ def slope(curve: Curve, column: str) -> float:
 
 
 def travelled(curve: Curve) -> float:
-    """How far lambda moved over the last decade of m."""
+    """How far lambda moved over the last decade of m; 0 where that is below what nine recorded digits can tell."""
     m, path = curve["m"], curve["lambda_path"]
-    return float(path[-1] - path[m <= m[-1] / 10][-1])
+    moved = float(path[-1] - path[m <= m[-1] / 10][-1])
+    return moved if moved > 3e-8 * path[-1] else 0.0
 
 
 Measure = Callable[[Curve], float]
@@ -233,12 +271,12 @@ def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, palette: str) -> Non
         values.setdefault((x, float(ks.index(pair.k))), []).append(measure(pair.curve))
     means = {place: float(np.mean(group)) for place, group in values.items()}
     finite = [value for value in means.values() if np.isfinite(value)]
-    norm = colors.Normalize(*np.percentile(finite, (2, 98)))  # a few far values would take all the colours
+    norm = colors.Normalize(*np.percentile(finite, (8, 90)))  # k = 0 would take all the colours
     for (x, y), value in means.items():
         color = mpl.colormaps[palette](norm(value)) if np.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", lw=0.4))
         dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
-        text = f"{value:.1f}" if np.isfinite(value) else "0"
+        text = f"{value:.1f}" if np.isfinite(value) else "≈ 0"
         # Off the middle, where the boundaries run.
         ax.text(x + 0.25, y + 0.27, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     _boundaries(ax, hs, ks)
