@@ -25,6 +25,7 @@ check: venv
 	$(BIN)/pyright
 
 figures: venv # every table, figure, the page and the README's results, from the committed records: no training
+	$(BIN)/dbnrun theory figures
 	$(BIN)/dbnrun report --readme
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard conf/experiment/paper_*_*.yaml conf/experiment/sensitivity_*.yaml))))

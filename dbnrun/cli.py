@@ -28,6 +28,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
+  dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
   dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, plan, report
 
 Choose one of each:
@@ -354,8 +355,15 @@ def _bench(arguments: list[str]) -> int:
     return 0
 
 
+def _theory(arguments: list[str]) -> int:
+    from dbnrun.theory import cli
+
+    return cli.main(arguments, _verb_parser("theory", "The paper's convergence theorem: check it, watch it."))
+
+
 VERBS = {
-    "plan": _plan, "status": _status, "report": _report, "data": _data, "doctor": _doctor, "bench": _bench,
+    "plan": _plan, "status": _status, "report": _report, "data": _data, "theory": _theory, "doctor": _doctor,
+    "bench": _bench,
 }  # fmt: skip
 
 

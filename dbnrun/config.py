@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
     "results_dir", "data_dir", "device", "threads", "debug", "progress", "save_weights", "checkpoint", "retry",
-    "fail_fast", "skip_recorded",
+    "fail_fast", "skip_recorded", "theory",
 )  # fmt: skip
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
@@ -284,6 +284,7 @@ class RunConfig:
     skip_recorded: bool = MISSING
     save_weights: bool = MISSING
     progress: bool = MISSING
+    theory: bool = MISSING
     debug: bool = MISSING
 
     def __post_init__(self) -> None:

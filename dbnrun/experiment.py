@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,6 +104,9 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             for recording in everyone:
                 outcomes |= _opened(recording, stack)
             waiting = [recording for recording in everyone if recording.name not in outcomes]
+            for recording in waiting:
+                if recording.config.theory:
+                    _say_theory(recording.config)
             _agree(waiting)
             for position in sorted({recording.position for recording in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
@@ -113,6 +117,13 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             raise
         outcomes = {recording.name: recording.failure(error) for recording in everyone} | outcomes
     return [[outcomes[recording.name] for recording in run] for run in recordings]
+
+
+def _say_theory(config: RunConfig) -> None:
+    """Which conditions of the theorem the cell's schedule meets, in one line."""
+    from dbnrun.theory import cell  # noqa: PLC0415 - sympy takes its time
+
+    print(cell.line(config), file=sys.stderr)
 
 
 def _agree(recordings: Sequence[Recording]) -> None:

@@ -60,7 +60,7 @@ WRONG = [
     (["--mutlirun", "seed=0"], r"Did you mean '--multirun'\?"),
     (["hydra.nonsense=1"], r"hydra.nonsense"),
     (["hydra/launcher=nonsense"], r"nonsense"),
-    (["trian"], r"trian: no such verb; expected one of plan, status, report, data, doctor, bench"),
+    (["trian"], r"trian: no such verb; expected one of plan, status, report, data, theory, doctor, bench"),
     (["seed=1", "report"], r"report: expected key=value.*A verb, such as report, comes first"),
     (["report", "nowhere"], r"nowhere: no runs; record some with"),
     (["report", "--ot", "x", "--nope"], r"dbnrun report: "),

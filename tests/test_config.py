@@ -64,7 +64,7 @@ def test_table_1s_constants_are_the_constant_schedule(sig):
         (["dataset=mnist", "dataset.fnn_widths=[300,300]"], ["dataset=mnist"]),
         (["model=cnn", "dataset.fnn_widths=[7]"], ["model=cnn"]),
         (["device=cpu", "threads=1", "debug=true", "progress=false", "data_dir=x", "results_dir=y"], []),
-        (["save_weights=true"], []),
+        (["save_weights=true", "theory=true"], []),
         (["optimizer.lr=1"], ["optimizer.lr=1.0"]),
     ],
 )

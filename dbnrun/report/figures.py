@@ -62,7 +62,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
         with mpl.rc_context(STYLE):
             figure = _figure("\n".join([*title, describe(setting)]), shown, column, unit)
             for suffix in (".png", ".svg"):
-                written.append(_save(figure, folder / f"{setting.slug}-{number}{suffix}"))
+                written.append(save(figure, folder / f"{setting.slug}-{number}{suffix}"))
     return written
 
 
@@ -281,7 +281,8 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
     return places
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure, the same bytes for the same rows, in the format of the path's suffix."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)

@@ -306,3 +306,12 @@ def test_cuda_equals_the_cpu(train_stats, stats_grad, shape):
         results.append([t.cpu() for t in (x.grad, layer.weight.grad, layer.bias.grad, layer.mu, layer.spread)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("average", ["std", "var", "inv_std"])
+def test_a_lambda_that_began_at_sigma_zero_gives_finite_gradients(average, alpha):
+    layer = DiminishingBatchNorm1d(3, alpha, average=average, init=(0.0, 0.0), eps=1e-3)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    layer(x).square().sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()

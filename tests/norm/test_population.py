@@ -1,6 +1,7 @@
 """Population statistics against a two-pass computation over the same batches in numpy."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -99,3 +100,34 @@ def test_statistics_come_back_when_the_pass_is_cut_short():
         population_moments(model, batches())
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     assert not model[1]._forward_pre_hooks
+
+
+def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
+    """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    from dbnrun import data as datasets
+    from dbnrun import train
+    from dbnrun.config import RunConfig, checked
+    from dbnrun.data.parts import Part, mixed
+    from dbnrun.experiment import build_cell
+    from dbnrun.overrides import conf_dir
+
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = checked(compose("config", ["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"]))
+    data = datasets.load(config.dataset, None)
+    grouped = data.train.y.argsort(stable=True)
+    part = Part(data.train.x[grouped], data.train.y[grouped])
+    order = mixed(len(grouped))
+    assert sorted(order.tolist()) == list(range(len(grouped))) and torch.equal(order, mixed(len(grouped)))
+
+    def drift(train_part, mixing):
+        there = dataclasses.replace(data, train=train_part, mixing=mixing)
+        model = build_cell(config, there, torch.device("cpu")).model
+        return train._evaluations([model], there, config.train, "fp32")[0]["lambda_drift"]
+
+    in_mixed_order = drift(Part(part.x[order], part.y[order]), None)
+    assert drift(part, order) == in_mixed_order
+    assert abs(drift(part, None) / in_mixed_order - 1) > 0.001  # a batch of one class has its own statistics
