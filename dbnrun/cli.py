@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,6 +167,8 @@ def _hydra(arguments: list[str]) -> None:
         return outcomes[-1]
 
     ConfigStore.instance().store(name="schema", node=RunConfig)
+    # Our files for other people's launchers bear their names, and are checked against their schema: as meant.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
     sys.argv[1:] = arguments
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()

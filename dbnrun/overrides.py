@@ -82,6 +82,9 @@ def refusal(error: BaseException) -> UserError | None:
         return error
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
+    if match := re.search(r"hydra_plugins\.hydra_(joblib|submitit|ray)_launcher", str(error)):
+        extra = {"submitit": "slurm"}.get(match[1], match[1])
+        return UserError(f"hydra/launcher: the {match[1]} launcher is not installed; pip install 'dbnrun[{extra}]'.")
     cause = error
     while isinstance(cause.__cause__, HydraException | OmegaConfBaseException | UserError):
         cause = cause.__cause__

@@ -123,7 +123,7 @@ def test_without_an_effect_a_whole_column_rejects_at_most_five_percent():
 
 def test_an_effect_of_half_a_point_is_found(record_property):
     power = rejections(0.5, 2000)
-    record_property("power of 10 seeds, effect 0.5 pp, sd of differences 0.3 pp", power)
+    record_property("power of 10 seeds, effect 0.5 pp, sd of differences 0.3 pp", float(power))
     # The t test of the same design: its power from the noncentral t distribution.
     shift, critical = 0.5 / 0.3 * 10**0.5, scipy_stats.t.ppf(0.975, 9)
     reference = scipy_stats.nct.sf(critical, 9, shift) + scipy_stats.nct.cdf(-critical, 9, shift)
