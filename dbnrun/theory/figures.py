@@ -86,8 +86,10 @@ def draw(records: Path, out: Path) -> list[Path]:
             if _is_grid(pairs):
                 written.append(save(_maps(pairs, settings), out / f"{path.stem}.png"))
             else:
-                for name, quantity in QUANTITIES.items():
-                    figure = _curves(pairs, settings, *quantity)
+                # Several seeds are there to show how far the gradient's fall is one seed's luck.
+                names = QUANTITIES if len({curve.seed for curve in curves}) == 1 else ("gradient",)
+                for name in names:
+                    figure = _curves(pairs, settings, *QUANTITIES[name])
                     written.append(save(figure, out / f"{path.stem}-{name}.png"))
     if several := sorted((records / "activations").glob("*.csv")):
         with mpl.rc_context(STYLE):
@@ -228,19 +230,23 @@ def travelled(curve: Curve) -> float:
     return moved if moved > 3e-8 * path[-1] else 0.0
 
 
+def log_fall(curve: Curve) -> float:
+    """log10 of the squared gradient norm's fall from the first decade to the last; inf where it ends at 0."""
+    end = last_decade(curve, "grad_sq")
+    return float(np.log10(first_decade(curve, "grad_sq") / end)) if end else float("inf")
+
+
+def log_travelled(curve: Curve) -> float:
+    """log10 of how far lambda moved over the last decade of m; -inf where it did not."""
+    moved = travelled(curve)
+    return float(np.log10(moved)) if moved else float("-inf")
+
+
 Measure = Callable[[Curve], float]
 MAPS: tuple[tuple[str, str, Measure], ...] = (
-    (
-        "log₁₀ of the fall of ‖∇f̄‖², first decade to last",
-        "viridis",
-        lambda c: float(np.log10(first_decade(c, "grad_sq") / last_decade(c, "grad_sq"))),
-    ),
-    ("exponent s of ‖∇f̄‖² ~ mˢ over the last decade", "viridis_r", lambda c: slope(c, "grad_sq")),
-    (
-        "log₁₀ of λ's path over the last decade",
-        "magma",
-        lambda c: float(np.log10(travelled(c))) if travelled(c) > 0 else float("nan"),
-    ),
+    ("log₁₀ of the fall of ‖∇f̄‖², first decade to last", "viridis", log_fall),
+    ("exponent s of ‖∇f̄‖² ~ mˢ over the last decade", "viridis_r", lambda curve: slope(curve, "grad_sq")),
+    ("log₁₀ of λ's path over the last decade", "magma", log_travelled),
 )
 
 
@@ -276,7 +282,7 @@ def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, palette: str) -> Non
         color = mpl.colormaps[palette](norm(value)) if np.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", lw=0.4))
         dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
-        text = f"{value:.1f}" if np.isfinite(value) else "≈ 0"
+        text = f"{value:.1f}" if np.isfinite(value) else {"inf": "to 0", "-inf": "≈ 0"}.get(str(value), "–")
         # Off the middle, where the boundaries run.
         ax.text(x + 0.25, y + 0.27, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     _boundaries(ax, hs, ks)

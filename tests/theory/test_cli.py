@@ -81,8 +81,10 @@ def test_pairs_one_by_one_with_several_seeds_are_drawn_as_curves(dbnrun, tmp_pat
     assert dbnrun(*RUN, *pairs, "--out", "r/some.csv").returncode == 0
     curves, _ = rows.read(tmp_path / "r" / "some.csv")
     assert len(curves) == 8
+    pairs[-1] = "3"
+    assert dbnrun(*RUN, *pairs, "--out", "r/alone.csv").returncode == 0
     drawn = figures.draw(tmp_path / "r", tmp_path / "out")
-    assert [path.name for path in drawn] == [f"some-{name}.png" for name in figures.QUANTITIES]
+    assert [path.name for path in drawn] == [*(f"alone-{name}.png" for name in figures.QUANTITIES), "some-gradient.png"]
     again = [path.read_bytes() for path in drawn]
     assert again == [path.read_bytes() for path in figures.draw(tmp_path / "r", tmp_path / "out")]
 
