@@ -31,6 +31,11 @@ WRONG = [
     ([*RUN, "--h", "2", "--k", "1", "--iterations", "0"], "whole number from 1"),
     ([*RUN, "--h", "2", "--k", "1", "--seed", "one"], "whole numbers"),
     ([*RUN, "--h", "2,3", "--k", "1", "--zip"], "2 alphas and 1 etas"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "9" * 30], "from 0 to 2^63"),
+    ([*RUN, "--h", "2", "--k", "1", "--data-seed", "-1"], "from 0 to 2^63"),
+    ([*RUN, "--h", "2", "--k", "1", "--width", "10000000"], "hidden values at once"),
+    ([*RUN, "--h", "2", "--k", "1", "--out", "x.json"], "ends in .csv"),
+    ([*RUN, "--h", "2", "--k", "1", "--out", "/proc/no/x.csv"], "/proc/no"),
     (["theory", "figures", "nowhere"], "no CSV here"),
 ]
 
