@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbnrun.theory.conditions import Report
     from dbnrun.theory.expression import Expression
 
+MOST_VALUES = 50_000_000  # of z1 for all pairs: 400 MB an array, of which a step holds about five
 RECORDS = Path("records") / "theory"
 EXAMPLES = """\
 examples:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {"check": _check, "run": _run, "figures": _figures}
     try:
         return verbs[options.what](options)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written
         print(f"dbnrun theory {options.what}: {error}", file=sys.stderr)
         return 2
 
@@ -95,7 +96,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--box", type=_positive, help="project theta, mu and sigma onto [-B, B] after each update (default: off)"
     )
     parser.add_argument("--seed", default="0", help="of the initial weights; several, separated by commas")
-    parser.add_argument("--data-seed", type=int, default=0, help="of the subset, or the made regression")
+    parser.add_argument("--data-seed", type=_seed, default=0, help="of the subset, or the made regression")
     parser.add_argument("--per-decade", type=_count, default=20, help="logged iterations a decade of m")
     parser.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
@@ -103,16 +104,25 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 10**8:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 to 10^8")
-    return value
+    if not text.isdecimal() or not 1 <= int(text[:12]) <= 10**8:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected a whole number from 1 to 10^8")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    try:
+        return _seeds(text)[0]
+    except UserError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected a whole number from 0 to 2^63 - 1") from None
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not (0 < value < math.inf):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected a number above 0")
     return value
 
 
@@ -191,16 +201,24 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        seeds = [int(seed) for seed in _split(options.seed)]
-    except ValueError:
-        raise UserError(f"--seed {options.seed}: expected whole numbers, separated by commas.") from None
+    if options.out:
+        if options.out.suffix != ".csv":
+            raise UserError(
+                f"--out {options.out}: expected a name that ends in .csv; the settings go beside it as .json."
+            )
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # an error here, not after the run
+    seeds = _seeds(options.seed)
     problem = problems.build(
         options.data, options.records, options.activation, options.loss, options.data_seed, options.data_dir
     )
     records, inputs = problem.x.shape
     alphas, etas = _sequences(options, options.eta0 or f"{5 / records:.6g}")
     cells = [(seed, *pair) for seed in seeds for pair in _pairs(alphas, etas, options.zip)]
+    if len(cells) * options.width * records > MOST_VALUES:
+        raise UserError(
+            f"{len(cells)} pairs of {options.width} hidden units on {records} records: expected at most "
+            f"{MOST_VALUES:,} hidden values at once; ask for fewer pairs, --width or --records."
+        )
     theta = algorithm.initial([seed for seed, *_ in cells], inputs, options.width, len(problem.targets))
     setup = algorithm.Setup(options.eps, options.init == "data", options.box)
     started = time.perf_counter()
@@ -233,6 +251,16 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 130
     return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(seed) for seed in _split(text)]
+    except ValueError:
+        seeds = []
+    if not seeds or not all(0 <= seed < 2**63 for seed in seeds):
+        raise UserError(f"--seed {text[:60]!r}: expected whole numbers from 0 to 2^63 - 1, separated by commas.")
+    return seeds
 
 
 def _pairs(alphas: list[Expression], etas: list[Expression], zipped: bool) -> list[tuple[Expression, Expression]]:

@@ -132,12 +132,11 @@ def _curves(pairs: Sequence[Pair], settings: dict[str, Any], column: str, label:
     groups = {name: group for name, group in groups.items() if group}
     most = max(len({pair.label for pair in group}) for group in groups.values())
     height = 4.7 + 0.19 * most
-    figure = _figure(4.0 * len(groups) + 0.6, height, f"{title}\n{_about(settings)}")
+    width = max(4.0 * len(groups) + 0.6, 7.2)  # the settings' line needs the room
+    figure = _figure(width, height, f"{title}\n{_about(settings)}")
     axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
     foot = (0.75 + 0.19 * most) / height
-    figure.subplots_adjust(
-        left=0.75 / (4.0 * len(groups) + 0.6), right=0.985, top=1 - 0.95 / height, bottom=foot, wspace=0.06
-    )
+    figure.subplots_adjust(left=0.75 / width, right=0.985, top=1 - 0.95 / height, bottom=foot, wspace=0.06)
     for ax, (name, group) in zip(axes, groups.items(), strict=True):
         _panel(ax, group, column)
         ax.set_title(GROUPS[name], loc="left")
@@ -161,7 +160,7 @@ def _activations(paths: Sequence[Path]) -> Figure:
     figure = _figure(*size, f"{QUANTITIES['gradient'][3]}, by activation\n{about}")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     top, bottom = 1 - 0.85 / size[1], 0.5 / size[1]
-    figure.subplots_adjust(left=0.65 / size[0], right=0.99, top=top, bottom=bottom, wspace=0.06, hspace=0.4)
+    figure.subplots_adjust(left=0.85 / size[0], right=0.99, top=top, bottom=bottom, wspace=0.06, hspace=0.4)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, (curves, settings) in zip(axes.flat, parts, strict=False):

@@ -31,6 +31,11 @@ WRONG = [
     ([*RUN, "--h", "2", "--k", "1", "--iterations", "0"], "whole number from 1"),
     ([*RUN, "--h", "2", "--k", "1", "--seed", "one"], "whole numbers"),
     ([*RUN, "--h", "2,3", "--k", "1", "--zip"], "2 alphas and 1 etas"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "9" * 30], "from 0 to 2^63"),
+    ([*RUN, "--h", "2", "--k", "1", "--data-seed", "-1"], "from 0 to 2^63"),
+    ([*RUN, "--h", "2", "--k", "1", "--width", "10000000"], "hidden values at once"),
+    ([*RUN, "--h", "2", "--k", "1", "--out", "x.json"], "ends in .csv"),
+    ([*RUN, "--h", "2", "--k", "1", "--out", "/proc/no/x.csv"], "/proc/no"),
     (["theory", "figures", "nowhere"], "no CSV here"),
 ]
 
@@ -98,11 +103,15 @@ def test_every_activation_trains_on_the_made_regression(activation, capsys):
     assert "nan" not in capsys.readouterr().out
 
 
-def test_on_digits_inside_the_region_the_gradient_falls_a_hundredfold(real_records):
-    curves, settings = real_records("digits_pairs")
+@pytest.mark.parametrize("record", ["digits_pairs", "digits_seeds"])
+def test_on_digits_inside_the_region_the_recorded_gradient_falls_a_hundredfold_for_k_below_one(record, real_records):
+    """At k = 1 it fell 125, 83 and 62 times in three seeds: sum eta is log m (docs/theory.md)."""
+    curves, settings = real_records(record)
     assert (settings["data"], settings["activation"], settings["reached"]) == ("digits", "tanh", 100_000)
-    inside = next(c for c in curves if (c.alpha, c.eta.partition("*")[2]) == ("m**-2.5", "m**-0.75"))
-    assert figures.first_decade(inside, "grad_sq") > 100 * figures.last_decade(inside, "grad_sq")
+    inside = [c for c in curves if c.alpha == "m**-2.5" and not c.eta.endswith("m**-1")]
+    assert len(inside) == 3 * len({c.seed for c in curves})
+    for curve in inside:
+        assert figures.first_decade(curve, "grad_sq") > 100 * figures.last_decade(curve, "grad_sq")
 
 
 def test_in_a_short_run_inside_the_region_the_gradient_falls(dbnrun, tmp_path):
