@@ -22,7 +22,7 @@ from dbnrun.report.gather import Series, Setting
 from dbnrun.report.protocols import DATASETS, PROTOCOLS
 from dbnrun.report.tables import TOP, describe, most_efficient
 
-FAR = 3  # times the usual height: drawn in a strip of its own
+FAR = 1.5  # times the usual height: drawn in a strip of its own
 LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
@@ -140,7 +140,7 @@ def _widest(labels: Sequence[str]) -> float:
 
 
 def _far_and_near(panel: Sequence[Series], column: str) -> tuple[list[Series], list[Series]]:
-    """The curves that run, in their last half, at more than three times the usual height, and the others."""
+    """The curves that run, in their last half, at more than FAR times the usual height, and the others."""
     heights = {id(series): _height(_mean(series, column)) for series in panel}
     usual = float(np.median(list(heights.values()))) if heights else 0.0
     far = [s for s in panel if heights[id(s)] > FAR * usual > 0]
