@@ -105,7 +105,7 @@ def start(tmp_path, *words):
     return process
 
 
-LONG = ["train.epochs=5000", "train.limit_batches=4", "threads=1", "progress=false"]
+LONG = ["train.epochs=100000", "train.limit_batches=4", "threads=1", "progress=false"]
 
 
 def test_a_results_folder_deleted_while_running_ends_in_one_line(dbnrun, tmp_path):
@@ -118,7 +118,7 @@ def test_a_results_folder_deleted_while_running_ends_in_one_line(dbnrun, tmp_pat
 
 def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_its_next(dbnrun, tmp_path):
     process = start(tmp_path, *LONG)
-    other = dbnrun("-m", *LONG[1:], "train.epochs=5000,2", timeout=240)
+    other = dbnrun("-m", *LONG[1:], "train.epochs=100000,2", timeout=240)
     assert other.returncode == 0, other.stderr
     assert f"left to process {process.pid} on" in other.stderr and "1 held" in other.stderr
     process.send_signal(signal.SIGINT)

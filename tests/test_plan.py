@@ -99,7 +99,7 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     assert [by_folder[folder.name]["standing"] for folder in folders] == expected
     assert by_folder[folders[0].name]["detail"] == "RuntimeError: no luck"
     assert planned["counts"] == dict(Counter(expected)) and planned["duplicates_folded"] == 2
-    assert planned["missing_data"] == [] and planned["seconds_left"] > 0
+    assert planned["missing_data"] == [] and planned["cells_without_estimate"] == 0
     text = dbnrun("plan", "-m", *words).stdout
     assert "6 cells, 2 duplicates folded" in text and "RuntimeError: no luck" in text
     assert all(name in text for name in expected)

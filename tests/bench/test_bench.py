@@ -27,7 +27,7 @@ def test_a_subject_that_sleeps_is_timed():
 def test_a_stack_and_a_column_run_on_random_records():
     data = synthetic("ni", 300, "cpu")
     assert data.train.x.shape == (300, 118) and data.train.y.max() < 5
-    grid._stacked(data, "cpu", "ni", 2)()
+    grid._stacked(data, "cpu", 2, "dataset=ni", "norm=dbn")()
     rows = grid._epoch(synthetic("mnist", 300, "cpu"), "cpu", grid.TABLE_1[:2])()
     assert len(rows) == 1 and len(rows[0]) == 2
 

@@ -44,7 +44,10 @@ def record(results: Path, content, errors, status="done", population=None, val_l
     folder = records.run_folder(results, content, sign)
     folder.mkdir(parents=True)
     records.write_cell(folder, content)
-    records.write_manifest(folder, {"status": status, "signature": sign, "data_digest": digest})
+    described = {"status": status, "signature": sign, "data_digest": digest}
+    records.write_manifest(
+        folder, {**described, "results_version": records.RESULTS_VERSIONS[content["dataset"]["name"]]}
+    )
     with RecordWriter(folder, []) as writer:
         for epoch, error in enumerate(errors, start=1):
             writer.write(
