@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a cell failed; 2 the user's input was refused, with one li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -200,9 +201,12 @@ def _cell(cfg: Any) -> Any:
         return line
     from hydra.core.hydra_config import HydraConfig
 
-    from dbnrun import experiment, sweep
+    from dbnrun import sweep, worker
 
-    outcome = sweep.left_alone(config) or experiment.run(config)
+    with worker.job(config.threads) if worker.in_worker() else contextlib.nullcontext():
+        from dbnrun import experiment
+
+        outcome = sweep.left_alone(config) or experiment.run(config)
     if sweep.cells_to_train:
         sweep.announce(outcome, HydraConfig.get().job.num + 1)
     elif outcome.status != "refused":  # which ends the command, with its line

@@ -27,7 +27,7 @@ from dbnrun.norm import norm_factory
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.schedules import Schedule, build_schedule
 from dbnrun.optimizer import build_optimizer
-from dbnrun.recording import Position, Recording
+from dbnrun.recording import Finished, Position, Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
 from dbnrun.train import UnderWay, View, steps_per_epoch, train
@@ -150,6 +150,8 @@ def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outc
         return {recording.name: finished}
     try:
         stack.enter_context(recording)
+    except Finished:
+        return _opened(recording, stack)
     except Held as held:
         return {recording.name: Outcome(recording.name, recording.folder, "held", message=str(held))}
     return {}

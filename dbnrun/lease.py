@@ -88,6 +88,11 @@ def alive(holder: Holder, age: float) -> bool:
     return age <= EXPIRY
 
 
+def was_requeued() -> bool:
+    """Whether Slurm has started this job before, and the process that had its cell may be seen as alive yet."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def look(folder: Path) -> Holder | None:
     """The live holder of a folder, for display: read without writing, by this machine's clock."""
     path = folder / "lock"
@@ -111,8 +116,21 @@ class Lease:
         self.mine = Holder(socket.gethostname(), _machine(), pid, _started(pid) or "", since, secrets.token_hex(8))
         self.lost = False
 
-    def take(self) -> None:
-        """Raises Held where a live process has the folder; a dead one's lease is taken over."""
+    def take(self, patience: float = 0.0) -> None:
+        """Raises Held where a live process has the folder; a dead one's lease is taken over.
+
+        `patience` are the seconds to try for, where the holder is expected to be dead.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._take()
+            except Held:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(1)
+
+    def _take(self) -> None:
         # Written whole under another name, then linked: the lock never exists without saying who holds it.
         claim = self.path.with_name(f".lock.{self.mine.token}")
         try:

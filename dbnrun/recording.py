@@ -27,7 +27,7 @@ import dbnrun
 from dbnrun import records
 from dbnrun.config import RunConfig, UserError, cell_of, readable_name, signature
 from dbnrun.data import expected_digest
-from dbnrun.lease import Lease, Lost
+from dbnrun.lease import EXPIRY, Lease, Lost, was_requeued
 from dbnrun.records import EpochRow, Outcome, RecordWriter
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -36,11 +36,15 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 Position = tuple[int, int]  # epochs done, and updates of the next one
 
 
+class Finished(Exception):
+    """Another process has ended the cell between our look at it and our lease."""
+
+
 class Recording:
     """A cell's folder, from before its training to its end.
 
     As a context it holds the lease and marks the status: running, then done or diverged by `finish`, else failed or
-    interrupted. Entering raises lease.Held where another process trains the cell.
+    interrupted. Entering raises lease.Held where another process trains the cell, and Finished where one just did.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -95,8 +99,11 @@ class Recording:
             ) from None
         self._new = not any(self.folder.iterdir())
         self._lease = Lease(self.folder)
-        self._lease.take()
+        # A job that Slurm starts again follows one on a machine that may have died.
+        self._lease.take(patience=2 * EXPIRY if was_requeued() else 0)
         try:
+            if records.is_finished(self.folder, self.config.dataset.name):
+                raise Finished
             self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)

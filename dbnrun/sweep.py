@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dbnrun import records
 from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
-from dbnrun.plan import Composer, plan, recorded, standing
+from dbnrun.plan import Composer, PlannedCell, plan, recorded, standing
 from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -72,9 +72,24 @@ class CellSweeper(Sweeper):
         # Where a process died without a word, what it trained may have killed it: that comes last.
         new.sort(key=lambda cell: standings[cell.signature].name == "unfinished" and _died(cell.folder))
         cells_to_train = len(new)
-        returns = list(self.runner.launch([list(cell.job) for cell in new], initial_job_idx=0)) if new else []
+        returns = self._launched(new) if new else []
         _conclude([outcome_of(returned) for returned in returns], len(new))
         return returns
+
+    def _launched(self, cells: Sequence[PlannedCell]) -> list[JobReturn]:
+        """Hand the cells to the launcher. Where it gives up, say so, and go by what stands on the disk."""
+        try:
+            return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
+        except Exception as error:
+            here = self.master.hydra.launcher.get("inner", "") is None  # fused, in this process: the error is ours
+            if here or isinstance(error, UserError) or cells[0].config.debug:
+                raise
+            _say(f"the launcher gave up at a job: {type(error).__name__}: {_first_line(error)}")
+        ended = Counter(cell.standing().name for cell in cells)
+        _say(f"{_count(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
+        raise CellFailed(
+            "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
+        )
 
 
 def _died(folder: Path) -> bool:
@@ -101,9 +116,12 @@ def outcome_of(returned: JobReturn) -> Outcome:
     if returned.status == JobStatus.COMPLETED and isinstance(returned.return_value, Outcome):
         return returned.return_value
     error = returned._return_value
-    told = next(iter(str(error).strip().splitlines()), "")
     name = " ".join(returned.overrides or [])
-    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {told}")
+    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def left_alone(config: RunConfig) -> Outcome | None:
