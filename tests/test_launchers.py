@@ -25,6 +25,7 @@ def numbers(results):
     [
         ("joblib", "hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
         ("submitit_local", "hydra_submitit_launcher", []),
+        ("ray", "hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
     ],
 )
 def test_a_sweep_elsewhere_gives_the_folders_and_numbers_of_one_here(dbnrun, tmp_path, launcher, plugin, more):
