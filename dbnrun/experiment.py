@@ -26,7 +26,7 @@ from dbnrun.models import Network, build_model
 from dbnrun.norm import norm_factory
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.schedules import Schedule, build_schedule
-from dbnrun.optimizer import build_optimizer
+from dbnrun.optimizer import build_optimizer, load_state
 from dbnrun.recording import Finished, Position, Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
@@ -59,7 +59,7 @@ class Cell:
     def restore(self, state: dict[str, Any]) -> None:
         """Put everything back to where a checkpoint was taken."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.streams.restore(state["streams"])
 
 
@@ -141,7 +141,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator gave up, on a device or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+        return True
+    # One that ends the capture of a graph comes as the cause of the error that the capture was cut short.
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outcome]:
@@ -182,6 +185,7 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             epochs_done=done,
             under_way=under_way(recordings[0]),
             on_step=on_step,
+            captured=captured(config, device),
         ):
             epoch = rows[0].epoch
             store(recordings, cells, rows)
@@ -275,6 +279,11 @@ def _load(key: str, data_dir: Path, device: torch.device) -> Data:
 def load_data(config: RunConfig, device: torch.device) -> Data:
     """The data on the device; cells of a sweep that stand on the same data share one copy."""
     return _load(json.dumps(asdict(config.dataset)), Path(config.data_dir), device)
+
+
+def captured(config: RunConfig, device: torch.device) -> bool:
+    """Whether training steps are replayed as a captured graph."""
+    return config.cuda_graphs and device.type == "cuda"
 
 
 def augmentation(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:

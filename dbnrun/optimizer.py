@@ -72,7 +72,20 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     ]
     device = next(model.parameters()).device.type
     fused = device == "cpu" or (device == "cuda" and config.name != "adagrad")
-    return OPTIMIZERS[config.name](groups, lr=config.lr, fused=fused or None, **_options(config))  # pyright: ignore[reportCallIssue]
+    options = _options(config)
+    if device == "cuda" and config.name in ("adam", "adamw"):
+        options["capturable"] = True  # its counters on the device, so that a graph can move them
+    return OPTIMIZERS[config.name](groups, lr=config.lr, fused=fused or None, **options)  # pyright: ignore[reportCallIssue]
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from the state in a checkpoint; how to compute stays this device's own choice, whatever wrote it."""
+    own = [{key: group[key] for key in _HOW if key in group} for group in optimizer.param_groups]
+    groups = [saved | ours for saved, ours in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+_HOW = ("fused", "foreach", "capturable")
 
 
 @torch.no_grad()

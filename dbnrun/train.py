@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dbnrun import graphs
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part
 from dbnrun.models import Network
@@ -44,23 +45,28 @@ class UnderWay:
     seconds: float = 0.0
 
 
-class _Sums:
-    """Loss and errors summed on the device: reading them synchronizes with the host, once."""
+class Sums:
+    """Loss and errors, and an epoch's gradient norms, summed on the device: reading them waits for it, once."""
 
-    def __init__(self, device: torch.device, loss: float = 0.0, wrong: int = 0, records: int = 0) -> None:
-        self.loss = torch.full((), loss, dtype=torch.float64, device=device)
-        self.wrong = torch.full((), wrong, dtype=torch.int64, device=device)
-        self.records = records
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self.norm = torch.zeros((), dtype=torch.float64, device=device)
+
+    def begin(self, begun: UnderWay) -> None:
+        """Stand where an epoch stood."""
+        self.loss.fill_(begun.loss)
+        self.wrong.fill_(begun.wrong)
+        self.norm.fill_(begun.norm)
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Add a batch by its mean loss."""
         self.loss += loss.detach() * len(y)
         self.wrong += (logits.argmax(1) != y).sum()
-        self.records += len(y)
 
-    def measured(self) -> Measured:
-        return Measured(self.loss.item() / self.records, 100 * self.wrong.item() / self.records)
+    def measured(self, records: int) -> Measured:
+        return Measured(self.loss.item() / records, 100 * self.wrong.item() / records)
 
 
 def steps_per_epoch(records: int, config: TrainConfig) -> int:
@@ -90,26 +96,43 @@ class View:
 @torch.no_grad()
 def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Measured]:
     """Loss and error over a whole part, of each of several networks that share their weights, in evaluation mode."""
-    sums = [_Sums(part.x.device) for _ in models]
+    sums = [Sums(part.x.device) for _ in models]
     for x, y in zip(part.x.split(EVAL_BATCH), part.y.split(EVAL_BATCH), strict=True):
         with autocast(x.device, precision):
             common = models[0].prefix(x)
             outputs = [at_least_float32(model.suffix(common)) for model in models]
         for own, logits in zip(sums, outputs, strict=True):
             own.add(F.cross_entropy(logits, y), logits, y)
-    return [own.measured() for own in sums]
+    return [own.measured(len(part)) for own in sums]
 
 
-def _batches(
-    part: Part, batch_size: int, steps: int, order: Tensor | None = None, skip: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` full batches of a part but for the first `skip`, in the given order or as it lies."""
-    for start in range(skip * batch_size, steps * batch_size, batch_size):
-        if order is None:
-            yield part.x[start : start + batch_size], part.y[start : start + batch_size]
-        else:
-            index = order[start : start + batch_size]
-            yield part.x[index], part.y[index]
+def _batches(part: Part, batch_size: int, order: Tensor | None) -> Iterator[Tensor]:
+    """x of every full batch of a part, in the given order or as it lies."""
+    for start in range(0, len(part) // batch_size * batch_size, batch_size):
+        yield part.x[start : start + batch_size] if order is None else part.x[order[start : start + batch_size]]
+
+
+class Dealer:
+    """Deals an epoch's batches, from device memory alone, so that a captured graph can take the next one too."""
+
+    def __init__(self, part: Part, batch_size: int, steps: int, seeds: int = 1) -> None:
+        self.part = part
+        self.shape = seeds, steps, batch_size
+        self.order = torch.zeros(self.shape, dtype=torch.int64, device=part.x.device)
+        self.next = torch.zeros(1, dtype=torch.int64, device=part.x.device)
+
+    def shuffle(self, orders: Sequence[Tensor], dealt: int = 0) -> None:
+        """Take new orders of the records, one a seed, the first `dealt` batches of which are dealt already."""
+        _, steps, batch_size = self.shape
+        for own, order in zip(self.order, orders, strict=True):
+            own.copy_(order[: steps * batch_size].view(steps, batch_size))
+        self.next.fill_(dealt)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """The next batches, x (seeds, B, …) and y (seeds, B)."""
+        index = self.order.index_select(1, self.next).squeeze(1)
+        self.next += 1
+        return self.part.x[index], self.part.y[index]
 
 
 def train(
@@ -124,42 +147,47 @@ def train(
     epochs_done: int = 0,
     under_way: UnderWay | None = None,
     on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
+    captured: bool = False,
 ) -> Iterator[list[EpochRow]]:
     """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
 
     Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
     streams stand exactly at that epoch's end. `on_step` is called after every update, with a function that says where
-    the epoch stands; `under_way` goes on from there.
+    the epoch stands; `under_way` goes on from there. `captured`: replay the steps as a CUDA graph.
     """
     model = views[0].model
     steps = steps_per_epoch(len(data.train), config)
+    dealer, sums = Dealer(data.train, config.batch_size, steps), Sums(data.train.x.device)
+
+    def step() -> None:
+        (x,), (y,) = dealer()
+        batch = x if augment is None else augment(x, streams.augment)
+        train_step(model, optimizer, (batch, y), sums, precision)
+
+    update = graphs.Replayed(step, [streams.dropout, streams.augment], optimizer) if captured else step
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
         begun = under_way or UnderWay(0, streams.order.get_state())
         under_way = None
         streams.order.set_state(begun.order)
-        order = torch.randperm(len(data.train), generator=streams.order).to(data.train.x.device)
-        sums = _Sums(order.device, begun.loss, begun.wrong, begun.steps * config.batch_size)
-        norms = torch.full((), begun.norm, dtype=torch.float64, device=order.device)
-
-        def stand(
-            sums: _Sums = sums, norms: Tensor = norms, begun: UnderWay = begun, started: float = started
-        ) -> UnderWay:
-            seconds = begun.seconds + time.perf_counter() - started
-            steps_now = sums.records // config.batch_size
-            return UnderWay(steps_now, begun.order, sums.loss.item(), int(sums.wrong), norms.item(), seconds)
-
-        for x, y in _batches(data.train, config.batch_size, steps, order, begun.steps):
-            batch = x if augment is None else augment(x, streams.augment)
-            norms += train_step(model, optimizer, (batch, y), sums, precision)
-            on_step(stand)
-        trained = sums.measured()  # waits for the device
+        dealer.shuffle([torch.randperm(len(data.train), generator=streams.order)], begun.steps)
+        sums.begin(begun)
+        for done in range(begun.steps + 1, steps + 1):
+            update()
+            on_step(lambda done=done, begun=begun, started=started: _stand(sums, done, begun, started))
+        trained = sums.measured(steps * config.batch_size)  # waits for the device
         seconds = begun.seconds + time.perf_counter() - started
-        progress = Progress(epoch, epoch * steps, lr_of(optimizer), norms.item() / steps, seconds)
+        progress = Progress(epoch, epoch * steps, lr_of(optimizer), sums.norm.item() / steps, seconds)
         yield look(views, trained, progress, data, config, precision)
         if not math.isfinite(trained.loss):
             return
+
+
+def _stand(sums: Sums, steps: int, begun: UnderWay, started: float) -> UnderWay:
+    """Where an epoch stands after so many updates; waits for the device."""
+    seconds = begun.seconds + time.perf_counter() - started
+    return UnderWay(steps, begun.order, sums.loss.item(), int(sums.wrong), sums.norm.item(), seconds)
 
 
 @dataclass(frozen=True)
@@ -198,9 +226,9 @@ def look(
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], sums: _Sums, precision: str
-) -> Tensor:
-    """One update. Returns the norm of the gradient of loss + l2, a 0-dim tensor; never waits for the device."""
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], sums: Sums, precision: str
+) -> None:
+    """One update, added to `sums` with the norm of the gradient of loss + l2. Never waits for the device."""
     x, y = batch
     with autocast(x.device, precision):
         logits = model(x)
@@ -208,10 +236,9 @@ def train_step(
     loss = F.cross_entropy(logits, y)
     optimizer.zero_grad()
     loss.backward()
-    norm = add_penalty(optimizer)
+    sums.norm += add_penalty(optimizer)
     optimizer.step()
     sums.add(loss, logits, y)
-    return norm
 
 
 def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, precision: str) -> list[dict[str, Any]]:
@@ -222,10 +249,8 @@ def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, pre
     for model in models:
         model.eval()
     # All of the training part, whatever limit_batches says: statistics of the population, not of a sample.
-    full = len(data.train) // config.batch_size
     with autocast(data.train.x.device, precision):
-        batches = _batches(data.train, config.batch_size, full, data.mixing)
-        moments = population_moments(models[0], (x for x, _ in batches))
+        moments = population_moments(models[0], _batches(data.train, config.batch_size, data.mixing))
     population = None
     if moments:
         with using_statistics(moments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbnrun.bench import Finding
-from dbnrun.bench.subjects import BATCH, cell, synthetic
+from dbnrun.bench.subjects import BATCH, captured, cell, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.train import _batches, _Sums, train_step
+from dbnrun.train import Dealer, Sums, train_step
 
 RECORDS = 10_000
 
@@ -28,6 +29,10 @@ def measure(device: str) -> Iterator[Finding]:
 def _mnist(device: str) -> Iterator[Finding]:
     data = synthetic("mnist", RECORDS, device)
     subjects = {norm: ours(data, device, "dataset=mnist", f"norm={norm}") for norm in ("bn", "dbn", "dbn_inference")}
+    if device == "cuda":
+        subjects |= {
+            f"{norm}, captured": ours(data, device, "dataset=mnist", f"norm={norm}", replayed=True) for norm in subjects
+        }
     others = {"floor": floor([784, 300, 300, 10], device), "eager": _eager(mlp().to(device), data)}
     if device == "cpu":
         others["loader"] = _loader(mlp(), data)
@@ -37,9 +42,10 @@ def _mnist(device: str) -> Iterator[Finding]:
         yield ratio(
             "cell", f"MNIST FNN step, norm={norm}, over its matrix products", times[norm], times["floor"], target
         )
-    yield ratio(
-        "cell", "MNIST FNN step, norm=bn, over a plain eager loop on resident tensors", times["bn"], times["eager"]
-    )
+    for name in ("bn", "bn, captured"):
+        if name in times:
+            what = f"MNIST FNN step, norm={name}, over a plain eager loop on resident tensors"
+            yield ratio("cell", what, times[name], times["eager"])
     if "loader" in times:
         what = "a DataLoader with per-sample transforms, over our MNIST FNN step, norm=bn"
         yield ratio("cell", what, times["loader"], times["bn"], "≥ 3.5")
@@ -82,19 +88,31 @@ def _cifar10(device: str) -> Iterator[Finding]:
         yield ratio("cell", what, times[precision], times["eager"], target if device == "cpu" else "")
 
 
-def ours(data: Data, device: str, *overrides: str) -> Callable[[], object]:
+def ours(data: Data, device: str, *overrides: str, replayed: bool = False) -> Callable[[], object]:
+    """A training step of a cell, as the runner does it."""
     built = cell(data, device, *overrides)
     built.model.train()
-    sums = _Sums(torch.device(device))
     steps = len(data.train) // BATCH
+    sums, dealer = Sums(torch.device(device)), Dealer(data.train, BATCH, steps)
 
-    def endless() -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            order = torch.randperm(len(data.train)).to(data.train.x.device)
-            yield from _batches(data.train, BATCH, steps, order)
+    def step() -> None:
+        (x,), (y,) = dealer()
+        train_step(built.model, built.optimizer, (x, y), sums, built.config.precision)
 
-    source = endless()
-    return lambda: train_step(built.model, built.optimizer, next(source), sums, built.config.precision)
+    update = captured(step, [built.streams.dropout], built.optimizer) if replayed else step
+    return epochs(dealer, len(data.train), steps, update)
+
+
+def epochs(dealer: Dealer, records: int, steps: int, update: Callable[[], None]) -> Callable[[], None]:
+    """`update`, with new orders every so many steps."""
+    done = itertools.count()
+
+    def step() -> None:
+        if next(done) % steps == 0:
+            dealer.shuffle([torch.randperm(records) for _ in range(dealer.shape[0])])
+        update()
+
+    return step
 
 
 def floor(widths: list[int], device: str) -> Callable[[], None]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from torch import Generator
 
+from dbnrun import graphs
 from dbnrun.config import RunConfig, checked
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell, prepare_device
@@ -31,6 +35,16 @@ def config(device: str, *overrides: str) -> RunConfig:
     ConfigStore.instance().store(name="schema", node=RunConfig)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return checked(compose("config", [f"device={device}", *overrides]))
+
+
+def captured(
+    step: Callable[[], None], generators: Sequence[Generator], optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
+    """A step that is replayed as a CUDA graph from the first call on."""
+    update = graphs.Replayed(step, generators, optimizer)
+    for _ in range(graphs.WARM_UP + 1):
+        update()
+    return update
 
 
 def cell(data: Data, device: str, *overrides: str) -> Cell:

@@ -25,13 +25,11 @@ def trajectory(config: RunConfig) -> str:
     return json.dumps(parts)  # in order: the first group that fits a parameter takes it
 
 
-def stack(config: RunConfig) -> str | None:
-    """What the runs of one stack have in common, as text; None for a cell that cannot be stacked.
+def stack(config: RunConfig) -> str:
+    """What the runs of one stack have in common, as text.
 
     May differ: seed, schedule, lambda's beginning, learning rates, weight decays, dropout rates.
     """
-    if config.model.name not in ("fnn", "cnn") or config.norm.name not in ("bn", "dbn", "none"):
-        return None
     parts = asdict(config)
     for key in ("seed", "schedule"):
         parts[key] = None
@@ -47,7 +45,7 @@ def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> 
     `limit` says how many runs like a given one a stack may hold; it is asked once a kind, when its turn has come.
     """
     runs = _by_key(range(len(configs)), lambda position: trajectory(configs[position]))
-    for kind in _by_key(runs, lambda run: stack(configs[run[0]]) or f"alone {run[0]}"):
+    for kind in _by_key(runs, lambda run: stack(configs[run[0]])):
         size = limit(configs[kind[0][0]]) if len(kind) > 1 else 1
         yield from (kind[start : start + size] for start in range(0, len(kind), size))
 

@@ -15,7 +15,7 @@ from dbnrun.train import autocast
 
 # Beyond these a stack gains nothing (docs/performance.md): on the CPU twenty networks leave its caches, and one
 # convolutional network fills it.
-MOST = {("cpu", "fnn"): 20, ("cpu", "cnn"): 1, ("cuda", "fnn"): 200, ("cuda", "cnn"): 200}
+MOST = {"cpu": {"fnn": 20, "two_layer": 20, "cnn": 1}, "cuda": {"fnn": 200, "two_layer": 200, "cnn": 200}}
 
 
 def fitting(config: RunConfig) -> int:
@@ -23,7 +23,7 @@ def fitting(config: RunConfig) -> int:
     try:
         device = prepare_device(config)
         data = load_data(config, device)
-        most = MOST.get((device.type, config.model.name), 1)
+        most = MOST[device.type][config.model.name]
         return max(1, min(most, free_bytes(device) // 4 // step_bytes(config, data, device)))
     except UserError:
         return 1  # training it says why

@@ -12,6 +12,7 @@ from dbnrun.config import RunConfig
 from dbnrun.experiment import (
     augmentation,
     build_run,
+    captured,
     is_out_of_memory,
     keep,
     keep_weights,
@@ -69,6 +70,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
             epochs_done=done,
             under_way=[u for run in runs if (u := under_way(run[0]))] or None,
             on_step=on_step,
+            captured=captured(config, device),
         ):
             epochs += 1
             for recordings, cells, rows in zip(runs, built, rows_by_run, strict=True):

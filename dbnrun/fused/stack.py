@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbnrun.models import CNN, FNN, Network
+from dbnrun.models import CNN, FNN, Network, TwoLayer
 from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.norm.schedules import Schedule
 from dbnrun.train import at_least_float32
@@ -99,20 +99,43 @@ class Stack:
             layers = [block[name] for block in blocks]
             if name == "linear":
                 steps.append(self._conv(layers) if isinstance(layers[0], nn.Conv2d) else self._linear(layers))
-            elif name == "norm" and not isinstance(layers[0], nn.Identity):
+            elif name == "norm":
                 steps.append(self._norm(layers))
-            elif name == "act":
-                steps.append(layers[0])  # elementwise
+            else:
+                steps.append(layers[0])  # the activation, elementwise
         return steps
 
     def _norm(self, layers: Sequence[Any]) -> Step:
         """One layer of all networks' channels; the networks' layers keep views of its statistics and parameters."""
-        joined = _joined_dbn(layers) if isinstance(layers[0], DiminishingBatchNorm) else _joined_bn(layers)
-        if layers[0].weight is not None:
-            joined.weight = self._leaf([layer.weight for layer in layers], joined=True)
-            joined.bias = self._leaf([layer.bias for layer in layers], joined=True)
+        one = layers[0]
+        if isinstance(one, nn.Identity):
+            return one
+        if isinstance(one, nn.LayerNorm | nn.GroupNorm):
+            return self._group_norm(layers)
+        joined: Any = _joined_dbn(layers) if isinstance(one, DiminishingBatchNorm) else _joined_bn(layers)
+        joined.weight, joined.bias = self._affine(layers)
         # Units lie as (T, C, B), channels as (B, T*C, H, W).
         return lambda x: joined(x) if x.dim() == 4 else joined(x.reshape(1, -1, x.shape[2])).view_as(x)
+
+    def _group_norm(self, layers: Sequence[Any]) -> Step:
+        """Group norm with the groups of all networks; layer norm over units is group norm with one group."""
+        one = layers[0]
+        groups = self.count * getattr(one, "num_groups", 1)
+        weight, bias = self._affine(layers)
+
+        def step(x: Tensor) -> Tensor:
+            records_first = x if x.dim() == 4 else x.flatten(0, 1).t()  # (B, T*C, …)
+            y = F.group_norm(records_first, groups, weight, bias, one.eps)
+            return y if x.dim() == 4 else y.t().view_as(x)
+
+        return step
+
+    def _affine(self, layers: Sequence[Any]) -> tuple[nn.Parameter, nn.Parameter] | tuple[None, None]:
+        """gamma and beta of all networks, (T*C,) each; None where the layers have none."""
+        if layers[0].weight is None:
+            return None, None
+        weight = self._leaf([layer.weight for layer in layers], joined=True)
+        return weight, self._leaf([layer.bias for layer in layers], joined=True)
 
 
 class StackedFNN(Stack):
@@ -130,6 +153,21 @@ class StackedFNN(Stack):
         return self.out(h)
 
 
+class StackedTwoLayer(Stack):
+    """The networks of the paper's analysis; x (U, B, …)."""
+
+    def __init__(self, models: Sequence[TwoLayer], batch_of: Sequence[int]) -> None:
+        super().__init__(models, batch_of)
+        self.w1 = self._linear([model.w1 for model in models])
+        self.norm = self._norm([model.norm for model in models])
+        self.w2 = self._linear([model.w2 for model in models])
+        self.a = models[0].a
+
+    def __call__(self, x: Tensor) -> Tensor:
+        z1 = self.a(self.w1(x.flatten(2).transpose(1, 2)))
+        return self.a(self.w2(self.norm(z1)))
+
+
 class StackedCNN(Stack):
     """The convolutional networks; x (U, B, C, H, W). Dropout draws from each cell's own stream, as alone."""
 
@@ -139,7 +177,7 @@ class StackedCNN(Stack):
         self.hidden = self._block([model.hidden for model in models])
         self.out = self._linear([model.out for model in models])
         self.pool = models[0].pool
-        self.dropouts = [[model.dropouts[i] for model in models] for i in range(len(models[0].dropouts))]
+        self.dropouts = [_Dropouts([model.dropouts[i] for model in models]) for i in range(len(models[0].dropouts))]
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) not in (1, self.count) and not self.even:
@@ -149,31 +187,39 @@ class StackedCNN(Stack):
             for step in block:
                 h = step(h)
             if index % 2:
-                h = self._drop(index // 2, self.pool(h))
+                h = self.dropouts[index // 2](self.pool(h))
         h = h.reshape(len(h), self.count, -1).permute(1, 2, 0)  # (T, C*H*W, B)
         for step in self.hidden:
             h = step(h)
-        return self.out(self._drop(2, h))
+        return self.out(self.dropouts[2](h))
 
-    def _drop(self, index: int, h: Tensor) -> Tensor:
-        """h (B, T*C, H, W) or (T, C, B)."""
-        layers: list[Any] = self.dropouts[index]
-        if all(layer.rate == 0 for layer in layers):
+
+class _Dropouts:
+    """Dropout of several networks, each drawing from its own stream; h (B, T*C, H, W) or (T, C, B)."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+        rates_kept = [1 - layer.rate for layer in layers]
+        # On the device once and for all: a captured graph may not wait for the host.
+        self.kept = torch.tensor(rates_kept, dtype=torch.float64, device=layers[0].generator.device)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        if all(layer.rate == 0 for layer in self.layers):
             return h
-        kept = torch.tensor([1 - layer.rate for layer in layers], device=h.device, dtype=at_least_float32(h).dtype)
+        kept = self.kept.to(at_least_float32(h).dtype)
         if h.dim() == 4:
-            channels = h.shape[1] // self.count
-            keep = torch.cat([layer.keep((len(h), channels, *h.shape[2:]), h) for layer in layers], dim=1)
-            kept = kept.repeat_interleave(channels).view(1, -1, 1, 1)
+            channels = h.shape[1] // len(self.layers)
+            keep = torch.cat([layer.keep((len(h), channels, *h.shape[2:]), h) for layer in self.layers], dim=1)
+            kept = kept.unsqueeze(1).expand(-1, channels).reshape(1, -1, 1, 1)
         else:
-            keep = torch.stack([layer.keep((h.shape[2], h.shape[1]), h).t() for layer in layers])
+            keep = torch.stack([layer.keep((h.shape[2], h.shape[1]), h).t() for layer in self.layers])
             kept = kept.view(-1, 1, 1)
         return (h * keep / kept).to(h.dtype)
 
 
 def stacked(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:
     """The stack of networks of one kind."""
-    kinds = {FNN: StackedFNN, CNN: StackedCNN}
+    kinds = {FNN: StackedFNN, CNN: StackedCNN, TwoLayer: StackedTwoLayer}
     return kinds[type(models[0])](models, batch_of)  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
 
@@ -230,7 +276,7 @@ class _Schedules:
         values = [schedule(m) for schedule in self.schedules]
         # torch.full, not a copy from the host: a captured graph may not wait for one.
         alphas = torch.stack([v.to(m.dtype) if isinstance(v, Tensor) else torch.full_like(m, v) for v in values])
-        alphas = alphas.repeat_interleave(self.features)
+        alphas = alphas.unsqueeze(1).expand(-1, self.features).flatten()
         if not any(isinstance(value, Tensor) for value in values):
             self.constant = alphas  # no need to ask again
         return alphas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from dbnrun import graphs
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data
 from dbnrun.experiment import Cell
@@ -19,7 +21,17 @@ from dbnrun.fused.stack import Stack, stacked
 from dbnrun.norm.following import share_weights
 from dbnrun.optimizer import lr_of
 from dbnrun.records import EpochRow
-from dbnrun.train import Measured, Progress, UnderWay, View, at_least_float32, autocast, look, steps_per_epoch
+from dbnrun.train import (
+    Dealer,
+    Measured,
+    Progress,
+    UnderWay,
+    View,
+    at_least_float32,
+    autocast,
+    look,
+    steps_per_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +52,13 @@ def train_stack(
     epochs_done: int = 0,
     under_way: Sequence[UnderWay] | None = None,
     on_step: Callable[[Callable[[], list[UnderWay]]], object] = lambda _: None,
+    captured: bool = False,
 ) -> Iterator[list[list[EpochRow]]]:
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
     The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
     further rows; it goes on as numbers that touch no other's. While the generator waits, every cell stands exactly
-    at that epoch's end.
+    at that epoch's end. `captured`: replay the steps as a CUDA graph.
     """
     seeds = [run.leader.config.seed for run in runs]
     first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
@@ -55,33 +68,41 @@ def train_stack(
     for run in runs:  # the leader's parameters have moved into the stack
         for view in run.views[1:]:
             share_weights(run.leader.model, view.model)
-    step = Step(stack, [run.leader for run in runs], precision)
-    steps, x, y = steps_per_epoch(len(data.train), config), data.train.x, data.train.y
+    cells = [run.leader for run in runs]
+    step = Step(stack, cells, precision)
+    steps, records = steps_per_epoch(len(data.train), config), len(data.train)
+    draws = [cells[first].streams for first in first_of]
+    dealer, sums = Dealer(data.train, config.batch_size, steps, len(draws)), Sums(len(runs), data.train.x.device)
+
+    def update() -> None:
+        x, y = dealer()
+        if augment is not None:
+            x = torch.stack([augment(part, streams.augment) for part, streams in zip(x, draws, strict=True)])
+        step(x, y, sums)
+
+    if captured:
+        generators = [cell.streams.dropout for cell in cells] + [streams.augment for streams in draws]
+        update = graphs.Replayed(update, generators, step.optimizer.driver)
     alive = [True] * len(runs)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
-        for run in runs:
-            run.leader.model.train()
-        draws = [runs[first].leader.streams for first in first_of]
-        begun = under_way or [UnderWay(0, run.leader.streams.order.get_state()) for run in runs]
+        for cell in cells:
+            cell.model.train()
+        begun = under_way or [UnderWay(0, cell.streams.order.get_state()) for cell in cells]
         under_way = None
-        for first in first_of:
-            runs[first].leader.streams.order.set_state(begun[first].order)
-        orders = torch.stack([torch.randperm(len(y), generator=streams.order) for streams in draws]).to(x.device)
-        sums = Sums(begun, x.device)
+        for first, streams in zip(first_of, draws, strict=True):
+            streams.order.set_state(begun[first].order)
+        dealer.shuffle([torch.randperm(records, generator=streams.order) for streams in draws], begun[0].steps)
+        sums.begin(begun)
 
-        def stand(sums: Sums = sums, started: float = started) -> list[UnderWay]:
+        def stand(done: int, begun: Sequence[UnderWay] = begun, started: float = started) -> list[UnderWay]:
             _follow_draws(runs, seeds, first_of)
             step.optimizer.hand_out_state()
-            return sums.under_way((time.perf_counter() - started) / len(runs))
+            return sums.under_way(done, begun, (time.perf_counter() - started) / len(runs))
 
-        for start in range(begun[0].steps * config.batch_size, steps * config.batch_size, config.batch_size):
-            index = orders[:, start : start + config.batch_size]  # (U, B)
-            batch = x[index]
-            if augment is not None:
-                batch = torch.stack([augment(part, s.augment) for part, s in zip(batch, draws, strict=True)])
-            step(batch, y[index], sums)
-            on_step(stand)
+        for done in range(begun[0].steps + 1, steps + 1):
+            update()
+            on_step(functools.partial(stand, done))
         trained, norms = sums.measured(steps, steps * config.batch_size)  # waits for the device
         seconds = begun[0].seconds + (time.perf_counter() - started) / len(runs)
         _follow_draws(runs, seeds, first_of)
@@ -106,20 +127,21 @@ def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[
 class Sums:
     """Loss, errors and gradient norms of T runs, summed on the device over an epoch."""
 
-    def __init__(self, begun: Sequence[UnderWay], device: torch.device) -> None:
-        self.begun = begun
-        self.steps = begun[0].steps
-        self.loss = torch.tensor([run.loss for run in begun], dtype=torch.float64, device=device)
-        self.wrong = torch.tensor([run.wrong for run in begun], dtype=torch.int64, device=device)
-        self.norm = torch.tensor([run.norm for run in begun], dtype=torch.float64, device=device)
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.loss = torch.zeros(count, dtype=torch.float64, device=device)
+        self.wrong = torch.zeros(count, dtype=torch.int64, device=device)
+        self.norm = torch.zeros(count, dtype=torch.float64, device=device)
 
-    def under_way(self, seconds: float) -> list[UnderWay]:
-        """Where each run stands, `seconds` after it began or went on."""
+    def begin(self, begun: Sequence[UnderWay]) -> None:
+        """Stand where the runs' epochs stood."""
+        self.loss.copy_(torch.tensor([run.loss for run in begun], dtype=torch.float64))
+        self.wrong.copy_(torch.tensor([run.wrong for run in begun]))
+        self.norm.copy_(torch.tensor([run.norm for run in begun], dtype=torch.float64))
+
+    def under_way(self, steps: int, begun: Sequence[UnderWay], seconds: float) -> list[UnderWay]:
+        """Where each run stands after so many updates, `seconds` after it began or went on."""
         sums = zip(self.loss.tolist(), self.wrong.tolist(), self.norm.tolist(), strict=True)
-        return [
-            UnderWay(self.steps, run.order, *own, run.seconds + seconds)
-            for run, own in zip(self.begun, sums, strict=True)
-        ]
+        return [UnderWay(steps, run.order, *own, run.seconds + seconds) for run, own in zip(begun, sums, strict=True)]
 
     def measured(self, steps: int, records: int) -> tuple[list[Measured], list[float]]:
         losses, wrong = (self.loss / steps).tolist(), (100 * self.wrong / records).tolist()
@@ -145,7 +167,6 @@ class Step:
         self.optimizer.zero_grad()
         losses.sum().backward()  # each run's parameters meet only its own loss
         with torch.no_grad():
-            sums.steps += 1
             sums.norm += self.optimizer.add_penalty()
             sums.loss += losses
             sums.wrong += (logits.argmax(1) != y).sum(1)

@@ -4,8 +4,9 @@ import json
 import time
 
 import pytest
+import torch
 
-from dbnrun.bench import Finding, cli, grid, layer
+from dbnrun.bench import Finding, cli, convolution, grid, layer
 from dbnrun.bench.subjects import synthetic
 from dbnrun.bench.timing import by_turns, duration, ratio
 
@@ -30,6 +31,19 @@ def test_a_stack_and_a_column_run_on_random_records():
     grid._stacked(data, "cpu", 2, "dataset=ni", "norm=dbn")()
     rows = grid._epoch(synthetic("mnist", 300, "cpu"), "cpu", grid.TABLE_1[:2])()
     assert len(rows) == 1 and len(rows[0]) == 2
+
+
+def test_every_way_to_do_several_convolutions_gives_the_same():
+    x = torch.randn(3, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for how in convolution.VARIANTS.values():
+        y = how(x, weight, 2)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, weight))))
+    one = torch.nn.functional.conv2d(x[:, 4:], weight[4:], padding=1)
+    torch.testing.assert_close(results[0][0][:, 4:], one)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
 
 
 def test_the_layer_bench_covers_every_axis(monkeypatch):

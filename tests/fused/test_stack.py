@@ -17,7 +17,7 @@ from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell
 from dbnrun.fused import memory
 from dbnrun.fused import run as fused_run
-from dbnrun.fused.grouping import grouped, stack
+from dbnrun.fused.grouping import grouped
 from dbnrun.fused.run import run_stack
 from dbnrun.fused.train import Run, train_stack
 from dbnrun.norm.following import follow, share_weights
@@ -75,6 +75,11 @@ KINDS = {
     "bn sgd": ["norm=bn", "optimizer=sgd", "optimizer.groups.biases.lr=0.01", "dataset.augment=flip_crop"],
     "none adam": ["norm=none", "optimizer=adam", "optimizer.eps=0.1", "model.activation=tanh"],
     "bn adamw": ["norm=bn", "optimizer=adamw", "optimizer.eps=0.001", "norm.affine=false"],
+    "ln": ["norm=ln", CALM],
+    "gn after": ["norm=gn", "norm.num_groups=4", "model.norm_position=after", CALM],
+    "gn no affine": ["norm=gn", "norm.affine=false", CALM],
+    "two_layer dbn": ["model=two_layer", "model.activation=tanh", "norm=dbn", CALM],
+    "two_layer ln": ["model=two_layer", "model.activation=tanh", "norm=ln", CALM],
 }
 
 
@@ -84,6 +89,8 @@ CNN_KINDS = {
     "dbn_inference after": ["norm=dbn_inference", "model.norm_position=after"],
     "bn": ["norm=bn"],
     "none": ["norm=none", "model.activation=tanh"],
+    "ln": ["norm=ln"],
+    "gn": ["norm=gn", "norm.num_groups=2"],
 }
 # Runs of one seed see the same batches: of two seeds with two runs each; with 1 and 2; all of one.
 SEEDS = {"even": (0, 0, 1, 1), "uneven": (0, 1, 1), "one": (3, 3, 3), "distinct": (0, 1, 2)}
@@ -285,14 +292,15 @@ def test_a_plan_folds_runs_stacks_kinds_and_splits_by_max_stack():
         config("norm=dbn", "seed=0"),  # 1
         config("norm=dbn_inference", "schedule=harmonic"),  # 2, the run of 0
         config("norm=dbn", "seed=1", "optimizer.lr=0.5"),  # 3
-        config("norm=ln"),  # 4, not stacked
+        config("norm=ln"),  # 4, another kind
         config("norm=dbn", "seed=2", "train.epochs=9"),  # 5, another kind
         config("norm=dbn", "schedule=harmonic"),  # 6
     ]
     assert list(grouped(configs, lambda _: 1)) == [[[0, 2]], [[1]], [[3]], [[6]], [[4]], [[5]]]
     assert list(grouped(configs, lambda _: 2)) == [[[0, 2]], [[1], [3]], [[6]], [[4]], [[5]]]
     assert list(grouped(configs, lambda _: 10)) == [[[0, 2]], [[1], [3], [6]], [[4]], [[5]]]
-    assert stack(config("model=two_layer")) is None
+    kinds = ["norm=ln"], ["norm=gn"], ["model=two_layer"], ["norm=ln", "seed=1"]
+    assert list(grouped([config(*kind) for kind in kinds], lambda _: 10)) == [[[0], [3]], [[1]], [[2]]]
 
 
 def test_a_stack_as_large_as_memory_allows(monkeypatch):
