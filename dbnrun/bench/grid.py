@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 
 from dbnrun.bench import Finding, convolution
 from dbnrun.bench.cell import epochs, floor, ours
-from dbnrun.bench.subjects import BATCH, captured, cell, synthetic
+from dbnrun.bench.subjects import BATCH, captured, cell, cells, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
 from dbnrun.experiment import Cell
 from dbnrun.fused.stack import stacked
 from dbnrun.fused.train import Run, Step, Sums, train_stack
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.train import Dealer, train
+from dbnrun.train import EVAL_BATCH, Dealer, train
 
 TABLE_1 = (
     "alpha_1", "alpha_0.75", "alpha_0.5", "alpha_0.25", "alpha_0.1", "alpha_0.01", "alpha_0.001", "harmonic",
@@ -60,17 +61,46 @@ def _column_over_lightning() -> Iterator[Finding]:
     loader = images(small)
     # Five times 100 steps and 40 batches: the epoch, in one fit.
     again = {"max_epochs": 5, "limit_val_batches": 40, "num_sanity_val_steps": 0}
-    subjects = {"lightning": fit(mlp(), loader, loader, template=True, **again), "ours": _seeds(data, range(5))}
+    subjects = {
+        "lightning": fit(mlp(), loader, loader, template=True, **again),
+        "ours": _seeds(data, range(5)),
+        "products": _products_of_column(seeds=5, views=len(TABLE_1)),
+    }
     times = by_turns(subjects, rounds=5, least=0.1)
     fifty = [50 * seconds for seconds in times["lightning"]]
-    what = "MNIST column, 10 schedules x 5 seeds: Lightning one cell at a time (one epoch measured, x 50) over ours"
-    yield ratio("grid", what, fifty, times["ours"], "≥ 90")
+    what = "MNIST column, 10 schedules x 5 seeds: Lightning one cell at a time (one epoch measured, x 50) over "
+    yield ratio("grid", f"{what}ours", fifty, times["ours"], "≥ 90")
+    yield ratio("grid", f"{what}our matrix products alone, the most that could be had", fifty, times["products"])
+
+
+def _products_of_column(seeds: int, views: int) -> Callable[[], object]:
+    """The matrix products of `_seeds` and nothing else: training, the population's pass, and each view's evaluation."""
+    widths = [784, 300, 300, 10]
+    step = floor(widths, "cpu")
+    weights = [torch.randn(a, b) for a, b in pairwise(widths)]
+
+    def forward(records: int, batch: int, layers: Sequence[int], times: int = 1) -> None:
+        inputs = [torch.randn(batch, widths[layer]) for layer in layers]
+        for _ in range(times * records // batch):
+            for layer, x in zip(layers, inputs, strict=True):
+                _ = x @ weights[layer]
+
+    def epoch() -> None:
+        for _ in range(seeds):
+            for _ in range(50_000 // BATCH):
+                step()
+            forward(50_000, BATCH, [0, 1, 2])
+            forward(30_000, EVAL_BATCH, [0])  # validation, test, and test with the population's statistics
+            forward(20_000, EVAL_BATCH, [1, 2], times=views)
+            forward(10_000, EVAL_BATCH, [1, 2])
+
+    return epoch
 
 
 def _seeds(data: Data, seeds: Iterable[int]) -> Callable[[], object]:
     """An epoch of the column for several seeds, their runs stacked; evaluation included."""
     runs = [_views(data, "cpu", TABLE_1, f"seed={seed}") for seed in seeds]
-    together = [Run(cells[0], [each.view() for each in cells]) for cells in runs]
+    together = [Run(column[0], [each.view() for each in column]) for column in runs]
     return lambda: list(train_stack(together, data, runs[0][0].config.train))
 
 
@@ -110,11 +140,11 @@ def _over_alone(label: str, times: dict[str, list[float]], own: list[float], tar
 
 
 def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[], object]:
-    cells = [cell(data, device, *overrides, f"seed={seed}") for seed in range(count)]
-    for each in cells:
-        each.model.train()
-    stack = stacked([each.model for each in cells], range(count))
-    step, sums = Step(stack, cells, cells[0].config.precision), Sums(count, torch.device(device))
+    members = cells(data, device, count, *overrides)
+    for member in members:
+        member.model.train()
+    stack = stacked([member.model for member in members], range(count))
+    step, sums = Step(stack, members, members[0].config.precision), Sums(count, torch.device(device))
     steps = len(data.train) // BATCH
     dealer = Dealer(data.train, BATCH, steps, count)
 
@@ -122,24 +152,24 @@ def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[
         step(*dealer(), sums)
 
     if device == "cuda":
-        update = captured(update, [each.streams.dropout for each in cells], step.optimizer.driver)
+        update = captured(update, [member.streams.dropout for member in members], step.optimizer.driver)
     return epochs(dealer, len(data.train), steps, update)
 
 
 def _epoch(data: Data, device: str, schedules: Sequence[str]) -> Callable[[], object]:
-    cells = _views(data, device, schedules)
-    leader, views = cells[0], [each.view() for each in cells]
+    column = _views(data, device, schedules)
+    leader, views = column[0], [each.view() for each in column]
     return lambda: list(train(views, leader.optimizer, data, leader.config.train, leader.streams))
 
 
 def _views(data: Data, device: str, schedules: Sequence[str], *overrides: str) -> list[Cell]:
     """Cells that share one training run, one a schedule."""
     common = ["dataset=mnist", "norm=dbn_inference", "schedule.unit=epoch", "train.epochs=1", *overrides]
-    cells = [cell(data, device, *common, f"schedule={schedule}") for schedule in schedules]
-    for follower in cells[1:]:
-        share_weights(cells[0].model, follower.model)
-    follow(cells[0].model, [follower.model for follower in cells[1:]])
-    return cells
+    leader, *followers = [cell(data, device, *common, f"schedule={schedule}") for schedule in schedules]
+    for follower in followers:
+        share_weights(leader.model, follower.model)
+    follow(leader.model, [follower.model for follower in followers])
+    return [leader, *followers]
 
 
 def _convolutions(device: str) -> Iterator[Finding]:

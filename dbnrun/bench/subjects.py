@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -48,5 +49,11 @@ def captured(
 
 
 def cell(data: Data, device: str, *overrides: str) -> Cell:
+    return cells(data, device, 1, *overrides)[0]
+
+
+def cells(data: Data, device: str, count: int, *overrides: str) -> list[Cell]:
+    """The same cell with so many seeds, composed once."""
     composed = config(device, *overrides)
-    return build_cell(composed, data, prepare_device(composed))
+    on = prepare_device(composed)
+    return [build_cell(replace(composed, seed=composed.seed + number), data, on) for number in range(count)]
