@@ -6,6 +6,8 @@ the device waiting; a replayed graph does not. It runs the same kernels on the s
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -52,9 +54,15 @@ def host_counters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return list({id(counter): counter for counter in counters if counter.device.type == "cpu"}.values())
 
 
+@functools.cache
+def _aside() -> torch.cuda.Stream:
+    """One stream for all: cuBLAS keeps a workspace for every stream that it has met."""
+    return torch.cuda.Stream()
+
+
 def run_aside(step: Callable[[], None]) -> None:
     """Run a step on another stream than the current one, as those before a capture must be."""
-    aside = torch.cuda.Stream()
+    aside = _aside()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         step()
@@ -63,6 +71,7 @@ def run_aside(step: Callable[[], None]) -> None:
 
 def capture(step: Callable[[], None], generators: Sequence[Generator]) -> Callable[[], None]:
     """Record what `step` asks of the device, without doing it; return what does it, on the current stream."""
+    gc.collect()  # no graph of an earlier run may be destroyed during the capture
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)  # each replay draws on

@@ -38,5 +38,9 @@ class Streams:
         return {field.name: getattr(self, field.name).get_state() for field in fields(self)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Put every stream to where it stood; one that drew on another kind of device, whose states mean nothing on
+        this one, begins anew."""
         for name, value in state.items():
-            getattr(self, name).set_state(value.cpu())
+            own: Generator = getattr(self, name)
+            if value.numel() == own.get_state().numel():
+                own.set_state(value.cpu())

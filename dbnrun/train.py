@@ -17,6 +17,7 @@ from dbnrun import graphs
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part
 from dbnrun.models import Network
+from dbnrun.models.layers import Dropout
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
 from dbnrun.optimizer import add_penalty, lr_of
 from dbnrun.records import EpochRow
@@ -164,7 +165,8 @@ def train(
         batch = x if augment is None else augment(x, streams.augment)
         train_step(model, optimizer, (batch, y), sums, precision)
 
-    update = graphs.Replayed(step, [streams.dropout, streams.augment], optimizer) if captured else step
+    drawn = [*dropout_stream(model, streams), *([] if augment is None else [streams.augment])]
+    update = graphs.Replayed(step, drawn, optimizer) if captured else step
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -182,6 +184,12 @@ def train(
         yield look(views, trained, progress, data, config, precision)
         if not math.isfinite(trained.loss):
             return
+
+
+def dropout_stream(model: nn.Module, streams: Streams) -> list[torch.Generator]:
+    """The stream of dropout, where a training step draws from it."""
+    draws = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in model.modules())
+    return [streams.dropout] if draws else []
 
 
 def _stand(sums: Sums, steps: int, begun: UnderWay, started: float) -> UnderWay:

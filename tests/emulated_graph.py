@@ -16,7 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-FORBIDDEN = {torch.tensor, torch.as_tensor, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__}
+FORBIDDEN = {
+    torch.tensor, torch.as_tensor, torch.nonzero, Tensor.nonzero, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy,
+    Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
+}  # fmt: skip
 
 
 class _NoHost(TorchFunctionMode):
@@ -39,6 +42,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            raise AssertionError("a captured step may not wait for the host: indexing by a mask counts it there")
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_host = tensors and all(t.untyped_storage().data_ptr() in self.host for t in tensors)
         if not on_host:

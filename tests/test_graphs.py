@@ -18,6 +18,7 @@ from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import load_state
 from dbnrun.overrides import conf_dir
 from dbnrun.records import TIME_COLUMNS
+from dbnrun.streams import Streams
 from dbnrun.train import train
 
 CNN = ["model=cnn", "model.widths=[2,3,4,3,6]"]
@@ -106,7 +107,16 @@ def test_the_emulated_graph_shows_a_step_that_counts_in_python(monkeypatch):
     assert total == 1 + 2 + 3 + 4 + 4 + 4 and count == 4
 
 
-@pytest.mark.parametrize("wait", [lambda x: x.item(), lambda x: torch.tensor([1.0]), lambda x: bool(x > 0)])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.item(),
+        lambda x: torch.tensor([1.0]),
+        lambda x: bool(x > 0),
+        lambda x: 1 / float(x),
+        lambda x: x.view(1)[x.view(1) > 0],
+    ],
+)
 def test_the_emulated_graph_refuses_a_step_that_waits_for_the_host(wait, monkeypatch):
     x = torch.ones(())
     emulate(monkeypatch, graphs, None)
@@ -198,6 +208,16 @@ def test_a_checkpoint_of_one_device_goes_on_on_another_by_that_ones_own_kernels(
     foreign["param_groups"][0]["lr"] = 0.5
     load_state(cell.optimizer, foreign)
     assert cell.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_stream_of_another_kind_of_device_begins_anew_and_the_others_go_on():
+    streams = Streams.of(0)
+    torch.rand(3, generator=streams.order)
+    state = streams.state() | {"dropout": torch.zeros(16, dtype=torch.uint8)}  # as a CUDA generator's is
+    other = Streams.of(0)
+    other.restore(state)
+    assert torch.equal(other.order.get_state(), streams.order.get_state())
+    assert torch.equal(other.dropout.get_state(), Streams.of(0).dropout.get_state())
 
 
 def test_a_stack_of_dropouts_keeps_what_each_would_keep_alone():

@@ -114,6 +114,7 @@ def _stacks(device: str) -> Iterator[Finding]:
         times = by_turns(
             subjects | {str(k): _stacked(data, device, k, *overrides) for k in sizes}, rounds=5, least=0.05
         )
+        subjects.clear()  # and with it their graphs, before the next are captured
         for size in sizes:
             own = [seconds / size for seconds in times[str(size)]]
             label = f"{name} FNN step, norm=dbn, {size} seeds stacked"

@@ -29,6 +29,7 @@ from dbnrun.train import (
     View,
     at_least_float32,
     autocast,
+    dropout_stream,
     look,
     steps_per_epoch,
 )
@@ -81,8 +82,10 @@ def train_stack(
         step(x, y, sums)
 
     if captured:
-        generators = [cell.streams.dropout for cell in cells] + [streams.augment for streams in draws]
-        update = graphs.Replayed(update, generators, step.optimizer.driver)
+        drawn = [stream for cell in cells for stream in dropout_stream(cell.model, cell.streams)]
+        if augment is not None:
+            drawn += [streams.augment for streams in draws]
+        update = graphs.Replayed(update, drawn, step.optimizer.driver)
     alive = [True] * len(runs)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()

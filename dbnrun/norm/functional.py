@@ -158,7 +158,8 @@ class _Normalize(torch.autograd.Function):
         kernel = torch.ops.aten.native_batch_norm_backward
         if rate_grad is None or not want_x:
             mask = [want_x, True, True]
-            dx, p, sum_g = kernel(g, x, weight, mu, one, None, None, False, 0.0, mask)
+            # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
+            dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
         else:
             i = (rate_grad / r).clamp_min(_TINY).sqrt()
             dx, p_i, sum_g = kernel(g, x, weight / i, None, None, mu, i, True, 0.0, [True, True, True])

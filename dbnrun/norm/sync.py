@@ -98,7 +98,8 @@ class _Normalize(torch.autograd.Function):
         if x.numel():
             kernel = torch.ops.aten.native_batch_norm_backward
             mask = [False, True, True]
-            _, p, sum_g = kernel(g, x, weight, mu, torch.ones_like(mu), None, None, False, 0.0, mask)
+            one = torch.ones_like(mu)
+            _, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
         else:
             p, sum_g = torch.zeros(2, len(mu), dtype=mu.dtype, device=mu.device)
         dgamma = None if gamma is None else (p * r).to(gamma.dtype)
