@@ -237,12 +237,12 @@ def _plan(arguments: list[str]) -> int:
 
     try:
         found = plan.asked(options.overrides)
+        standings = plan.standings(found.cells)
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:
             raise
         return _refuse(str(line))
-    standings = [cell.standing() for cell in found.cells]
     if options.json:
         print(json.dumps(plan.as_json(found, standings), indent=1))
     else:

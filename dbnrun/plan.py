@@ -32,6 +32,7 @@ from dbnrun.overrides import check_overrides, choices, conf_dir
 STANDINGS = {
     "done": "trained to its end",
     "diverged": "ended with a loss that is not finite",
+    "recorded": "in the committed records, and skip_recorded=true leaves it out",
     "running": "a live process trains it",
     "unfinished": "goes on from its last checkpoint",
     "failed": "raised an error; tried again when asked for",
@@ -169,6 +170,17 @@ def standing(folder: Path, dataset: str) -> Standing:
     return Standing(status if status in STANDINGS else "new", str(manifest.get("error", "")) * (status == "failed"))
 
 
+def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
+    """How each cell stands for a sweep that asks for it, skip_recorded included."""
+    skips = bool(cells) and cells[0].config.skip_recorded
+    there = recorded(Path(cells[0].config.results_dir)) if skips else set()
+    found = [cell.standing() for cell in cells]
+    return [
+        Standing("recorded") if cell.signature in there and how.name not in records.FINISHED else how
+        for cell, how in zip(cells, found, strict=True)
+    ]
+
+
 def recorded(results_dir: Path) -> set[str]:
     """The signatures of the runs in a results folder's committed records. Raises UserError at a damaged file."""
     found: set[str] = set()
@@ -271,7 +283,7 @@ def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Itera
         yield f"no estimate for {unknown} of the cells: none of their kind is finished"
 
 
-QUIET = ("done", "new")  # standings that need no line of their own
+QUIET = ("done", "recorded", "new")  # standings that need no line of their own
 MOST_SHOWN = 30
 
 

@@ -216,6 +216,9 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
     assert dbnrun("-m", "seed=0", *QUICK).returncode == 0
     assert dbnrun("report", "--runs", "results").returncode == 0
     shutil.rmtree(tmp_path / "results" / "runs")
+    planned = json.loads(dbnrun("plan", *words[1:], "skip_recorded=true", "--json").stdout)
+    assert planned["counts"] == {"recorded": 1, "new": 1}
+    assert json.loads(dbnrun("plan", *words[1:], "--json").stdout)["counts"] == {"new": 2}
     done = dbnrun(*words, "skip_recorded=true")
     assert done.returncode == 0 and "skip_recorded: 1 cell in the records; 1 left to train" in done.stderr, done.stderr
     (record,) = (tmp_path / "results" / "records").glob("*.json")
