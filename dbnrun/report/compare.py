@@ -34,7 +34,7 @@ class Comparison:
     @property
     def can_reject(self) -> bool:
         """Whether so few seeds could reach a corrected p below 0.05 at all."""
-        return stats.least_p(self.difference.n) * self.made < stats.ALPHA
+        return self.difference.n > 1 and stats.least_p(self.difference.n) * self.made < stats.ALPHA
 
     @property
     def word(self) -> str:

@@ -134,6 +134,9 @@ def beats(
     return OPEN, _silence(silent, len(there), say)
 
 
+ONE_SEED = "n = 1: one seed has neither interval nor test"
+
+
 def _less(one: Comparison) -> bool:
     return one.p_holm < stats.ALPHA and one.difference.mean < 0
 
@@ -146,6 +149,8 @@ def _contradicts(one: Comparison, margin: float) -> bool:
 def _silence(silent: Sequence[Comparison], made: int, say: Callable[[Comparison], str]) -> str:
     """Why comparisons do not reject: too few seeds to ever do so, or what they show."""
     fewest = min(one.difference.n for one in silent)
+    if fewest < 2:
+        return ONE_SEED
     if not any(one.can_reject for one in silent):
         return f"n = {fewest} seeds can never reject among {silent[0].made} comparisons"
     first = max(silent, key=lambda one: one.p_holm if np.isfinite(one.p_holm) else 2)
@@ -176,6 +181,8 @@ def similar(others: Mapping[str, Comparison], zero: Comparison | None, named: Se
     if len(inside) == len(others) and zero.p_holm < stats.ALPHA and zero.difference.mean > 0:
         return HOLDS, f"all {len(others)} within a factor of two; {_times(zero)}"
     unsure = [one for one in others.values() if one not in inside] or [zero]
+    if min(one.difference.n for one in unsure) < 2:
+        return OPEN, ONE_SEED
     return OPEN, f"{len(unsure)} of {len(others) + 1} comparisons leave it open, such as {_times(unsure[0])}"
 
 

@@ -193,3 +193,12 @@ def test_the_rules_are_those_that_the_document_states():
     assert f"≥ {verdicts.SURE} *holds*, ≤ {verdicts.UNLIKELY} *does not hold*" in text
     assert "log 1.05" in text and "a factor of two" in text and "the **last epoch**" in text
     assert ", ".join(verdicts.CONSTANTS) in text
+
+
+def test_of_one_seed_no_verdict_speaks_of_intervals_or_tests():
+    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=1))
+    mine = [
+        one for one in judge(book.mains, book.protocols) if one.dataset == "mnist" and one.protocol == "dbn_inference"
+    ]
+    assert {one.reason for one in mine if one.verdict == OPEN} == {"n = 1: one seed has neither interval nor test"}
+    assert not any("nan" in one.reason for one in mine) and not {HOLDS, FAILS} & {one.verdict for one in mine}
