@@ -31,6 +31,15 @@ ORIGIN = ("versions", "device", "device_name", "host", "threads", "deterministic
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
 
 
+def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's own manifest entries; of its command what could be typed anywhere, without its machine's folders."""
+    own = {key: manifest[key] for key in OWN if key in manifest}
+    if own.get("command"):
+        program, *words = map(str, own["command"])
+        own["command"] = [Path(program).name, *(w for w in words if not w.startswith(("results_dir=", "data_dir=")))]
+    return own
+
+
 def update(folder: Path, paths: Sequence[Path]) -> list[Run]:
     """Unite the records in `folder` with the finished runs under `paths`, write what is new, and return all of them.
 
@@ -153,7 +162,7 @@ def _sidecar(runs: Sequence[Run]) -> str:
             "origin": _place(origins, origin),
             "seed": run.cell["seed"],
             "status": run.status,
-            **{key: run.manifest[key] for key in OWN if key in run.manifest},
+            **_own(run.manifest),
         }
         entries.append(f"  {json.dumps(run.signature)}: {json.dumps(entry)}")
     blocks = [f'"{name}": [\n{_lines(content)}\n]' for name, content in (("cells", cells), ("origins", origins))]

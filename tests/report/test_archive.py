@@ -239,3 +239,11 @@ def test_runs_from_elsewhere_join_the_records(recorded, tmp_path, monkeypatch):
 def test_what_goes_with_the_records_is_refused_beside_a_path(words, capsys):
     assert main(["report", "somewhere", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_recorded_command_names_no_folder_of_the_machine_it_ran_on():
+    typed = ["/home/me/dbnrun/cli.py", "-m", "seed=0", "results_dir=/home/me/results", "data_dir=/home/me/data"]
+    assert archive._own({"command": typed, "git": "x", "host": "y"}) == {
+        "git": "x",
+        "command": ["cli.py", "-m", "seed=0"],
+    }
