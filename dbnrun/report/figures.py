@@ -24,6 +24,7 @@ from dbnrun.report.tables import TOP, describe, most_efficient
 
 FAR = 1.5  # times the usual height: drawn in a strip of its own
 LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
+CROWD, BAND = 6, 0.11  # a band's opacity, half of it where more curves than that share the axes
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
 LEFT, AXES, LEADER, SAMPLE = 0.72, 5.1, 0.26, 0.3
@@ -86,49 +87,45 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
     """A panel a protocol; curves far above the others get a strip of their own on top, so that both can be read."""
     split = {protocol: _far_and_near(panel, column) for protocol, panel in panels.items()}
-    strip = STRIP + GAP if any(far for far, _ in split.values()) else 0.0
     head = TITLE_LINE * (title.count("\n") + 1) + 0.12
-    each = PANEL_TITLE + strip + MAIN + X_AXIS
+    tall = head + sum(PANEL_TITLE + (STRIP + GAP if far else 0) + MAIN + X_AXIS for far, _ in split.values())
     labels = [series.label for panel in panels.values() for series in panel]
-    size = (LEFT + AXES + LEADER + SAMPLE + _widest(labels) + 0.15, head + each * len(panels))
+    size = (LEFT + AXES + LEADER + SAMPLE + _widest(labels) + 0.15, tall)
     figure = Figure(figsize=size, dpi=150)
     FigureCanvasAgg(figure)
     figure.text(0.1 / size[0], 1 - 0.1 / size[1], title, fontsize=9.5, ha="left", va="top", linespacing=1.25)
-    mains, strips = [], []
-    for number, (protocol, panel) in enumerate(panels.items(), start=1):
-        bottom = size[1] - head - each * number + X_AXIS
-        mains.append(_axes(figure, bottom, MAIN, mains[:1]))
-        if strip:
-            strips.append(_axes(figure, bottom + MAIN + GAP, STRIP, strips[:1]))
-            strips[-1].tick_params(labelbottom=False)
-        mains[-1].set_xlabel("epoch")
-        mains[-1].set_ylabel(unit)
-        mains[-1].yaxis.set_label_coords(-0.48 / AXES, (MAIN + strip) / MAIN / 2)  # the middle of strip and main
-        heading = "; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panel)]))
-        (strips if strip else mains)[-1].set_title(heading, loc="left")
-    fars, nears = ([pair[i] for pair in split.values()] for i in (0, 1))
-    rows = [(mains, nears), (strips, fars)] if strip else [(mains, nears)]
     longest = max(len(_mean(series, column)) for panel in panels.values() for series in panel)
-    for axes, shown in rows:
-        for ax, panel in zip(axes, shown, strict=True):
-            markers = _markers(panel)
-            for series in panel:
-                _curve(ax, series, column, markers[id(series)])
-            ax.set_xlim(1 - 0.012 * longest, longest + 0.012 * longest)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _scale(axes[0], [series for panel in shown for series in panel], column)
+    bottom, drawn = tall - head, []
+    for protocol, (far, near) in split.items():
+        strip = STRIP + GAP if far else 0.0
+        bottom -= PANEL_TITLE + strip + MAIN + X_AXIS
+        main = _axes(figure, bottom + X_AXIS, MAIN)
+        main.set_xlabel("epoch")
+        main.set_ylabel(unit)
+        main.yaxis.set_label_coords(-0.48 / AXES, (MAIN + strip) / MAIN / 2)  # the middle of strip and main
+        drawn.append((main, near))
+        if far:
+            drawn.append((_axes(figure, bottom + X_AXIS + MAIN + GAP, STRIP), far))
+            drawn[-1][0].tick_params(labelbottom=False)
+        heading = "; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panels[protocol])]))
+        drawn[-1][0].set_title(heading, loc="left")
+    for ax, shown in drawn:
+        markers = _markers(shown)
+        for series in shown:
+            _curve(ax, series, column, markers[id(series)], BAND if len(shown) <= CROWD else BAND / 2)
+        ax.set_xlim(1 - 0.012 * longest, longest + 0.012 * longest)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _scale(ax, shown, column)
     figure.canvas.draw()  # fixes the transforms that labels are placed by
-    for axes, shown in rows:
-        for ax, panel in zip(axes, shown, strict=True):
-            _label_ends(ax, panel, column)
+    for ax, shown in drawn:
+        _label_ends(ax, shown, column)
     return figure
 
 
-def _axes(figure: Figure, bottom: float, height: float, share: Sequence[Axes]) -> Axes:
-    """Axes `bottom` inches up, as tall as said; panels share their y axis."""
+def _axes(figure: Figure, bottom: float, height: float) -> Axes:
+    """Axes `bottom` inches up, as tall as said."""
     width, tall = figure.get_size_inches()
-    place = (LEFT / width, bottom / tall, AXES / width, height / tall)
-    return figure.add_axes(place, sharey=share[0] if share else None)
+    return figure.add_axes((LEFT / width, bottom / tall, AXES / width, height / tall))
 
 
 def _widest(labels: Sequence[str]) -> float:
@@ -178,7 +175,7 @@ def _markers(panel: Sequence[Series]) -> dict[int, str]:
     return markers
 
 
-def _curve(ax: Axes, series: Series, column: str, marker: str) -> None:
+def _curve(ax: Axes, series: Series, column: str, marker: str, band: float) -> None:
     values = series.column(column)
     mean, epochs = values.mean(0), np.arange(1, values.shape[1] + 1)
     style = line_style(series)
@@ -188,7 +185,7 @@ def _curve(ax: Axes, series: Series, column: str, marker: str) -> None:
     if series.n > 1:
         sd = values.std(0, ddof=1)
         # A band that reaches 0 has no place on a log axis.
-        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=0.11, lw=0)
+        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=band, lw=0)
 
 
 # Okabe and Ito's palette for what has a name; the constants take a colour-blind-safe ramp from dark (1) to light
