@@ -23,7 +23,8 @@ class DiminishingBatchNorm(nn.Module):
         sigma(m) = alpha(m) sigma_B + (1 - alpha(m)) sigma(m-1)
         y        = gamma (x - mu) / (sigma + eps) + beta                 equation 3
 
-    Evaluation uses lambda as it stands. With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var",
+    Evaluation uses lambda as it stands. `init` is lambda(0) and alpha(1) acts on it: under 1/m and 1/m^2 nothing of it
+    is left and lambda(1) is the first batch's, which Algorithm 1, beginning with alpha(2), takes as given. With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var",
     training equals nn.BatchNorm; evaluation then knows the last batch's statistics alone.
 
     Args:

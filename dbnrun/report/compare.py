@@ -100,8 +100,11 @@ def log_jitter(series: Series) -> dict[int, float]:
     return by_seed(series, np.log(np.where(noise > 0, noise, np.nan)))
 
 
-def log_epochs(base: Series, factor: float = 1.05) -> Measure:
-    """Base-2 logarithm of the epochs to reach `factor` times the least validation loss of `base`, seed by seed."""
+def log_epochs(base: Series, never: Callable[[int], int], factor: float = 1.05) -> Measure:
+    """Base-2 logarithm of the epochs to reach `factor` times the least validation loss of `base`, seed by seed.
+
+    A run that never reaches it counts as `never`(the epochs trained).
+    """
     target = by_seed(base, factor * base.column("val_loss").min(1))
 
     def measure(series: Series) -> dict[int, float]:
@@ -112,7 +115,8 @@ def log_epochs(base: Series, factor: float = 1.05) -> Measure:
         if not shared:
             return {}
         goal = np.array([target[seed] for seed, _ in shared])
-        epochs = stats.epochs_to_reach(np.array([loss for _, loss in shared]), goal)
+        losses = np.array([loss for _, loss in shared])
+        epochs = stats.epochs_to_reach(losses, goal, never(losses.shape[1]))
         return {seed: float(np.log2(epoch)) for (seed, _), epoch in zip(shared, epochs, strict=True)}
 
     return measure

@@ -13,6 +13,7 @@ from dbnrun.config import UserError
 from dbnrun.records import write_atomic
 from dbnrun.report import paper_tables, verdicts
 from dbnrun.report.book import Book
+from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
 from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
 from dbnrun.report.verdicts import Verdict, name_of
 
@@ -98,18 +99,26 @@ def _cell(column: Any, key: str) -> str:
 
 
 def _verdicts(judged: list[Verdict]) -> list[str]:
-    """The primary verdicts under protocol A, a line a claim."""
-    found: Mapping[tuple[str, str], Verdict] = {
-        (one.claim, one.dataset): one for one in judged if one.is_primary and one.protocol == "dbn_inference"
+    """The verdicts under protocol A by the last epoch, a line a claim."""
+    found: Mapping[tuple[str, str, str], Verdict] = {
+        (one.claim, one.dataset, one.reference): one
+        for one in judged
+        if one.protocol == "dbn_inference" and one.selection in (verdicts.PRIMARY, "")
     }
     lines = [
-        "The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1:",
+        "The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in",
+        "parentheses against PyTorch's BN, where that differs:",
         "",
         "| | " + " | ".join(DATASETS[name].partition(" (")[0] for name in PAPER_DATASETS) + " |",
         "|---" * (1 + len(PAPER_DATASETS)) + "|",
     ]
     for claim, text in verdicts.CLAIMS.items():
-        both = found.get((claim, "all"))
-        words = [both.verdict] * 3 if both else [found[claim, name].verdict for name in PAPER_DATASETS]
+        both = found.get((claim, "all", ""))
+        words = [both.verdict if both else _word(found, claim, name) for name in PAPER_DATASETS]
         lines.append(f"| {claim.partition(' ')[0]}: {text} | " + " | ".join(words) + " |")
     return lines
+
+
+def _word(found: Mapping[tuple[str, str, str], Verdict], claim: str, dataset: str) -> str:
+    mine, modern = (found[claim, dataset, reference].verdict for reference in (ALPHA_ONE, MODERN_BN))
+    return mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"

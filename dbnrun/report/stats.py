@@ -131,10 +131,7 @@ def jitter(test: np.ndarray) -> np.ndarray:
     return steps.std(axis=1, ddof=1) / 2**0.5
 
 
-def epochs_to_reach(loss: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The first epoch (from 1) whose loss is at most each run's target; four times as many as there are where none is.
-
-    Never to reach it is thus two doublings away from any run that did, however late that was.
-    """
+def epochs_to_reach(loss: np.ndarray, target: np.ndarray, never: float) -> np.ndarray:
+    """The first epoch (from 1) whose loss is at most each run's target; `never` where none is."""
     reached = loss <= target[:, None]
-    return np.where(reached.any(1), reached.argmax(1) + 1, 4 * loss.shape[1]).astype(float)
+    return np.where(reached.any(1), reached.argmax(1) + 1, never).astype(float)

@@ -162,6 +162,6 @@ def test_jitter_estimates_the_noise_around_a_trend():
     assert np.isnan(stats.jitter(np.array([[1.0, 2.0, 3.0]]))).all()
 
 
-def test_epochs_to_reach_counts_from_one_and_fourfold_where_never():
+def test_epochs_to_reach_counts_from_one_and_as_said_where_never():
     loss = np.array([[0.5, 0.3, 0.2], [0.5, 0.5, 0.5], [0.1, 0.5, 0.1]])
-    assert stats.epochs_to_reach(loss, np.array([0.3, 0.4, 0.2])).tolist() == [2, 12, 1]
+    assert stats.epochs_to_reach(loss, np.array([0.3, 0.4, 0.2]), never=12).tolist() == [2, 12, 1]

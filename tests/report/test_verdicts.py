@@ -64,11 +64,13 @@ def test_ten_seeds_can_reject_in_a_column_of_eleven_and_three_never():
     assert comparison(n=10).word == "differs" and comparison(p=0.2).word == "no difference shown"
 
 
-def third(zero, **others):
-    named = {key.replace("_", "."): value for key, value in others.items()}
-    return similar({key: comparison(key, *value) for key, value in named.items()}, comparison("0", *zero), list(named))[
-        0
-    ]
+def third(zero, *, most=None, **others):
+    """The verdict on C3 of what each schedule's comparison is, and of those that are another at the most."""
+    named = [key.replace("_", ".") for key in others]
+    least = {"0": comparison("0", *zero)} | {
+        key: comparison(key, *value) for key, value in zip(named, others.values(), strict=True)
+    }
+    return similar(least, least | {key: comparison(key, *value) for key, value in (most or {}).items()}, named)[0]
 
 
 def test_c3_wants_the_others_within_a_factor_of_two_and_zero_slower():
@@ -79,7 +81,15 @@ def test_c3_wants_the_others_within_a_factor_of_two_and_zero_slower():
     assert third(slow, _5=(-2.0, 0.5, 0.01)) == FAILS  # much faster is not similar either
     assert third(alike, _5=alike) == FAILS  # α = 0 converges like the others
     assert third((2.0, 1.5, 0.2), _5=alike) == OPEN
-    assert similar({}, None, ["0.5"])[0] == NOT_RUN
+    assert similar({}, {}, ["0.5"])[0] == NOT_RUN
+
+
+def test_c3_says_only_what_holds_however_much_a_run_counts_that_never_arrives():
+    alike, slow, more = (0.1, 0.3, 0.5), (1.5, 0.3, 0.01), (3.0, 0.3, 0.01)
+    assert third(alike, most={"0": slow}, _5=alike) == OPEN  # α = 0 never arrives, soon after the others did
+    assert third(slow, most={".5": more}, _5=alike) == OPEN  # nor does α = 0.5: it may be similar or not
+    assert third(slow, most={".5": more}, _5=slow) == FAILS  # too late at the least
+    assert third(slow, most={"0": more}, _5=alike) == HOLDS
 
 
 def test_the_epochs_of_c3_are_paired_with_the_references_loss_of_the_same_seed():
@@ -93,9 +103,10 @@ def test_the_epochs_of_c3_are_paired_with_the_references_loss_of_the_same_seed()
     ]
     (setting,) = settings_of([*base, *other])
     series = compare.series_of(setting, "dbn_inference")
-    measure = compare.log_epochs(series["1"])
+    measure = compare.log_epochs(series["1"], lambda epochs: 4 * epochs)
     assert measure(series["1"]) == {0: 1.0, 1: 2.0}  # epochs 2 and 4
     assert measure(series["0.5"]) == {0: 2.0, 1: 0.0}  # 1.05 · 2 at epoch 4, 1.05 · 4 at epoch 1
+    assert compare.log_epochs(series["1"], lambda epochs: 4 * epochs, factor=1)(series["0.5"]) == {0: 4.0, 1: 1.0}
 
 
 def test_a_column_is_paired_over_the_seeds_that_both_have():
@@ -188,6 +199,7 @@ def test_every_data_set_protocol_and_claim_has_one_verdict_and_what_was_not_run_
 
 
 def test_the_rules_are_those_that_the_document_states():
+    assert [never(10) for never in verdicts.NEVER] == [11, 40]
     text = " ".join((Path(__file__).parents[2] / "docs" / "claims.md").read_text().split())
     assert f"± {verdicts.MARGIN_PP} pp" in text and f"{verdicts.RESAMPLES:,} times" in text
     assert f"≥ {verdicts.SURE} *holds*, ≤ {verdicts.UNLIKELY} *does not hold*" in text
