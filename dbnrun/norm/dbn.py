@@ -24,8 +24,9 @@ class DiminishingBatchNorm(nn.Module):
         y        = gamma (x - mu) / (sigma + eps) + beta                 equation 3
 
     Evaluation uses lambda as it stands. `init` is lambda(0) and alpha(1) acts on it: under 1/m and 1/m^2 nothing of it
-    is left and lambda(1) is the first batch's, which Algorithm 1, beginning with alpha(2), takes as given. With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var",
-    training equals nn.BatchNorm; evaluation then knows the last batch's statistics alone.
+    is left and lambda(1) is the first batch's, which Algorithm 1, beginning with alpha(2), takes as given.
+    With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var", training equals nn.BatchNorm; evaluation
+    then knows the last batch's statistics alone.
 
     Args:
         num_features: C, the channels or units.
