@@ -1,45 +1,133 @@
-"""How the scales of weights and of lambda move while a cell trains: a row an epoch.
+"""How the scales of weights and of lambda move while a cell trains, and which gradient keeps them: a row an epoch.
 
-    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8
+    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8 --through mean
 
-Takes the overrides of one cell, records nothing. Columns: the running training error [%]; for each normalizer the mean
-over units of lambda's sigma, and the norm of the weights before it.
+Takes the overrides of one cell. Columns: the running training error and the test error [%]; for each normalizer
+lambda's sigma and its |mu| / sigma, means over units, and the norm of the weights before it. Three interventions:
+
+--through mean  takes each unit's batch mean out of the gradient that leaves a normalizer, as batch normalization's own
+                gradient has it: a step can then gain nothing by moving the mean.
+--through var   takes out its part along the centered input: nothing by scaling it.
+--hold          each unit's weights before a normalizer keep, after each step, the norm that they began with.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from torch import Tensor, nn
 
 from dbnrun.config import RunConfig, UserError, checked
-from dbnrun.experiment import build_cell, load_data, prepare_device
+from dbnrun.experiment import Cell, build_cell, load_data, prepare_device
 from dbnrun.models import FNN
 from dbnrun.norm.following import dbn_layers
 from dbnrun.overrides import conf_dir
 from dbnrun.train import train
 
 
-def main(overrides: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of one cell, norm=dbn and model=fnn")
+    parser.add_argument("--through", action="append", choices=list(TAKEN_OUT), default=[])
+    parser.add_argument("--hold", action="store_true")
+    parser.add_argument("--csv", type=Path, help="put the rows into this file too")
+    given = parser.parse_intermixed_args(arguments)
     ConfigStore.instance().store(name="schema", node=RunConfig)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = checked(compose("config", overrides))
+        config = checked(compose("config", given.overrides))
     device = prepare_device(config)
     data = load_data(config, device)
     cell = build_cell(config, data, device)
-    layers = dbn_layers(cell.model)
-    if not layers or not isinstance(cell.model, FNN):
+    if not dbn_layers(cell.model) or not isinstance(cell.model, FNN):
         raise UserError(f"norm={config.norm.name}, model={config.model.name}: expected norm=dbn and model=fnn.")
-    names = "".join(f"  sigma{n}  |W{n}|" for n in range(1, len(layers) + 1))
-    print(f"epoch  train error [%]{names}")
-    for (row,) in train([cell.view()], cell.optimizer, data, config.train, cell.streams, precision=config.precision):
-        numbers = ""
-        for layer, block in zip(layers, cell.model.hidden, strict=True):
-            weight: torch.Tensor = block["linear"].weight  # pyright: ignore[reportIndexIssue, reportAssignmentType]
-            numbers += f"{layer.sigma.mean():8.2f}{weight.norm():6.1f}"
-        print(f"{row.epoch:5d}{row.train_error_pct:17.2f}{numbers}", flush=True)
+    for layer in dbn_layers(cell.model):
+        for name in given.through:
+            layer.register_forward_pre_hook(intervening(TAKEN_OUT[name]))
+    after_step = holding(weights_of(cell)) if given.hold else lambda _: None
+    epochs = train(
+        [cell.view()], cell.optimizer, data, config.train, cell.streams, precision=config.precision, on_step=after_step
+    )
+    rows = []
+    for (row,) in epochs:
+        rows.append(
+            {"epoch": row.epoch, "train_error_pct": row.train_error_pct, "test_error_pct": row.test_error_pct}
+            | scales(cell)
+        )
+        if len(rows) == 1:
+            print(" ".join(f"{name:>15}" for name in rows[-1]))
+        print(" ".join(f"{value:15.4g}" for value in rows[-1].values()), flush=True)
+    if given.csv:
+        interventions = [f"--through {name}" for name in given.through] + ["--hold"] * given.hold
+        put(given.csv, rows, " ".join([*given.overrides, *interventions]))
+
+
+def weights_of(cell: Cell) -> list[Tensor]:
+    """The weights before each normalizer, (units, inputs)."""
+    return [block["linear"].weight for block in cell.model.hidden]  # pyright: ignore[reportReturnType, reportIndexIssue, reportGeneralTypeIssues]
+
+
+def scales(cell: Cell) -> dict[str, float]:
+    numbers = {}
+    for n, (layer, weight) in enumerate(zip(dbn_layers(cell.model), weights_of(cell), strict=True), start=1):
+        numbers[f"sigma{n}"] = layer.sigma.mean()
+        numbers[f"|mu|/sigma{n}"] = (layer.mu.abs() / layer.sigma.clamp_min(1e-6)).mean()
+        numbers[f"|W{n}|"] = weight.detach().norm()
+    return {name: round(float(value), 4) for name, value in numbers.items()}
+
+
+def without_mean(g: Tensor, x: Tensor) -> Tensor:  # noqa: ARG001
+    return g - g.mean(0)
+
+
+def without_scale(g: Tensor, x: Tensor) -> Tensor:
+    centered = x - x.mean(0)
+    return g - centered * (g * centered).mean(0) / centered.square().mean(0).clamp_min(1e-12)
+
+
+# What an intervention makes of the gradient g at a normalizer's input x, both (N, C).
+TAKEN_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": without_mean, "var": without_scale}
+
+
+def intervening(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Any], None]:
+    """A hook before a normalizer that changes the gradient at its input."""
+
+    def before(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs
+        if x.requires_grad:
+            x.register_hook(functools.partial(change, x=x.detach()))
+
+    return before
+
+
+def holding(weights: list[Tensor]) -> Callable[[object], None]:
+    """After a step: each unit's weights back to the norm that they have now."""
+    norms = [weight.detach().norm(dim=1, keepdim=True) for weight in weights]
+
+    @torch.no_grad()
+    def hold(_: object) -> None:
+        for weight, norm in zip(weights, norms, strict=True):
+            weight.mul_(norm / weight.norm(dim=1, keepdim=True))
+
+    return hold
+
+
+def put(path: Path, rows: list[dict[str, float]], cell: str) -> None:
+    """Put the rows of a cell into a CSV, in place of those it has of that cell."""
+    new = pd.DataFrame([{"cell": cell, **row} for row in rows])
+    if path.exists():
+        old = pd.read_csv(path)
+        new = pd.concat([old[old["cell"] != cell], new])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new.to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """The scripts beside the command."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -16,10 +21,32 @@ def test_the_scales_of_a_lambda_that_never_moves_are_its_beginning():
     done = scales("norm=dbn", "schedule=alpha_0", "norm.init=[0,3]")
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()
-    assert header.split()[-4:] == ["sigma1", "|W1|", "sigma2", "|W2|"] and len(rows) == 2
-    assert [float(row.split()[i]) for row in rows for i in (2, 4)] == [3.0] * 4
+    assert header.split()[3:] == ["sigma1", "|mu|/sigma1", "|W1|", "sigma2", "|mu|/sigma2", "|W2|"] and len(rows) == 2
+    assert [float(row.split()[i]) for row in rows for i in (3, 6)] == [3.0] * 4
     # Glorot normal: 64 x 64 weights of variance 2/128 have norm 8, give or take; two epochs do not double it.
-    assert all(4 < float(row.split()[3]) < 16 for row in rows)
+    assert all(4 < float(row.split()[5]) < 16 for row in rows)
+
+
+def test_held_weights_keep_their_norm_and_a_file_takes_a_cell_once(tmp_path):
+    path = tmp_path / "scales.csv"
+    for _ in range(2):
+        done = scales("norm=dbn", "schedule=alpha_0.1", "--hold", "--csv", str(path))
+        assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(path)
+    assert list(rows["epoch"]) == [1, 2] and rows["cell"].str.endswith("schedule=alpha_0.1 --hold").all()
+    assert rows["|W2|"].iloc[0] == pytest.approx(rows["|W2|"].iloc[1], rel=1e-5)
+
+
+def test_a_gradient_without_mean_and_scale_is_that_of_batch_norm():
+    taken_out = runpy.run_path(str(SCRIPTS / "scales.py"))["TAKEN_OUT"]
+    x = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(20, 3, dtype=torch.float64)
+    normed = torch.nn.functional.batch_norm(x, None, None, training=True, eps=1e-14)
+    (want,) = torch.autograd.grad((normed * target).sum(), x)
+    constant = (x - x.detach().mean(0)) / x.detach().std(0, correction=0)  # the same y, its statistics held constant
+    (g,) = torch.autograd.grad((constant * target).sum(), x)
+    got = taken_out["var"](taken_out["mean"](g, x.detach()), x.detach())
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_scales_without_a_lambda_are_refused_in_one_line():
