@@ -24,6 +24,9 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# These two are about the results of this checkout, wherever others go.
+figures reproduce: export DBNRUN_RESULTS := results
+
 figures: venv # every table, figure, the page and the README's results, from the committed records: no training
 	$(BIN)/dbnrun theory figures
 	$(BIN)/dbnrun report --readme

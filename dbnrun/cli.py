@@ -296,8 +296,18 @@ def _report(arguments: list[str]) -> int:
         nargs="+",
         help="without PATH: run folders to add to the records (default: the results folder)",
     )
-    parser.add_argument("--readme", type=Path, nargs="?", const=Path("README.md"), help="write the results there too")
+    documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="write the results into these documents too (default: README.md, docs/findings.md)",
+    )
     options = parser.parse_args(arguments)
+    if "--readme" in arguments and not options.readme:
+        options.readme = documents or [Path("README.md")]
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     if options.paths and (options.runs or options.readme):
         return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")

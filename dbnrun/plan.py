@@ -186,8 +186,12 @@ def recorded(results_dir: Path) -> set[str]:
     found: set[str] = set()
     for path in sorted((results_dir / "records").glob("*.json")):
         try:
-            found |= json.loads(path.read_text())["runs"].keys()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            sidecar = json.loads(path.read_text())
+            for signature, run in sidecar["runs"].items():
+                dataset = sidecar["cells"][run["cell"]]["config"]["dataset"]["name"]
+                if not records.is_stale(sidecar["origins"][run["origin"]], dataset):
+                    found.add(signature)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: not records of dbnrun; restore it with `git checkout`, or move it away."
             ) from None

@@ -28,14 +28,13 @@ def report(paths: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
-def publish(results: Path, paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
+def publish(results: Path, paths: Sequence[Path], readmes: Sequence[Path] = ()) -> list[Path]:
     """Add the finished runs under `paths` to the records in `results`, and redraw everything from the records alone.
 
-    Writes records/, tables/, figures/ and report.html below `results`, and the results in `readme` where one is given;
+    Writes records/, tables/, figures/ and report.html below `results`, and the results into the `readmes`;
     returns the files written. Raises UserError where a cell has two sets of numbers, or nothing is recorded.
     """
-    from dbnrun.report import archive, figures, page, paper_tables, tables, verdicts
-    from dbnrun.report import readme as readme_file
+    from dbnrun.report import archive, figures, page, paper_tables, readme, tables, verdicts
     from dbnrun.report.book import book_of
 
     book = book_of(archive.update(results / "records", paths))
@@ -48,16 +47,18 @@ def publish(results: Path, paths: Sequence[Path], readme: Path | None = None) ->
         print(tables.as_text(setting) + "\n")
         written += figures.draw(setting, results / "figures")
     written += page.write(book, judged, results / "report.html")
-    if readme:
-        written += [readme] * readme_file.update(readme, book, judged)
+    written += [path for path in readmes if readme.update(path, book, judged)]
     print("\n".join(f"  {path}" for path in written if path.suffix != ".svg"))
     return written
 
 
 def _refuse(paths: Sequence[Path]) -> None:
-    """Say why there is nothing to report: in the words of `gather`, or that only sensitivity runs are recorded."""
+    """Say why there is nothing to report: in the words of `gather`, or that no run belongs to a main setting."""
     from dbnrun.config import UserError
     from dbnrun.report.gather import gather
 
     gather(paths)
-    raise UserError("only sensitivity runs are recorded; record the main ones with `dbnrun experiment=paper_mnist`.")
+    raise UserError(
+        "only sensitivity runs, or trials with train.limit_batches; draw them with `dbnrun report RUNS --out DIR`, or "
+        "record main ones with `dbnrun experiment=paper_mnist_a`."
+    )

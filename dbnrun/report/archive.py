@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dbnrun.report.protocols import experiment_of, schedule_key
 HEAD = ("signature", "curve", "seed")
 # What a run's own manifest adds to where its numbers come from; all else is shared by many runs and stands once.
 OWN = ("started", "wall_seconds", "git", "command")
-ORIGIN = ("versions", "device", "device_name", "host", "threads", "deterministic", "stacked")
+ORIGIN = ("results_version", "versions", "device", "device_name", "host", "threads", "deterministic", "stacked")
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
 
 
@@ -40,39 +40,64 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def update(folder: Path, paths: Sequence[Path]) -> list[Run]:
+def update(folder: Path, paths: Sequence[Path], say: Callable[[str], object] = print) -> list[Run]:
     """Unite the records in `folder` with the finished runs under `paths`, write what is new, and return all of them.
 
-    Raises UserError where a cell has other numbers than are recorded: nothing is averaged or written over.
+    Where a cell comes with other numbers than are recorded the record stands, and `say` tells of it: nothing is
+    averaged or written over. Trials, with train.limit_batches, are not recorded. Raises UserError where two runs that
+    are not recorded disagree.
     """
-    found = [run for run in read_runs(paths) if run.status in records.FINISHED]
+    finished = [run for run in read_runs(paths) if run.status in records.FINISHED]
+    found = [run for run in finished if "limit_batches" not in run.cell["train"]]
+    if len(found) < len(finished):
+        say(f"not recorded: {len(finished) - len(found)} finished with train.limit_batches, trials")
     if not found:
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lease.leased(folder):
             kept = read(folder)
-            united = unite(kept, found)
+            united, unlike = unite(kept, found)
             known = {run.signature for run in kept}
             changed = {experiment_of(run.cell) for run in united if run.signature not in known}
             for experiment in sorted(changed):
                 _write(folder, experiment, [run for run in united if experiment_of(run.cell) == experiment])
     except lease.Held as held:
         raise UserError(f"{folder}: being written by {held}; wait for it to end, then ask again.") from None
+    if unlike:
+        say(_say_unlike(unlike))
     return read(folder)
 
 
-def unite(kept: Sequence[Run], found: Iterable[Run]) -> list[Run]:
-    """Runs by signature. Raises UserError at the first signature that has two sets of numbers."""
-    united = {run.signature: run for run in kept}
+def unite(kept: Sequence[Run], found: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Runs by signature, and the pairs (recorded, found) that differ. Raises UserError where two found ones do."""
+    recorded = {run.signature: run for run in kept}
+    united, unlike = dict(recorded), []
     for run in found:
         other = united.setdefault(run.signature, run)
-        if other is not run and _numbers(other) != _numbers(run):
+        if other is run or _numbers(other) == _numbers(run):
+            continue
+        if run.signature not in recorded:
             raise UserError(
-                f"{other.folder} and {run.folder} have cell {run.signature} with different numbers; keep one: move the "
-                "run away, or the records file with its .json. (To report runs alone: `dbnrun report RUNS --out DIR`.)"
+                f"{other.folder} and {run.folder} have cell {run.signature} with different numbers; move one away."
             )
-    return list(united.values())
+        unlike.append((other, run))
+    return list(united.values()), unlike
+
+
+def _say_unlike(unlike: Sequence[tuple[Run, Run]]) -> str:
+    """How far runs are from their records, in a line."""
+
+    def distance(pair: tuple[Run, Run]) -> float:
+        both = zip(*(run.rows for run in pair), strict=False)
+        return max((abs(old.test_error_pct - new.test_error_pct) for old, new in both), default=0.0)
+
+    furthest = max(unlike, key=distance)
+    return (
+        f"the records stand: {len(unlike)} of the runs have other numbers than their records, by up to "
+        f"{distance(furthest):.3g} pp of test error ({furthest[1].folder}); another machine, number of threads or "
+        "stack rounds otherwise. `dbnrun report RUNS --out DIR` draws runs on their own."
+    )
 
 
 def read(folder: Path) -> list[Run]:
@@ -92,6 +117,11 @@ def _read(path: Path) -> list[Run]:
         if signature not in described:
             raise UserError(f"{path}: cell {signature} is not in {path.stem}.json beside it; {RESTORE}.")
         cell, manifest = described[signature]
+        if records.is_stale(manifest, cell["dataset"]["name"]):
+            raise UserError(
+                f"{path}: cell {signature} was recorded by code whose numbers differ from this one's; move the file "
+                "and its .json away and record its runs again."
+            )
         _check_whole(path, signature, cell, manifest, rows)
         runs.append(Run(path, signature, manifest["data_digest"], cell, manifest["status"], tuple(rows), manifest))
     return runs

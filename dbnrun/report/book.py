@@ -43,10 +43,10 @@ class Book:
 
     @property
     def mains(self) -> dict[str, Setting]:
-        """By data set, the paper's first, the setting with the most finished runs (the first of equal ones)."""
+        """By data set, the paper's first, the setting with the most epochs in finished runs (the first of equals)."""
         mains: dict[str, Setting] = {}
         for setting in self.settings:
-            if setting.n > (mains[setting.dataset].n if setting.dataset in mains else 0):
+            if _epochs(setting) > (_epochs(mains[setting.dataset]) if setting.dataset in mains else 0):
                 mains[setting.dataset] = setting
         order = [name for name in PAPER_DATASETS if name in mains]
         return {name: mains[name] for name in [*order, *(name for name in mains if name not in order)]}
@@ -72,6 +72,11 @@ def book_of(runs: Sequence[Run]) -> Book:
     for dataset, setting in book.mains.items():
         setting.slug = dataset
     return book
+
+
+def _epochs(setting: Setting) -> int:
+    """Epochs of all finished runs: a sweep of short trials does not outweigh a column that was trained."""
+    return sum(series.n for series in setting.series) * setting.cell["train"]["epochs"]
 
 
 def _by_value(variant: Variant) -> tuple[float, str]:

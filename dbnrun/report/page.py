@@ -129,8 +129,9 @@ def _claims(book: Book, judged: Sequence[Verdict]) -> str:
     parts = [
         "<p>The verdict stands on the last epoch, against α = 1 of the same protocol (the paper's “BN”), by rules "
         "written down in <code>docs/claims.md</code>: <i>holds</i> where every comparison that a claim names is "
-        "significant (exact sign-flip test, Holm-corrected), <i>does not hold</i> where a 95 % interval contradicts "
-        f"it, else <i>undecided</i>. Three ways to read the paper's procedure: {rules}.</p>"
+        "significant (exact sign-flip test, Holm-corrected), <i>does not hold</i> where one 95 % interval lies wholly "
+        f"on the wrong side or within ± {verdicts.MARGIN_PP} pp of no difference, else <i>undecided</i>. Three ways to "
+        f"read the paper's procedure: {rules}.</p>"
     ]
     for protocol in book.protocols:
         chosen = [one for one in judged if one.protocol == protocol]

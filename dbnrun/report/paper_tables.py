@@ -51,6 +51,18 @@ def _column(setting: Setting, protocol: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def population(setting: Setting) -> dict[str, float]:
+    """The same fields for the weights that all schedules of protocol A share, under the population's statistics."""
+    (base, *_) = compare.series_of(setting, "dbn_inference").values()
+    errors = compare.by_seed(base, base.column("test_error_pct_population")[:, -1])
+    error = stats.summarize(np.array(list(errors.values())))
+    row = {"mean": error.mean, "low": error.low, "high": error.high}
+    reference = compare.reference_of(setting, "dbn_inference", ALPHA_ONE)
+    theirs = compare.selected_error("last")(reference) if reference else {}
+    to_one = stats.summarize(np.array([errors[seed] - theirs[seed] for seed in sorted(errors.keys() & theirs.keys())]))
+    return row | {"vs_alpha_1_diff": to_one.mean, "vs_alpha_1_low": to_one.low, "vs_alpha_1_high": to_one.high}
+
+
 def _compared(name: str, one: compare.Comparison | None) -> dict[str, Any]:
     """The columns of one comparison; empty where a series is the reference itself, or has none."""
     nan = float("nan")

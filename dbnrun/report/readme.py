@@ -1,8 +1,13 @@
-"""The README's results, written from the records between two markers, so that they cannot drift apart."""
+"""Results inside documents, written from the records between two markers, so that they cannot drift apart.
+
+`<!-- results: … -->` takes the table and the verdicts of the README, `<!-- results of mnist A B: … -->` a data set's
+columns under those protocols.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,11 @@ from dbnrun.report import paper_tables, verdicts
 from dbnrun.report.book import Book
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
 from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
+from dbnrun.report.tables import describe
 from dbnrun.report.verdicts import Verdict, name_of
 
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
+BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
 ROWS = (
     "1",
     *verdicts.CONSTANTS,
@@ -35,21 +42,54 @@ LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
 
 
 def update(path: Path, book: Book, judged: list[Verdict]) -> bool:
-    """Write the results between the markers of a README; whether that changed it. Raises UserError without markers."""
+    """Write the results between a document's markers; whether that changed it. Raises UserError without markers."""
     old = path.read_text() if path.exists() else ""
-    new = with_results(old, results(book, judged), path)
+    new = with_results(old, book, judged, path)
     if new != old:
         write_atomic(path, new.encode())
     return new != old
 
 
-def with_results(readme: str, block: str, path: Path) -> str:
-    """The README's text with the block between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> str:
+    """A document's text with what belongs between each pair of its markers."""
+    if not BLOCK.search(text):
         raise UserError(f"{path}: expected the lines {BEGIN!r} and {END!r}; put them where the results should stand.")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+    def block(found: re.Match[str]) -> str:
+        begin = found[0].partition("\n")[0]
+        content = columns(book, *found["columns"].split()) if found["columns"] else results(book, judged)
+        return f"{begin}\n{content}\n{END}"
+
+    return BLOCK.sub(block, text)
+
+
+def columns(book: Book, dataset: str, *letters: str) -> str:
+    """A data set's test errors and their differences to α = 1 at the last epoch, as Markdown, protocol by protocol."""
+    if dataset not in book.mains:
+        return "No runs are recorded yet."
+    table: Any = paper_tables.statistics(book.mains[dataset])
+    by_protocol = {
+        name: rows.set_index("curve") for name, rows in table[table["selection"] == "last"].groupby("protocol")
+    }
+    shown = [by_protocol.get(letter, table[:0].set_index("curve")) for letter in letters]
+    names = [f"{letter}{_count(column)}" for letter, column in zip(letters, shown, strict=True)]
+    heads = [text for name in names for text in (f"{name}: test error [%]", "to its α = 1 [pp]")]
+    lines = [f"| {DATASETS[dataset]} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for key in ROWS:
+        if any(key in column.index for column in shown):
+            lines.append(f"| {name_of(key)} | " + " | ".join(_error_and_gain(shown, key)) + " |")
+    if letters == (LIKELIEST,):
+        population = paper_tables.population(book.mains[dataset])
+        lines.append("| the same weights, population statistics | " + " | ".join(_two(population)) + " |")
+    return "\n".join(lines)
+
+
+def _error_and_gain(shown: Iterable[Any], key: str) -> list[str]:
+    return [text for column in shown for text in (_two(column.loc[key]) if key in column.index else ["not run", ""])]
+
+
+def _two(row: Any) -> list[str]:
+    return [paper_tables.with_interval(row), paper_tables.difference(row, "vs_alpha_1")]
 
 
 def results(book: Book, judged: list[Verdict]) -> str:
@@ -63,9 +103,11 @@ def _table(book: Book) -> list[str]:
     columns = {name: _column(book, name) for name in PAPER_DATASETS}
     keys = [key for key in ROWS if any(key in column.index for column in columns.values())]
     heads = [f"{DATASETS[name].partition(' (')[0]}{_count(columns[name])}" for name in PAPER_DATASETS]
+    runs = [f"{DATASETS[name].partition(' (')[0]}: {describe(setting)}" for name, setting in book.mains.items()]
     lines = [
-        "Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A; in parentheses",
-        "the paper's, one run at its best epoch on the test set:",
+        "Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by",
+        "each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the",
+        f"test set. {'; '.join(runs)}.",
         "",
         "| | " + " | ".join(heads) + " |",
         "|---" * (1 + len(PAPER_DATASETS)) + "|",

@@ -129,7 +129,7 @@ def _markdown(setting: Setting, table: pd.DataFrame) -> str:
 
 
 def describe(setting: Setting) -> str:
-    """'fnn 300-300, adagrad 0.01, batch 100, 40 epochs'."""
+    """'cnn 32-32-64-64-512, adagrad 0.01, batch 100, 30 epochs, bf16'."""
     cell = setting.cell
     widths = "-".join(map(str, cell["model"]["widths"]))
     rates = sorted({group["lr"] for group in cell["optimizer"]["groups"].values()})
@@ -141,6 +141,8 @@ def describe(setting: Setting) -> str:
     ]
     if limit := cell["train"].get("limit_batches"):
         parts.append(f"at most {limit} batches each")
+    if cell["precision"] != "fp32":
+        parts.append(cell["precision"])
     return ", ".join(parts)
 
 

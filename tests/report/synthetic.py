@@ -67,6 +67,7 @@ def rows(test: Any, val: Any = None, val_loss: Any = None) -> tuple[EpochRow, ..
 def manifest(content: Any, status: str = "done") -> dict[str, Any]:
     return {
         "signature": signature(content, DIGEST), "status": status, "data_digest": DIGEST, "threads": 2,
+        "results_version": records.RESULTS_VERSIONS[content["dataset"]["name"]],
         "versions": {"dbnrun": "0.1.0", "torch": "2.13.0"}, "git": "23708c5" + "0" * 33, "host": "h", "device": "cpu",
         "command": ["dbnrun", "experiment=paper_mnist_a"], "started": "2026-11-23T16:00:00+0000", "wall_seconds": 9.5,
     }  # fmt: skip

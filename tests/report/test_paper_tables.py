@@ -90,17 +90,51 @@ def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
     assert [setting.slug for setting in book.settings] == ["mnist-epochs4", "mnist"]
 
 
+def test_many_short_runs_do_not_outweigh_a_column_that_was_trained():
+    runs = table_1(["mnist"], "A", seeds=2, epochs=8) + table_1(["mnist"], "A", seeds=10, epochs=1)
+    assert book_of(runs).mains["mnist"].cell["train"]["epochs"] == 8
+
+
 def test_a_main_setting_without_its_knobs_varied_has_no_sensitivity(book):
     assert book.variants == [] and len(paper_tables.sensitivity(book.variants)) == 0
 
 
-def test_the_readme_of_this_checkout_has_the_results_of_its_records():
+@pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
+def test_a_document_of_this_checkout_has_the_results_of_its_records(name):
     book = book_of(archive.read(ROOT / "results" / "records"))
     judged = verdicts.judge(book.mains, book.protocols)
-    text = (ROOT / "README.md").read_text()
-    assert readme.with_results(text, readme.results(book, judged), ROOT / "README.md") == text, (
-        "README.md differs from results/records: write it again with `dbnrun report --readme`"
+    text = (ROOT / name).read_text()
+    assert readme.with_results(text, book, judged, ROOT / name) == text, (
+        f"{name} differs from results/records: write it again with `dbnrun report --readme`"
     )
+
+
+def test_a_documents_columns_are_those_of_its_marker(tmp_path):
+    runs = [run(cell(constant(1.0), seed), [4.0, 3.0 + seed]) for seed in range(2)]
+    runs += [run(cell(constant(0.25), seed), [4.0, 2.0 + 2 * seed]) for seed in range(2)]
+    runs += [run(cell(constant(1.0), seed=0, protocol="B"), [4.0, 3.5])]
+    path = tmp_path / "findings.md"
+    one, two = (readme.BEGIN.replace("results", f"results of {what}") for what in ("mnist A", "mnist B C"))
+    path.write_text(f"before\n{one}\nformer\n{readme.END}\nbetween\n{two}\n{readme.END}\nafter\n")
+    assert readme.update(path, book_of(runs), []) and not readme.update(path, book_of(runs), [])
+    # By hand: 2 and 4 have mean 3 and t interval 3 ± 12.706 · √2 / √2; their differences to 3 and 4 are −1 and 0.
+    assert path.read_text().splitlines() == [
+        "before",
+        one,
+        "| MNIST | A, n = 2: test error [%] | to its α = 1 [pp] |",
+        "|---|---|---|",
+        "| α = 1 | 3.50 [−2.85, 9.85] |  |".replace("−", "-"),
+        "| α = 0.25 | 3.00 [-9.71, 15.71] | −0.50 [−6.85, +5.85] |",
+        "| the same weights, population statistics | 3.50 [-2.85, 9.85] | +0.00 [+0.00, +0.00] |",
+        readme.END,
+        "between",
+        two,
+        "| MNIST | B, n = 1: test error [%] | to its α = 1 [pp] | C: test error [%] | to its α = 1 [pp] |",
+        "|---|---|---|---|---|",
+        "| α = 1 | 3.50 |  | not run |  |",
+        readme.END,
+        "after",
+    ]
 
 
 def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
