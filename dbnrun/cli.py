@@ -128,7 +128,7 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
     """Hydra's flags and, as `overrides`, the rest; UserError at a flag that Hydra does not know."""
     from hydra._internal.utils import get_args_parser
 
-    from dbnrun.config import UserError, nearest
+    from dbnrun.config import UserError, known_keys, nearest
 
     parser = get_args_parser()
     known = [flag for action in parser._actions for flag in action.option_strings]
@@ -137,7 +137,9 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
         unknown = message.rpartition(": ")[2].split(" ")[0]
         if "unrecognized" in message and not unknown.startswith("-"):
             raise UserError(f"{unknown}: comes after a flag that follows a key; write flags, such as -m, first.")
-        raise UserError(f"{message}.{nearest(unknown, known)} See `dbnrun --help`.")
+        key = unknown.lstrip("-").replace("-", "_")
+        hint = f" Keys have no dashes: {key}=…." if key in known_keys() else nearest(unknown, known)
+        raise UserError(f"{message}.{hint} See `dbnrun --help`.")
 
     parser.error = refuse  # type: ignore[method-assign]
     flags = parser.parse_args(arguments)

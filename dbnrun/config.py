@@ -52,8 +52,9 @@ class UserError(ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean …?' for the known word closest to `word`, or '' where none is close."""
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    by_lower = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
 
 
 def _one_of(key: str, value: Any, known: Iterable[Any]) -> None:

@@ -59,7 +59,10 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
         for choice in _chosen(override):
             if choice not in groups[key]:
                 known = groups[key]
-                raise UserError(f"{key}={choice}: expected one of {', '.join(known)}.{nearest(choice, known)}")
+                hint = nearest(choice, known)
+                if key == "schedule" and (number := re.fullmatch(r"alpha_([\d.]+)", choice)):
+                    hint = f" Any other constant is schedule=constant schedule.alpha={number[1]}."
+                raise UserError(f"{key}={choice}: expected one of {', '.join(known)}.{hint}")
 
 
 def _is_known(key: str) -> bool:
@@ -82,9 +85,13 @@ def refusal(error: BaseException) -> UserError | None:
         return error
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    if match := re.search(r"hydra_plugins\.hydra_(joblib|submitit|ray)_launcher", str(error)):
-        extra = {"submitit": "slurm"}.get(match[1], match[1])
-        return UserError(f"hydra/launcher: the {match[1]} launcher is not installed; pip install 'dbnrun[{extra}]'.")
+    missing = (
+        r"hydra_plugins\.hydra_(joblib|submitit|ray)_launcher|Could not find 'hydra/launcher/(joblib|submitit|ray)"
+    )
+    if match := re.search(missing, str(error)):
+        name = match[1] or match[2]
+        extra = {"submitit": "slurm"}.get(name, name)
+        return UserError(f"hydra/launcher: the {name} launcher is not installed; pip install 'dbnrun[{extra}]'.")
     cause = error
     while isinstance(cause.__cause__, HydraException | OmegaConfBaseException | UserError):
         cause = cause.__cause__

@@ -267,10 +267,16 @@ def asked(arguments: Sequence[str]) -> Plan:
         return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
 
 
+def counted(number: int, thing: str) -> str:
+    """'1 cell', '2 cells'."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
 def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Iterator[str]:
     """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
     counts = Counter(how.name for how in standings)
-    yield f"{len(found.cells)} cells" + (f", {found.folded} duplicates folded" if found.folded else "")
+    folded = f", {counted(found.folded, 'duplicate')} folded" if found.folded else ""
+    yield counted(len(found.cells), "cell") + folded
     for name, meaning in STANDINGS.items():
         if counts[name]:
             yield f"{counts[name]:7} {name:10}  {meaning}"

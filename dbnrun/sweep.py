@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dbnrun import records
 from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
-from dbnrun.plan import Composer, PlannedCell, plan, recorded, standing
+from dbnrun.plan import Composer, PlannedCell, counted, plan, recorded, standing
 from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -58,16 +58,16 @@ class CellSweeper(Sweeper):
         standings = {cell.signature: cell.standing() for cell in asked.cells}
         new = [cell for cell in asked.cells if standings[cell.signature].name not in records.FINISHED]
         _say(
-            f"{_count(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
-            + (f"; {_count(asked.folded, 'duplicate')} folded" if asked.folded else "")
+            f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
+            + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
         )
         if new and new[0].config.skip_recorded:
             there = recorded(Path(new[0].config.results_dir))
             kept, new = new, [cell for cell in new if cell.signature not in there]
-            _say(f"skip_recorded: {_count(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
+            _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
         if any(cell.config.retry == "failed" for cell in new):
             again = [cell for cell in new if standings[cell.signature].name == "failed"]
-            _say(f"retry=failed: {_count(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
+            _say(f"retry=failed: {counted(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
             new = again
         # Where a process died without a word, what it trained may have killed it: that comes last.
         new.sort(key=lambda cell: standings[cell.signature].name == "unfinished" and _died(cell.folder))
@@ -86,7 +86,7 @@ class CellSweeper(Sweeper):
                 raise
             _say(f"the launcher gave up at a job: {type(error).__name__}: {_first_line(error)}")
         ended = Counter(cell.standing().name for cell in cells)
-        _say(f"{_count(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
+        _say(f"{counted(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
@@ -103,12 +103,12 @@ def _conclude(outcomes: Sequence[Outcome], asked: int) -> None:
     counts = Counter(outcome.status for outcome in outcomes)
     if len(outcomes) < asked:
         counts["not tried"] = asked - len(outcomes)
-    _say(f"{_count(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    _say(f"{counted(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     failed = [outcome for outcome in outcomes if outcome.status in FAILED]
     for outcome in failed:
         _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
     if failed:
-        raise CellFailed(f"{len(failed)} of {_count(asked, 'cell')} failed; retry=failed tries them alone again.")
+        raise CellFailed(f"{len(failed)} of {counted(asked, 'cell')} failed; retry=failed tries them alone again.")
 
 
 def outcome_of(returned: JobReturn) -> Outcome:
@@ -155,10 +155,6 @@ def _log_of(outcome: Outcome, words: str) -> str:
     log = outcome.folder / "run.log"
     # Not Path.exists, which raises where the name is too long.
     return words.format(log) if outcome.status == "failed" and os.path.exists(log) else ""  # noqa: PTH110
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ WRONG = [
     (["dataset.val_size=99999"], r"expected at least 1 and fewer than the"),
     (["-m", "norm=bn,dnb"], r"norm=dnb"),
     (["-m", "norm=dbn", "schedule=constant,harmonic", "schedule.alpha=0.1,0.5"], r"harmonic' takes no alpha"),
+    (["dataset=MNIST"], r"Did you mean 'mnist'\?"),
+    (["schedule=alpha_0.3"], r"Any other constant is schedule=constant schedule.alpha=0.3\."),
+    (["--seed", "1"], r"unrecognized arguments: --seed\. Keys have no dashes: seed=…\."),
+    pytest.param(
+        ["-m", "hydra/launcher=ray", "seed=0,1"],
+        r"the ray launcher is not installed; pip install 'dbnrun\[ray\]'",
+        marks=pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed"),
+    ),
     (["--mutlirun", "seed=0"], r"Did you mean '--multirun'\?"),
     (["hydra.nonsense=1"], r"hydra.nonsense"),
     (["hydra/launcher=nonsense"], r"nonsense"),
