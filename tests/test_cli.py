@@ -62,11 +62,6 @@ WRONG = [
     (["dataset=MNIST"], r"Did you mean 'mnist'\?"),
     (["schedule=alpha_0.3"], r"Any other constant is schedule=constant schedule.alpha=0.3\."),
     (["--seed", "1"], r"unrecognized arguments: --seed\. Keys have no dashes: seed=…\."),
-    pytest.param(
-        ["-m", "hydra/launcher=ray", "seed=0,1"],
-        r"the ray launcher is not installed; pip install 'dbnrun\[ray\]'",
-        marks=pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed"),
-    ),
     (["--mutlirun", "seed=0"], r"Did you mean '--multirun'\?"),
     (["hydra.nonsense=1"], r"hydra.nonsense"),
     (["hydra/launcher=nonsense"], r"nonsense"),
@@ -91,6 +86,13 @@ def test_a_wrong_input_gives_exit_code_2_and_one_line(dbnrun, tmp_path, words, m
     assert done.stdout == ""
     # Nothing half-written: at most the folder of a cell that was refused once its data was known.
     assert not list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
+def test_a_launcher_that_is_not_installed_names_its_extra(dbnrun):
+    done = dbnrun("-m", "hydra/launcher=ray", "seed=0,1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "the ray launcher is not installed; pip install 'dbnrun[ray]'" in done.stderr
 
 
 def test_a_missing_data_set_is_one_line_that_says_where_to_put_it(dbnrun, tmp_path):
