@@ -167,7 +167,8 @@ def standing(folder: Path, dataset: str) -> Standing:
     lost = status in records.FINISHED and not (folder / "metrics.csv").is_file()
     if lost or status in ("running", "interrupted"):  # a holder that is dead could not say so itself
         return Standing("unfinished", "its metrics.csv is gone" if lost else "")
-    return Standing(status if status in STANDINGS else "new", str(manifest.get("error", "")) * (status == "failed"))
+    detail = str(manifest.get("error", "")) if status == "failed" else ""
+    return Standing(status if status in STANDINGS else "new", detail)
 
 
 def standings(cells: Sequence[PlannedCell]) -> list[Standing]:

@@ -135,7 +135,8 @@ def left_alone(config: RunConfig) -> Outcome | None:
 
 def announce(outcome: Outcome, number: int) -> None:
     """One line for a cell that ended, with its number in the sweep."""
-    tqdm.write(f"[{number}/{cells_to_train}] " * bool(cells_to_train) + sentence(outcome), file=sys.stderr)
+    place = f"[{number}/{cells_to_train}] " if cells_to_train else ""
+    tqdm.write(place + sentence(outcome), file=sys.stderr)
 
 
 def sentence(outcome: Outcome) -> str:

@@ -165,11 +165,9 @@ def _run_folders(path: Path) -> list[Path]:
 def _read(folder: Path) -> Run:
     try:
         cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
-        known = cell["dataset"]["name"] and cell["norm"]["name"] in (*REFERENCES, "dbn") and cell["seed"] >= 0
         epochs = int(cell["train"]["epochs"])
-        described = cell["model"]["name"] and cell["optimizer"]["groups"] and cell["train"]["batch_size"]
-        if not known or not described or cell["dataset"]["name"] not in records.RESULTS_VERSIONS:
-            raise ValueError
+        if not _has_what_a_report_reads(cell):
+            raise ValueError("not a cell")
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
@@ -184,6 +182,16 @@ def _read(folder: Path) -> Run:
         status="stale" if records.is_stale(manifest, name) else _standing(manifest.get("status", ""), rows, epochs),
         rows=rows,
         manifest=manifest,
+    )
+
+
+def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of ours, as far as it is read here; KeyError where a part is missing."""
+    return (
+        cell["dataset"]["name"] in records.RESULTS_VERSIONS
+        and cell["norm"]["name"] in (*REFERENCES, "dbn")
+        and cell["seed"] >= 0
+        and all([cell["model"]["name"], cell["optimizer"]["groups"], cell["train"]["batch_size"]])
     )
 
 
