@@ -141,7 +141,7 @@ def describe(setting: Setting) -> str:
     ]
     if limit := cell["train"].get("limit_batches"):
         parts.append(f"at most {limit} batches each")
-    if cell["precision"] != "fp32":
+    if cell.get("precision", "fp32") != "fp32":
         parts.append(cell["precision"])
     return ", ".join(parts)
 
