@@ -1,6 +1,7 @@
 """What several test rooms share: the real data where it is at hand, and a way to run the command."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 # One thread a test process: two processes with two threads each cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A script in the background ignores Ctrl-C, and so would the commands that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

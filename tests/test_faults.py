@@ -94,30 +94,41 @@ def test_a_read_only_results_folder_is_said_in_one_line(dbnrun, tmp_path):
         subprocess.run(["umount", "-l", str(fixed)], check=True)
 
 
-def start(tmp_path, *words):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dbnrun.cli", *words], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("results/runs/*/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return process
+@pytest.fixture
+def start(tmp_path):
+    """Start the command and wait for its first checkpoint; it does not outlive the test."""
+    started = []
+
+    def begin(*words):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dbnrun.cli", *words], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("results/runs/*/checkpoint.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 LONG = ["train.epochs=100000", "train.limit_batches=4", "threads=1", "progress=false"]
 
 
-def test_a_results_folder_deleted_while_running_ends_in_one_line(dbnrun, tmp_path):
-    process = start(tmp_path, *LONG)
+def test_a_results_folder_deleted_while_running_ends_in_one_line(dbnrun, start, tmp_path):
+    process = start(*LONG)
     shutil.rmtree(tmp_path / "results", ignore_errors=True)
     shutil.rmtree(tmp_path / "results", ignore_errors=True)  # what was written meanwhile
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in said and "failed:" in said, said
 
 
-def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_its_next(dbnrun, tmp_path):
-    process = start(tmp_path, *LONG)
+def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_its_next(dbnrun, start, tmp_path):
+    process = start(*LONG)
     other = dbnrun("-m", *LONG[1:], "train.epochs=100000,2", timeout=240)
     assert other.returncode == 0, other.stderr
     assert f"left to process {process.pid} on" in other.stderr and "1 held" in other.stderr
@@ -126,14 +137,14 @@ def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_
     assert process.returncode == 130 and said.count("\n") == 1, said
 
 
-def test_a_killed_holder_is_replaced_at_once(dbnrun, tmp_path):
-    process = start(tmp_path, *LONG)
+def test_a_killed_holder_is_replaced_at_once(dbnrun, start, tmp_path):
+    process = start(*LONG)
     process.kill()
     process.communicate()
     (folder,) = runs(tmp_path / "results")
     assert (folder / "lock").exists()
     assert "unfinished" in dbnrun("status").stdout
-    process = start(tmp_path, *LONG)
+    process = start(*LONG)
     deadline = time.monotonic() + 120
     while "running" not in dbnrun("status").stdout and time.monotonic() < deadline:
         pass
