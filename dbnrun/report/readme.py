@@ -1,7 +1,7 @@
 """Results inside documents, written from the records between two markers, so that they cannot drift apart.
 
 `<!-- results: … -->` takes the table and the verdicts of the README, `<!-- results of mnist A B: … -->` a data set's
-columns under those protocols.
+columns under those protocols, `<!-- results of mnist sensitivity: … -->` its sensitivity runs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> st
 
     def block(found: re.Match[str]) -> str:
         begin = found[0].partition("\n")[0]
-        content = columns(book, *found["columns"].split()) if found["columns"] else results(book, judged)
+        dataset, *names = (found["columns"] or "").split() or [""]
+        if not dataset:
+            content = results(book, judged)
+        else:
+            content = knobs(book, dataset) if names == ["sensitivity"] else columns(book, dataset, *names)
         return f"{begin}\n{content}\n{END}"
 
     return BLOCK.sub(block, text)
@@ -81,6 +85,26 @@ def columns(book: Book, dataset: str, *letters: str) -> str:
     if letters == (LIKELIEST,):
         population = paper_tables.population(book.mains[dataset])
         lines.append("| the same weights, population statistics | " + " | ".join(_two(population)) + " |")
+    return "\n".join(lines)
+
+
+SHOWN = ("0.5", "0.1", "0.01", "0.001", "1/m epochs", "1/m^2 epochs")  # what stands for a column in `knobs`
+
+
+def knobs(book: Book, dataset: str) -> str:
+    """A data set's sensitivity runs, protocol A: a line a knob's value; α = 1, what others gain on it, and α = 0."""
+    table: Any = paper_tables.sensitivity(book.variants)
+    if not len(table) or not len(table := table[(table["dataset"] == dataset) & (table["protocol"] == LIKELIEST)]):
+        return "No runs are recorded yet."
+    heads = ["n", "α = 1: test error [%]", *(f"{name_of(key)} [pp]" for key in SHOWN), "α = 0: test error [%]"]
+    lines = [f"| {DATASETS[dataset]} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for (knob, value), rows in table.groupby(["knob", "value"], sort=False):
+        by_key = {row["curve"]: row for row in rows.to_dict("records")}
+        name = f"{knob} {value}" + (" (main)" if rows["paper_value"].any() else "")
+        gains = [paper_tables.difference(by_key[key], "vs_alpha_1") if key in by_key else "not run" for key in SHOWN]
+        ends = [paper_tables.with_interval(by_key[key]) if key in by_key else "not run" for key in ("1", "0")]
+        counts = sorted({row["n"] for row in by_key.values()})
+        lines.append("| " + " | ".join([name, str(counts[-1]), ends[0], *gains, ends[1]]) + " |")
     return "\n".join(lines)
 
 

@@ -137,6 +137,21 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
     ]
 
 
+def test_a_documents_sensitivity_has_a_line_a_value(tmp_path):
+    runs = [
+        knob_run("l2", l2, alpha, seed, error)
+        for l2, alpha, error in ((1e-4, 1.0, 3.0), (1e-4, 0.1, 2.5), (0.0, 1.0, 4.0), (0.0, 0.1, 3.75))
+        for seed in range(2)
+    ]
+    path = tmp_path / "findings.md"
+    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{readme.END}\n")
+    assert readme.update(path, book_of(runs), [])
+    _, head, _, none, main, _ = path.read_text().splitlines()
+    assert head.split(" | ")[:3] == ["| MNIST", "n", "α = 1: test error [%]"]
+    assert none.startswith("| l2 0.0 | 2 | 4.00 [4.00, 4.00] | not run | −0.25 [−0.25, −0.25] |")
+    assert main.startswith("| l2 0.0001 (main) | 2 | 3.00 [3.00, 3.00] | not run | −0.50 [−0.50, −0.50] |")
+
+
 def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{readme.BEGIN}\nformer\n{readme.END}\nafter\n")
