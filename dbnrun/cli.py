@@ -303,15 +303,15 @@ def _report(arguments: list[str]) -> int:
         "--readme",
         type=Path,
         nargs="*",
-        default=[],
         metavar="FILE",
         help="write the results into these documents too (default: README.md, docs/findings.md)",
     )
     options = parser.parse_args(arguments)
-    if "--readme" in arguments and not options.readme:
-        options.readme = documents or [Path("README.md")]
+    readmes = options.readme
+    if readmes == []:  # named without files
+        readmes = documents or [Path("README.md")]
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
-    if options.paths and (options.runs or options.readme):
+    if options.paths and (options.runs or readmes):
         return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
 
     from dbnrun.config import UserError
@@ -321,7 +321,7 @@ def _report(arguments: list[str]) -> int:
         if options.paths:
             report(options.paths, options.out or (options.paths[0] if len(options.paths) == 1 else results))
         else:
-            publish(options.out or results, options.runs or [results], options.readme)
+            publish(options.out or results, options.runs or [results], readmes or [])
     except OSError as error:
         return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
     except UserError as error:

@@ -65,7 +65,7 @@ def column(setting: Setting, protocol: str, measure: Measure, reference: str) ->
     if base is None or not others:
         return {}
     zero = measure(base)
-    differences = {key: _paired(measure(one), zero) for key, one in others.items()}
+    differences = {key: paired(measure(one), zero) for key, one in others.items()}
     raw = {key: stats.sign_flip_p(values) for key, values in differences.items()}
     corrected = dict(zip(raw, stats.holm(list(raw.values())), strict=True))
     made = sum(np.isfinite(p) for p in raw.values())
@@ -75,7 +75,7 @@ def column(setting: Setting, protocol: str, measure: Measure, reference: str) ->
     }
 
 
-def _paired(values: dict[int, float], zero: dict[int, float]) -> np.ndarray:
+def paired(values: dict[int, float], zero: dict[int, float]) -> np.ndarray:
     """Differences over the seeds that both have."""
     return np.array([values[seed] - zero[seed] for seed in sorted(values.keys() & zero.keys())], dtype=float)
 

@@ -59,7 +59,7 @@ def population(setting: Setting) -> dict[str, float]:
     row = {"mean": error.mean, "low": error.low, "high": error.high}
     reference = compare.reference_of(setting, "dbn_inference", ALPHA_ONE)
     theirs = compare.selected_error("last")(reference) if reference else {}
-    to_one = stats.summarize(np.array([errors[seed] - theirs[seed] for seed in sorted(errors.keys() & theirs.keys())]))
+    to_one = stats.summarize(compare.paired(errors, theirs))
     return row | {"vs_alpha_1_diff": to_one.mean, "vs_alpha_1_low": to_one.low, "vs_alpha_1_high": to_one.high}
 
 
@@ -120,7 +120,7 @@ def _to_alpha_one(variant: Variant, series: Series) -> np.ndarray:
     if base is None or base is series:
         return np.array([])
     ours, theirs = (compare.selected_error("last")(one) for one in (series, base))
-    return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    return compare.paired(ours, theirs)
 
 
 def write(book: Book, folder: Path) -> list[Path]:

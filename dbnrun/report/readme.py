@@ -57,17 +57,19 @@ def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> st
 
     def block(found: re.Match[str]) -> str:
         begin = found[0].partition("\n")[0]
-        dataset, *names = (found["columns"] or "").split() or [""]
-        if not dataset:
+        words = (found["columns"] or "").split()
+        if not words:
             content = results(book, judged)
+        elif words[1:] == ["sensitivity"]:
+            content = sensitivity(book, words[0])
         else:
-            content = knobs(book, dataset) if names == ["sensitivity"] else columns(book, dataset, *names)
+            content = by_schedule(book, *words)
         return f"{begin}\n{content}\n{END}"
 
     return BLOCK.sub(block, text)
 
 
-def columns(book: Book, dataset: str, *letters: str) -> str:
+def by_schedule(book: Book, dataset: str, *letters: str) -> str:
     """A data set's test errors and their differences to α = 1 at the last epoch, as Markdown, protocol by protocol."""
     if dataset not in book.mains:
         return "No runs are recorded yet."
@@ -88,10 +90,10 @@ def columns(book: Book, dataset: str, *letters: str) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("0.5", "0.1", "0.01", "0.001", "1/m epochs", "1/m^2 epochs")  # what stands for a column in `knobs`
+SHOWN = ("0.5", "0.1", "0.01", "0.001", "1/m epochs", "1/m^2 epochs")  # what stands for a column in `sensitivity`
 
 
-def knobs(book: Book, dataset: str) -> str:
+def sensitivity(book: Book, dataset: str) -> str:
     """A data set's sensitivity runs, protocol A: a line a knob's value; α = 1, what others gain on it, and α = 0."""
     table: Any = paper_tables.sensitivity(book.variants)
     if not len(table) or not len(table := table[(table["dataset"] == dataset) & (table["protocol"] == LIKELIEST)]):
