@@ -203,8 +203,11 @@ def _cell(cfg: Any) -> Any:
         return line
     from hydra.core.hydra_config import HydraConfig
 
-    from dbnrun import sweep, worker
+    from dbnrun import overrides, sweep, worker
 
+    if not sweep.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
+        for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
+            print(f"dbnrun: warning: {line}", file=sys.stderr)
     with worker.job(config.threads) if worker.in_worker() else contextlib.nullcontext():
         from dbnrun import experiment
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from dbnrun.config import UserError, known_keys, nearest
+from dbnrun.config import RunConfig, UserError, known_keys, nearest
 
 
 def conf_dir() -> Path:
@@ -77,6 +77,15 @@ def _chosen(override: Override) -> list[str]:
     if value is None:
         return [] if override.key_or_group == "experiment" else ["null"]
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def without_effect(typed: Sequence[str], config: RunConfig) -> list[str]:
+    """What a user typed for one cell that decides nothing there, in a line each."""
+    keys = [line.partition("=")[0].lstrip("+") for line in typed]
+    idle = [line for line, key in zip(typed, keys, strict=True) if key.partition(".")[0] == "schedule"]
+    if config.norm.name == "dbn":
+        return []
+    return [f"{line}: has no part in this cell; norm={config.norm.name} has no schedule." for line in idle]
 
 
 def refusal(error: BaseException) -> UserError | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from dbnrun import lease, records
+from dbnrun import lease, recorded, records
 from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
 from dbnrun.data import expected_digest, source
 from dbnrun.overrides import check_overrides, choices, conf_dir
@@ -116,6 +115,10 @@ class PlannedCell:
     def folder(self) -> Path:
         return records.run_folder(Path(self.config.results_dir), cell_of(self.config), self.signature)
 
+    @functools.cached_property
+    def kind(self) -> tuple[str, ...]:
+        return recorded.kind_of(cell_of(self.config))
+
     def standing(self) -> Standing:
         return standing(self.folder, self.config.dataset.name)
 
@@ -174,7 +177,7 @@ def standing(folder: Path, dataset: str) -> Standing:
 def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
     """How each cell stands for a sweep that asks for it, skip_recorded included."""
     skips = bool(cells) and cells[0].config.skip_recorded
-    there = recorded(Path(cells[0].config.results_dir)) if skips else set()
+    there = recorded.signatures(Path(cells[0].config.results_dir)) if skips else set()
     found = [cell.standing() for cell in cells]
     return [
         Standing("recorded") if cell.signature in there and how.name not in records.FINISHED else how
@@ -182,47 +185,38 @@ def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
     ]
 
 
-def recorded(results_dir: Path) -> set[str]:
-    """The signatures of the runs in a results folder's committed records. Raises UserError at a damaged file."""
-    found: set[str] = set()
-    for path in sorted((results_dir / "records").glob("*.json")):
-        try:
-            sidecar = json.loads(path.read_text())
-            for signature, run in sidecar["runs"].items():
-                dataset = sidecar["cells"][run["cell"]]["config"]["dataset"]["name"]
-                if not records.is_stale(sidecar["origins"][run["origin"]], dataset):
-                    found.add(signature)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            raise UserError(
-                f"{path}: not records of dbnrun; restore it with `git checkout`, or move it away."
-            ) from None
-    return found
+@dataclass(frozen=True)
+class Estimate:
+    """The time that the unfinished cells need one after another."""
+
+    seconds: float
+    here: int  # cells whose time is judged by finished ones here
+    elsewhere: int  # cells whose time is that of recorded runs, for want of finished ones
+    unknown: int  # cells whose time nothing tells
 
 
-def seconds_left(cells: Sequence[tuple[PlannedCell, Standing]]) -> tuple[float, int]:
-    """An estimate of the time that the unfinished cells need one after another, and for how many there is none.
+def time_left(cells: Sequence[tuple[PlannedCell, Standing]]) -> Estimate:
+    """What is left to train, at what finished cells of its data set, network and normalizer cost an epoch.
 
-    A cell costs what finished cells of its data set, network and normalizer cost an epoch, their share of a shared
-    run; that of a few is read, and their median taken.
+    That is their share of a shared run; a few are read, and their median taken. Where none is finished, what the
+    committed records say that it took.
     """
     costs: dict[tuple[str, ...], list[float]] = {}
     for cell, how in cells:
-        known = costs.setdefault(_kind(cell.config), [])
-        if how.name == "done" and len(known) < 5:
+        known = costs.setdefault(cell.kind, [])
+        if how.name == "done" and len(known) < recorded.ENOUGH:
             rows = records.read_rows(cell.folder / "metrics.csv")
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
-    total, unknown = 0.0, 0
-    for cell, how in cells:
-        if how.name in LEFT:
-            known = costs[_kind(cell.config)]
-            done = len(records.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
-            total += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
-            unknown += not known
-    return total, unknown
-
-
-def _kind(config: RunConfig) -> tuple[str, ...]:
-    return config.dataset.name, config.model.name, config.norm.name, str(config.norm.train_stats), config.precision
+    left = [(cell, how) for cell, how in cells if how.name in LEFT]
+    lacking = any(not costs[cell.kind] for cell, _ in left)
+    there = recorded.epoch_seconds(Path(left[0][0].config.results_dir)) if lacking else {}
+    seconds, sources = 0.0, Counter[str]()
+    for cell, how in left:
+        known = costs[cell.kind] or there.get(cell.kind, [])
+        done = len(records.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+        seconds += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
+        sources["here" if costs[cell.kind] else "elsewhere" if known else "unknown"] += 1
+    return Estimate(seconds, sources["here"], sources["elsewhere"], sources["unknown"])
 
 
 def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
@@ -238,7 +232,7 @@ def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
 
 def as_json(asked: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
     """The whole plan as plain data."""
-    left, unknown = seconds_left(list(zip(asked.cells, standings, strict=True)))
+    left = time_left(list(zip(asked.cells, standings, strict=True)))
     return {
         "cells": [
             {
@@ -253,8 +247,9 @@ def as_json(asked: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
         "counts": dict(Counter(how.name for how in standings)),
         "duplicates_folded": asked.folded,
         "missing_data": missing_data(asked.cells),
-        "seconds_left": round(left, 1),
-        "cells_without_estimate": unknown,
+        "seconds_left": round(left.seconds, 1),
+        "cells_estimated_by_records": left.elsewhere,
+        "cells_without_estimate": left.unknown,
     }
 
 
@@ -287,11 +282,13 @@ def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Itera
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
-    seconds, unknown = seconds_left(list(zip(found.cells, standings, strict=True)))
-    if seconds:
-        yield f"about {duration(seconds)} to train, one after another, by what finished cells took"
-    if unknown:
-        yield f"no estimate for {unknown} of the cells: none of their kind is finished"
+    left = time_left(list(zip(found.cells, standings, strict=True)))
+    if left.seconds:
+        took = "finished cells took" if left.here else "recorded runs of their kind took, where they were trained"
+        more = f" ({left.elsewhere} of them: by recorded runs)" if left.here and left.elsewhere else ""
+        yield f"about {duration(left.seconds)} to train, one after another, by what {took}{more}"
+    if left.unknown:
+        yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
 
 
 QUIET = ("done", "recorded", "new")  # standings that need no line of their own

@@ -66,6 +66,8 @@ class Recording:
         """The outcome "skipped" where the cell was done, or diverged, before."""
         if not records.is_finished(self.folder, self.config.dataset.name):
             return None
+        if self.config.save_weights and not (self.folder / records.WEIGHTS).exists():
+            _warn(f"{self.name}: was finished without save_weights=true; move its folder away to train it again")
         rows = records.read_rows(self.folder / "metrics.csv")
         ended = records.read_manifest(self.folder)["status"]
         return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, ended)
@@ -139,7 +141,7 @@ class Recording:
         self._saved = time.monotonic()
 
     def weights(self, state: dict[str, Any]) -> None:
-        records.write_atomic(self.folder / "weights.pt", _bytes(state))
+        records.write_atomic(self.folder / records.WEIGHTS, _bytes(state))
 
     def finish(self) -> Outcome:
         """The cell is trained: mark it done or diverged, let go of the folder, and return how it ended."""

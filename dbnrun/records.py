@@ -73,6 +73,8 @@ class Outcome:
     message: str = ""
 
 
+WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
+
 COLUMNS = tuple(field.name for field in fields(EpochRow))
 _TYPES = get_type_hints(EpochRow)
 

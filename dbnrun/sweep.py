@@ -16,10 +16,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dbnrun import records
+from dbnrun import recorded, records
 from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
-from dbnrun.plan import Composer, PlannedCell, counted, plan, recorded, standing
+from dbnrun.plan import Composer, PlannedCell, counted, plan, standing
 from dbnrun.records import Outcome
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -61,8 +61,10 @@ class CellSweeper(Sweeper):
             f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
             + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
         )
+        if bare := [cell for cell in asked.cells if cell not in new and _lacks_weights(cell)]:
+            _say(f"save_weights: {counted(len(bare), 'cell')} finished without; move their folders away to train again")
         if new and new[0].config.skip_recorded:
-            there = recorded(Path(new[0].config.results_dir))
+            there = recorded.signatures(Path(new[0].config.results_dir))
             kept, new = new, [cell for cell in new if cell.signature not in there]
             _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
         if any(cell.config.retry == "failed" for cell in new):
@@ -90,6 +92,10 @@ class CellSweeper(Sweeper):
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
+
+
+def _lacks_weights(cell: PlannedCell) -> bool:
+    return cell.config.save_weights and not (cell.folder / records.WEIGHTS).exists()
 
 
 def _died(folder: Path) -> bool:

@@ -241,6 +241,28 @@ def test_final_weights_load_with_weights_only(dbnrun, tmp_path):
     (path,) = tmp_path.glob("results/runs/*/weights.pt")
     weights = torch.load(path, weights_only=True)
     assert weights["hidden.0.linear.weight"].shape == (64, 64) and int(weights["hidden.0.norm.m"]) == 11
+    assert "save_weights" not in dbnrun("train.epochs=1", "save_weights=true", "norm=dbn").stderr
+    path.unlink()  # as if it had been trained without
+    alone = dbnrun("train.epochs=1", "save_weights=true", "norm=dbn")
+    assert "was finished without save_weights=true" in alone.stderr
+    swept = dbnrun("-m", "train.epochs=1", "save_weights=true", "norm=dbn", "seed=0")
+    assert "save_weights: 1 cell finished without" in swept.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["norm=bn", "schedule=harmonic"], ["schedule=harmonic: has no part in this cell; norm=bn has no schedule."]),
+        (["norm=dbn", "schedule=harmonic"], []),
+        (["norm=bn"], []),
+        (["-m", "norm=bn,dbn", "schedule=harmonic"], []),
+    ],
+)
+def test_a_schedule_beside_a_normalizer_without_one_is_warned_of(dbnrun, words, warned):
+    done = dbnrun(*words, "train.epochs=1", "train.limit_batches=1")
+    assert done.returncode == 0
+    said = [line.removeprefix("dbnrun: warning: ") for line in done.stderr.splitlines() if "warning" in line]
+    assert said == warned
 
 
 def test_every_make_target_that_the_readme_names_exists():
