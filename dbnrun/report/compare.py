@@ -6,7 +6,7 @@ one measure. A measure gives each seed of a series one number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,17 +61,21 @@ def reference_of(setting: Setting, protocol: str, reference: str) -> Series | No
 def column(setting: Setting, protocol: str, measure: Measure, reference: str) -> dict[str, Comparison]:
     """Every series of the protocol (or every peer) against the reference, by key, Holm-corrected; {} without one."""
     base = reference_of(setting, protocol, reference)
-    others = {key: one for key, one in series_of(setting, protocol).items() if one is not base}
-    if base is None or not others:
-        return {}
+    return against(base, series_of(setting, protocol), measure) if base else {}
+
+
+def against(base: Series, column: Mapping[str, Series], measure: Measure) -> dict[str, Comparison]:
+    """Every other series of a column against `base`, by key; p Holm-corrected over them."""
     zero = measure(base)
-    differences = {key: paired(measure(one), zero) for key, one in others.items()}
+    differences = {key: paired(measure(one), zero) for key, one in column.items() if one is not base}
+    if not differences:
+        return {}
     raw = {key: stats.sign_flip_p(values) for key, values in differences.items()}
     corrected = dict(zip(raw, stats.holm(list(raw.values())), strict=True))
     made = sum(np.isfinite(p) for p in raw.values())
     return {
-        key: Comparison(key, one.label, stats.summarize(differences[key]), raw[key], float(corrected[key]), made)
-        for key, one in others.items()
+        key: Comparison(key, column[key].label, stats.summarize(values), raw[key], float(corrected[key]), made)
+        for key, values in differences.items()
     }
 
 

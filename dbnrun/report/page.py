@@ -295,7 +295,8 @@ def _sensitivity(book: Book) -> str:
         return "<p class=soft>Not run: no recorded run has a knob elsewhere than the paper's runs.</p>"
     parts = [
         "<p>One knob at a time, all else as in the main runs: last-epoch test error [%], mean [95 % interval], and in "
-        "italics the paired difference [pp] to α = 1 with the same knob.</p>"
+        "italics the paired difference [pp] to α = 1 with the same knob; where there are seeds enough for it to "
+        "reject, the sign-flip test's p, Holm-corrected over the row.</p>"
     ]
     groups: Any = table.groupby(["dataset", "protocol", "knob", "epochs"], sort=False)
     for (dataset, protocol, knob, epochs), rows in groups:
@@ -321,6 +322,9 @@ def _knob_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
     change = paper_tables.difference(row, "vs_alpha_1")
+    p = paper_tables.p_text(row, "vs_alpha_1")
+    if p and not p.startswith("n"):  # where so few seeds can never reject, n says so
+        change += f", p {p}"
     return paper_tables.with_interval(row) + (f"<br><i>{change}</i>" if change else "")
 
 

@@ -1,7 +1,7 @@
 """Results inside documents, written from the records between two markers, so that they cannot drift apart.
 
 `<!-- results: … -->` takes the table and the verdicts of the README, `<!-- results of mnist A B: … -->` a data set's
-columns under those protocols, `<!-- results of mnist sensitivity: … -->` its sensitivity runs.
+columns under those protocols, `<!-- results of mnist sensitivity B: … -->` its sensitivity runs under one.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> st
         words = (found["columns"] or "").split()
         if not words:
             content = results(book, judged)
-        elif words[1:] == ["sensitivity"]:
-            content = sensitivity(book, words[0])
+        elif words[1:2] == ["sensitivity"]:
+            content = sensitivity(book, words[0], *words[2:])
         else:
             content = by_schedule(book, *words)
         return f"{begin}\n{content}\n{END}"
@@ -90,20 +90,25 @@ def by_schedule(book: Book, dataset: str, *letters: str) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("0.5", "0.1", "0.01", "0.001", "1/m epochs", "1/m^2 epochs")  # what stands for a column in `sensitivity`
+SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
 
 
-def sensitivity(book: Book, dataset: str) -> str:
-    """A data set's sensitivity runs, protocol A: a line a knob's value; α = 1, what others gain on it, and α = 0."""
+def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
+    """A data set's sensitivity runs under a protocol: a line a knob's value; α = 1, what others gain on it, α = 0.
+
+    m counts epochs under A, where that is what tells the paper's rows apart, and steps under the others.
+    """
     table: Any = paper_tables.sensitivity(book.variants)
-    if not len(table) or not len(table := table[(table["dataset"] == dataset) & (table["protocol"] == LIKELIEST)]):
+    if not len(table) or not len(table := table[(table["dataset"] == dataset) & (table["protocol"] == letter)]):
         return "No runs are recorded yet."
-    heads = ["n", "α = 1: test error [%]", *(f"{name_of(key)} [pp]" for key in SHOWN), "α = 0: test error [%]"]
+    unit = "epochs" if letter == LIKELIEST else "steps"
+    keys = [*SHOWN, f"1/m {unit}", f"1/m^2 {unit}"]
+    heads = ["n", "α = 1: test error [%]", *(f"{name_of(key)} [pp]" for key in keys), "α = 0: test error [%]"]
     lines = [f"| {DATASETS[dataset]} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for (knob, value), rows in table.groupby(["knob", "value"], sort=False):
         by_key = {row["curve"]: row for row in rows.to_dict("records")}
         name = f"{knob} {value}" + (" (main)" if rows["paper_value"].any() else "")
-        gains = [paper_tables.difference(by_key[key], "vs_alpha_1") if key in by_key else "not run" for key in SHOWN]
+        gains = [paper_tables.difference(by_key[key], "vs_alpha_1") if key in by_key else "not run" for key in keys]
         ends = [paper_tables.with_interval(by_key[key]) if key in by_key else "not run" for key in ("1", "0")]
         counts = sorted({row["n"] for row in by_key.values()})
         lines.append("| " + " | ".join([name, str(counts[-1]), ends[0], *gains, ends[1]]) + " |")

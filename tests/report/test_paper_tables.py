@@ -1,11 +1,13 @@
 """The paper beside ours, the sensitivity runs, and the README's results."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.config import UserError
@@ -83,6 +85,24 @@ def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
     assert (table["n"] == 3).all() and len(table) == 2 * (3 + 2 + 3)
 
 
+def test_a_knobs_differences_are_tested_as_a_column_is():
+    generator = np.random.default_rng(0)
+    errors = {alpha: generator.normal(2 + alpha, 0.2, 10) for alpha in (1.0, 0.5, 0.25)}
+    runs = [knob_run("l2", l2, a, s, errors[a][s] + l2) for a in errors for s in range(10) for l2 in (1e-4, 1e-3)]
+    table: Any = paper_tables.sensitivity(book_of(runs).variants).set_index(["value", "curve"])
+    raw = [
+        scipy.stats.permutation_test(
+            (errors[alpha] - errors[1.0],), np.mean, permutation_type="samples", n_resamples=np.inf
+        ).pvalue
+        for alpha in (0.5, 0.25)
+    ]
+    low, high = sorted(raw)  # Holm by hand: the least of two p doubled, and none below it
+    by_hand = {low: min(1, 2 * low), high: max(2 * low, high)}
+    assert table.loc[("0.001", "0.5"), "vs_alpha_1_p_holm"] == pytest.approx(by_hand[raw[0]])
+    assert table.loc[("0.001", "0.25"), "vs_alpha_1_p_holm"] == pytest.approx(by_hand[raw[1]])
+    assert np.isnan(table.loc[("0.001", "1"), "vs_alpha_1_p_holm"])
+
+
 def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
     runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
     book = book_of(runs)
@@ -150,6 +170,21 @@ def test_a_documents_sensitivity_has_a_line_a_value(tmp_path):
     assert head.split(" | ")[:3] == ["| MNIST", "n", "α = 1: test error [%]"]
     assert none.startswith("| l2 0.0 | 2 | 4.00 [4.00, 4.00] | not run | −0.25 [−0.25, −0.25] |")
     assert main.startswith("| l2 0.0001 (main) | 2 | 3.00 [3.00, 3.00] | not run | −0.50 [−0.50, −0.50] |")
+
+
+def test_a_documents_sensitivity_can_be_of_another_protocol(tmp_path):
+    runs = []
+    for position, seed in itertools.product(("before", "after"), range(2)):
+        for schedule, error in ((constant(1.0), 3.0), ({"name": "harmonic", "unit": "step"}, 2.5)):
+            content = cell(schedule, seed, protocol="B")
+            content["model"]["norm_position"] = position
+            runs.append(run(content, [4.0, error]))
+    path = tmp_path / "findings.md"
+    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity B', 1)}\n{readme.END}\n")
+    assert readme.update(path, book_of(runs), [])
+    _, head, _, after, before, _ = path.read_text().splitlines()
+    assert "| 1/m (steps) [pp] |" in head and after.startswith("| norm position after | 2 | 3.00 [3.00, 3.00] |")
+    assert before.startswith("| norm position before (main) |") and "−0.50 [−0.50, −0.50]" in before
 
 
 def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
