@@ -187,7 +187,7 @@ def _panel(ax: Axes, group: Sequence[Pair], column: str) -> None:
         number = seen.setdefault(pair.label, len(seen))
         values = pair.curve[column]
         values = np.where(values > 0, values, np.nan)  # lambda that does not move has no place on a log axis
-        nothing = "" if (values > 0).any() else "  (0 throughout: not drawn)"
+        nothing = "" if (values > 0).any() else "  (0: not drawn)"
         style = {"color": COLORS[number % len(COLORS)], "ls": DASHES[number % len(DASHES)], "lw": 1.4}
         if column == "lambda_path":
             values, nothing = pair.curve[column], ""
