@@ -40,6 +40,8 @@ def publish(results: Path, paths: Sequence[Path], readmes: Sequence[Path] = ()) 
     book = book_of(archive.update(results / "records", paths))
     if not book.mains:
         _refuse(paths)
+    if nowhere := len(book.nowhere):
+        print(f"{nowhere} of {len(book.runs)} recorded runs stand in no table: two knobs turned, or no run beside")
     judged = verdicts.judge(book.mains, book.protocols)
     written = tables.write(book.settings, results / "tables")
     written += paper_tables.write(book, results / "tables") + verdicts.write(judged, results / "tables")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dbnrun.report.gather import Run, Series, Setting, settings_of
@@ -29,7 +30,9 @@ class Variant:
     knob: str
     value: str
     reference: bool  # the value of the paper's runs
-    epochs: int
+    family: str  # what it shares with the other values of the knob; unique
+    main: bool  # whether that is a main setting
+    cell: dict[str, Any]  # of the family, the knob where the paper's runs have it
     protocol: str  # '' for a peer
     series: dict[str, Series]  # by schedule_key
 
@@ -57,13 +60,23 @@ class Book:
         found = {series.protocol for setting in self.mains.values() for series in setting.series} - {""}
         return [*LETTERS, *sorted(found - set(LETTERS))]
 
-    @property
+    @cached_property
     def variants(self) -> list[Variant]:
         """The sensitivity runs by knob and value, beside the runs they vary."""
         done = [(run, knobs(run.cell), turned(run.cell)) for run in self.runs if run.status == "done"]
         # Most knobs were never turned: nothing to look for.
-        moved = [knob for knob in KNOBS if any(knob in off for _, _, off in done)]
-        return [variant for knob in moved for variant in _variants(done, knob)]
+        moved = dict.fromkeys(knob for _, _, off in done for knob in off)
+        mains = {_family(one.cell, one.runs[0]) for setting in self.mains.values() for one in setting.series}
+        known = [*(knob for knob in KNOBS if knob in moved), *(knob for knob in moved if knob not in KNOBS)]
+        return [variant for knob in known for variant in _variants(done, knob, mains)]
+
+    @property
+    def nowhere(self) -> list[Run]:
+        """The runs that no table shows: of two knobs turned at once, or with nothing beside them to compare."""
+        shown = [run for setting in self.settings for one in setting.series for run in one.runs]
+        shown += [run for variant in self.variants for one in variant.series.values() for run in one.runs]
+        signatures = {run.signature for run in shown}
+        return [run for run in self.runs if run.signature not in signatures]
 
 
 def book_of(runs: Sequence[Run]) -> Book:
@@ -87,22 +100,30 @@ def _by_value(variant: Variant) -> tuple[float, str]:
         return 0.0, variant.value
 
 
-def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: str) -> list[Variant]:
+def _family(cell: Mapping[str, Any], run: Run) -> str:
+    """What a cell shares with those that differ from it in seed and schedule alone, as text."""
+    alike = {key: value for key, value in cell.items() if key not in ("seed", "schedule")}
+    return json.dumps([alike, run.data_digest], sort_keys=True)
+
+
+def _variants(done: Sequence[tuple[Run, dict[str, Any], dict[str, Any]]], knob: str, mains: Set[str]) -> list[Variant]:
     """The values of one knob among runs that are alike but for it, seed and schedule: none where only one is."""
     families: dict[str, dict[str, Variant]] = defaultdict(dict)
     for run, values, off in done:
         if knob not in values or any(name != knob for name in off):
             continue
-        alike = {key: value for key, value in at_reference(run.cell, knob).items() if key not in ("seed", "schedule")}
-        value = values[knob]
-        variant = families[json.dumps([alike, run.data_digest], sort_keys=True)].setdefault(
+        cell, value = at_reference(run.cell, knob), values[knob]
+        family = _family(cell, run)
+        variant = families[family].setdefault(
             str(value),
             Variant(
                 dataset=run.cell["dataset"]["name"],
                 knob=knob,
                 value=str(value),
-                reference=value == KNOBS[knob][1],
-                epochs=run.cell["train"]["epochs"],
+                reference=knob not in off,
+                family=family,
+                main=family in mains,
+                cell=cell,
                 protocol=protocol_of(run.cell["norm"]),
                 series={},
             ),

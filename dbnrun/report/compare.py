@@ -50,7 +50,10 @@ class Comparison:
 
 def series_of(setting: Setting, protocol: str) -> dict[str, Series]:
     """The finished series of a protocol ('' for the peers) by `schedule_key`."""
-    return {schedule_key(one.cell): one for one in setting.series if one.protocol == protocol and one.n}
+    found = [one for one in setting.series if one.protocol == protocol and one.n]
+    by_key = {schedule_key(one.cell): one for one in found}
+    assert len(by_key) == len(found), "a book's setting has one series a schedule; all else is a knob"
+    return by_key
 
 
 def reference_of(setting: Setting, protocol: str, reference: str) -> Series | None:

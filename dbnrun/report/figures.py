@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from dbnrun.records import write_atomic
 from dbnrun.report.gather import Series, Setting
 from dbnrun.report.protocols import DATASETS, PROTOCOLS
-from dbnrun.report.tables import TOP, describe, most_efficient
+from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 
 FAR = 1.5  # times the usual height: drawn in a strip of its own
 LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
@@ -61,7 +61,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     written = []
     for number, title, shown, column, unit in figures:
         with mpl.rc_context(STYLE):
-            figure = _figure("\n".join([*title, describe(setting)]), shown, column, unit)
+            figure = _figure("\n".join([*title, describe(setting.cell)]), shown, column, unit)
             for suffix in (".png", ".svg"):
                 written.append(save(figure, folder / f"{setting.slug}-{number}{suffix}"))
     return written
@@ -153,11 +153,10 @@ def _height(mean: np.ndarray) -> float:
 
 def _counted(panel: Sequence[Series]) -> str:
     """'n = 3 seeds, mean ± standard deviation'."""
-    counts = sorted({series.n for series in panel})
-    if not counts or counts[-1] == 1:
+    counts = [series.n for series in panel]
+    if max(counts, default=0) <= 1:
         return "n = 1 seed" if counts else ""
-    span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    return f"n = {span} seeds, mean ± standard deviation"
+    return f"n = {from_to(counts)} seeds, mean ± standard deviation"
 
 
 def _mean(series: Series, column: str) -> np.ndarray:

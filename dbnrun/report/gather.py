@@ -20,7 +20,7 @@ import yaml
 from dbnrun import records
 from dbnrun.config import UserError, norm_label
 from dbnrun.records import EpochRow
-from dbnrun.report.protocols import protocol_of
+from dbnrun.report.protocols import number_text, protocol_of
 
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 REFERENCES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
@@ -235,18 +235,12 @@ def schedule_text(cell: Mapping[str, Any]) -> str:
     """'α = 0.25', '1/m (steps)', '1/m² (epochs)', …; what m counts stands wherever it matters."""
     schedule = cell["schedule"]
     if schedule["name"] == "constant":
-        return f"α = {_number(schedule['alpha'])}"
+        return f"α = {number_text(schedule['alpha'])}"
     if schedule["name"] == "power":
-        text = f"m^-{_number(schedule['exponent'])}"
+        text = f"m^-{number_text(schedule['exponent'])}"
     else:
         text = {"harmonic": "1/m", "inverse_square": "1/m²"}[schedule["name"]]
     return f"{text} ({schedule['unit']}s)"
-
-
-def _number(value: float) -> str:
-    """Short where that loses nothing, so that two values never share a text."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 def _rank(series: Series) -> tuple[Any, ...]:
@@ -282,7 +276,7 @@ def _text(value: Any) -> str:
         return "x".join(map(_text, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return _number(value) if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 def _name(settings: list[Setting]) -> None:

@@ -24,7 +24,7 @@ from dbnrun.report.book import Book
 from dbnrun.report.charts import Spec
 from dbnrun.report.gather import Run
 from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, PROTOCOLS, experiment_of, letter
-from dbnrun.report.tables import describe
+from dbnrun.report.tables import describe, from_to
 from dbnrun.report.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, Verdict, name_of
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open", NOT_RUN: "notrun"}
@@ -216,7 +216,7 @@ def _tables(book: Book, statistics: Mapping[str, Any]) -> str:
             parts.append(f"<h3>{escape(DATASETS[name])}</h3><p class=soft>Not run.</p>")
             continue
         setting = book.mains[name]
-        parts.append(f"<h3>{escape(DATASETS.get(name, name))}</h3><p class=soft>{escape(describe(setting))}</p>")
+        parts.append(f"<h3>{escape(DATASETS.get(name, name))}</h3><p class=soft>{escape(describe(setting.cell))}</p>")
         for protocol, column in statistics[name].groupby("protocol", sort=False):
             title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
             rows = [[escape(text) for text in fields] for fields in paper_tables.cells(column)]
@@ -294,15 +294,15 @@ def _sensitivity(book: Book) -> str:
     if not len(table):
         return "<p class=soft>Not run: no recorded run has a knob elsewhere than the paper's runs.</p>"
     parts = [
-        "<p>One knob at a time, all else as in the main runs: last-epoch test error [%], mean [95 % interval], and in "
+        "<p>One knob at a time, all else alike: last-epoch test error [%], mean [95 % interval], and in "
         "italics the paired difference [pp] to α = 1 with the same knob; where there are seeds enough for it to "
         "reject, the sign-flip test's p, Holm-corrected over the row.</p>"
     ]
-    groups: Any = table.groupby(["dataset", "protocol", "knob", "epochs"], sort=False)
-    for (dataset, protocol, knob, epochs), rows in groups:
+    groups: Any = table.groupby(["dataset", "protocol", "knob", "setting", "family"], sort=False)
+    for (dataset, protocol, knob, setting, _), rows in groups:
         who = "peers" if protocol == "baselines" else f"protocol {protocol}"
         title = f"{DATASETS.get(dataset, dataset)}, {who}: {knob}"
-        parts.append(f"<h4>{escape(title)} <span class=soft>({epochs} epochs)</span></h4>" + _knob_table(rows, title))
+        parts.append(f"<h4>{escape(title)} <span class=soft>({escape(setting)})</span></h4>" + _knob_table(rows, title))
     return "\n".join(parts)
 
 
@@ -312,7 +312,7 @@ def _knob_table(rows: Any, label: str) -> str:
     body = []
     for value, found in rows.groupby("value", sort=False):
         by_key = {row["curve"]: row for row in found.to_dict("records")}
-        counts = _spread(sorted(set(found["n"])))
+        counts = from_to(found["n"])
         name = f"{value}{' (main)' if found['paper_value'].any() else ''}, n = {counts}"
         body.append([escape(name), *(_knob_cell(by_key.get(key)) for key in keys)])
     return _table(["value", *(escape(name_of(key)) for key in keys)], body, "number", label)
@@ -326,11 +326,6 @@ def _knob_cell(row: Mapping[str, Any] | None) -> str:
     if p and not p.startswith("n"):  # where so few seeds can never reject, n says so
         change += f", p {p}"
     return paper_tables.with_interval(row) + (f"<br><i>{change}</i>" if change else "")
-
-
-def _spread(counts: Sequence[int]) -> str:
-    """'3', or '3 to 10'."""
-    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 
 
 def _provenance(book: Book) -> str:

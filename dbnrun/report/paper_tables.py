@@ -87,6 +87,7 @@ def _paper(dataset: str, series: Series) -> float:
 def sensitivity(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row a knob's value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
     measure = compare.selected_error("last")
+    families = list(dict.fromkeys(variant.family for variant in variants))
     rows = []
     for variant in variants:
         base = variant.series.get(ALPHA_ONE)
@@ -99,8 +100,10 @@ def sensitivity(variants: Sequence[Variant]) -> pd.DataFrame:
                 "value": variant.value,
                 "paper_value": variant.reference,
                 "protocol": letter(variant.protocol),
+                "family": families.index(variant.family),
+                "main": variant.main,
+                "setting": describe(variant.cell),
                 "curve": key,
-                "epochs": variant.epochs,
                 "n": error.n,
                 "mean": error.mean,
                 "sd": error.sd,
@@ -158,7 +161,7 @@ HEADS = (
 
 
 def _markdown(setting: Setting, table: pd.DataFrame) -> str:
-    lines = [f"## {DATASETS.get(setting.dataset, setting.dataset)}: {describe(setting)}", ""]
+    lines = [f"## {DATASETS.get(setting.dataset, setting.dataset)}: {describe(setting.cell)}", ""]
     for protocol, column in table.groupby("protocol", sort=False):
         title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
         lines += [f"### {title}", "", _line(HEADS), "|" + "---|" * len(HEADS), *map(_line, cells(column)), ""]
@@ -219,12 +222,12 @@ def _sensitivity_markdown(table: pd.DataFrame) -> str:
         "Last-epoch test error [%], mean [95 % interval], and the paired difference [pp] to α = 1 with the same knob;",
         "p is the exact two-sided sign-flip test, Holm-corrected over the schedules of that value.",
         "",
-        "| data set | protocol | knob | value | curve | epochs | n | test error | to α = 1 | p |",
+        "| data set | setting | protocol | knob | value | curve | n | test error | to α = 1 | p |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.to_dict("records"):
         value = f"{row['value']} (paper's runs)" if row["paper_value"] else row["value"]
-        cells = [row["dataset"], row["protocol"], row["knob"], value, name_of(str(row["curve"])), str(row["epochs"])]
+        cells = [row["dataset"], row["setting"], row["protocol"], row["knob"], value, name_of(str(row["curve"]))]
         cells += [str(row["n"]), with_interval(row), difference(row, "vs_alpha_1"), p_text(row, "vs_alpha_1")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

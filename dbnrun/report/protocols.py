@@ -29,6 +29,15 @@ KNOBS: dict[str, tuple[str, Any]] = {
     "average": ("norm.average", "std"),
     "features": ("dataset.features", "log"),
 }
+ADAGRAD_KNOBS = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
+# The other axes of each normalizer, as the paper's runs have them; one off that is a knob as well.
+NORM_AXES: dict[str, dict[str, Any]] = {
+    "dbn": {"eps": 1e-4, "affine": True, "eps_at": "std", "init": [0.0, 1.0]},
+    "bn": {"eps": 1e-5, "affine": True, "momentum": 0.1},
+    "ln": {"eps": 1e-5, "affine": True},
+    "gn": {"eps": 1e-5, "affine": True, "num_groups": 8},
+    "none": {},
+}
 
 
 def protocol_of(norm: Mapping[str, Any]) -> str:
@@ -44,12 +53,24 @@ def letter(protocol: str) -> str:
     return LETTERS.get(protocol, "other") if protocol else "baselines"
 
 
+def knobs_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The knobs that a cell can have: the dotted keys (globs) of each, and the value of the paper's runs."""
+    paper = {knob: to for knob, to in KNOBS.items() if _own_rates(cell) or knob not in ADAGRAD_KNOBS}
+    axes = NORM_AXES[cell["norm"]["name"]]
+    return paper | {f"{cell['norm']['name']} {key}": (f"norm.{key}", value) for key, value in axes.items()}
+
+
+def _own_rates(cell: Mapping[str, Any]) -> bool:
+    return cell["optimizer"].get("name") == "adagrad"
+
+
 def knobs(cell: Mapping[str, Any]) -> dict[str, Any]:
     """The value of each knob that the cell has; several unlike values under one glob make a text."""
     values: dict[str, Any] = {}
     flat = dotted(cell)
-    for name, (pattern, _) in KNOBS.items():
-        found = list(dict.fromkeys(value for key, value in flat.items() if fnmatchcase(key, pattern)))
+    for name, (pattern, _) in knobs_of(cell).items():
+        found = [value for key, value in flat.items() if fnmatchcase(key, pattern)]
+        found = [value for number, value in enumerate(found) if value not in found[:number]]
         if found:
             values[name] = found[0] if len(found) == 1 else "/".join(map(str, found))
     return values
@@ -57,12 +78,13 @@ def knobs(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def turned(cell: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs that stand elsewhere than in the paper's runs: {} for the cells of Table 1."""
-    return {name: value for name, value in knobs(cell).items() if value != KNOBS[name][1]}
+    paper = knobs_of(cell)
+    return {name: value for name, value in knobs(cell).items() if value != paper[name][1]}
 
 
 def at_reference(cell: Mapping[str, Any], knob: str) -> dict[str, Any]:
     """The same cell with one knob put back: two cells that differ in it alone become equal."""
-    pattern, value = KNOBS[knob]
+    pattern, value = knobs_of(cell)[knob]
 
     def put(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         return {
@@ -90,10 +112,16 @@ def schedule_key(cell: Mapping[str, Any]) -> str:
     if schedule is None:
         return norm_label(cell)
     if schedule["name"] == "constant":
-        return f"{schedule['alpha']:g}"
+        return number_text(schedule["alpha"])
     if schedule["name"] == "power":
-        return f"m^-{schedule['exponent']:g} {schedule['unit']}s"
+        return f"m^-{number_text(schedule['exponent'])} {schedule['unit']}s"
     return {"harmonic": "1/m", "inverse_square": "1/m^2"}[schedule["name"]] + f" {schedule['unit']}s"
+
+
+def number_text(value: float) -> str:
+    """Short where that loses nothing, so that two values never share a text."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

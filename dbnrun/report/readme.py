@@ -20,7 +20,7 @@ from dbnrun.report import paper_tables, verdicts
 from dbnrun.report.book import Book
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
 from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
-from dbnrun.report.tables import describe
+from dbnrun.report.tables import describe, from_to
 from dbnrun.report.verdicts import Verdict, name_of
 
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
@@ -84,7 +84,7 @@ def by_schedule(book: Book, dataset: str, *letters: str) -> str:
     for key in ROWS:
         if any(key in column.index for column in shown):
             lines.append(f"| {name_of(key)} | " + " | ".join(_error_and_gain(shown, key)) + " |")
-    if letters == (LIKELIEST,):
+    if letters == (LIKELIEST,) and len(shown[0]):
         population = paper_tables.population(book.mains[dataset])
         lines.append("| the same weights, population statistics | " + " | ".join(_two(population)) + " |")
     return "\n".join(lines)
@@ -94,12 +94,14 @@ SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitiv
 
 
 def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
-    """A data set's sensitivity runs under a protocol: a line a knob's value; α = 1, what others gain on it, α = 0.
+    """The sensitivity of a data set's main setting under a protocol: a line a knob's value; α = 1, gains on it, α = 0.
 
     m counts epochs under A, where that is what tells the paper's rows apart, and steps under the others.
     """
     table: Any = paper_tables.sensitivity(book.variants)
-    if not len(table) or not len(table := table[(table["dataset"] == dataset) & (table["protocol"] == letter)]):
+    if len(table):
+        table = table[(table["dataset"] == dataset) & (table["protocol"] == letter) & table["main"]]
+    if not len(table):
         return "No runs are recorded yet."
     unit = "epochs" if letter == LIKELIEST else "steps"
     keys = [*SHOWN, f"1/m {unit}", f"1/m^2 {unit}"]
@@ -110,8 +112,7 @@ def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
         name = f"{knob} {value}" + (" (main)" if rows["paper_value"].any() else "")
         gains = [paper_tables.difference(by_key[key], "vs_alpha_1") if key in by_key else "not run" for key in keys]
         ends = [paper_tables.with_interval(by_key[key]) if key in by_key else "not run" for key in ("1", "0")]
-        counts = sorted({row["n"] for row in by_key.values()})
-        lines.append("| " + " | ".join([name, str(counts[-1]), ends[0], *gains, ends[1]]) + " |")
+        lines.append("| " + " | ".join([name, from_to(rows["n"]), ends[0], *gains, ends[1]]) + " |")
     return "\n".join(lines)
 
 
@@ -134,7 +135,7 @@ def _table(book: Book) -> list[str]:
     columns = {name: _column(book, name) for name in PAPER_DATASETS}
     keys = [key for key in ROWS if any(key in column.index for column in columns.values())]
     heads = [f"{DATASETS[name].partition(' (')[0]}{_count(columns[name])}" for name in PAPER_DATASETS]
-    runs = [f"{DATASETS[name].partition(' (')[0]}: {describe(setting)}" for name, setting in book.mains.items()]
+    runs = [f"{DATASETS[name].partition(' (')[0]}: {describe(setting.cell)}" for name, setting in book.mains.items()]
     lines = [
         "Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by",
         "each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the",
@@ -159,8 +160,7 @@ def _column(book: Book, dataset: str) -> Any:
 
 
 def _count(column: Any) -> str:
-    counts = sorted({int(n) for n in column["n"]})
-    return "" if not counts else f", n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    return f", n = {from_to(map(int, column['n']))}" if len(column) else ""
 
 
 def _cell(column: Any, key: str) -> str:

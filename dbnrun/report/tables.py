@@ -6,7 +6,7 @@ reports and is optimistic: it chooses by the very numbers it then shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _cell_text(mean: float, sd: float, digits: int = 2) -> str:
 
 
 def _markdown(setting: Setting, table: pd.DataFrame) -> str:
-    lines = [f"## {setting.slug}: {describe(setting)}", ""]
+    lines = [f"## {setting.slug}: {describe(setting.cell)}", ""]
     lines += ["| training | curve | last epoch | best on test | population | paper | n | left out |", "|" + "---|" * 8]
     for row in table.to_dict("records"):
         last = _cell_text(row["last_mean"], row["last_sd"])
@@ -128,9 +128,8 @@ def _markdown(setting: Setting, table: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
-def describe(setting: Setting) -> str:
+def describe(cell: Mapping[str, Any]) -> str:
     """'cnn 32-32-64-64-512, adagrad 0.01, batch 100, 30 epochs, bf16'."""
-    cell = setting.cell
     widths = "-".join(map(str, cell["model"]["widths"]))
     rates = sorted({group["lr"] for group in cell["optimizer"]["groups"].values()})
     parts = [
@@ -144,6 +143,12 @@ def describe(setting: Setting) -> str:
     if cell.get("precision", "fp32") != "fp32":
         parts.append(cell["precision"])
     return ", ".join(parts)
+
+
+def from_to(counts: Iterable[int]) -> str:
+    """'3', or '3 to 10'."""
+    low, high = min(counts := list(counts)), max(counts)
+    return f"{low} to {high}" if low < high else str(low)
 
 
 def as_text(setting: Setting) -> str:
@@ -171,7 +176,7 @@ def as_text(setting: Setting) -> str:
         )
         for line in body
     ]
-    title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting)})"
+    title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
     return "\n".join(
         [title, *(line.rstrip() for line in lines), "* chosen by the test set, as in the paper: optimistic"]
     )

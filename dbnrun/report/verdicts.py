@@ -181,14 +181,17 @@ def similar(least: Mapping[str, Comparison], most: Mapping[str, Comparison], nam
     """
     others = [key for key in named if key in most]
     missing = [key for key in [*named, "0"] if key not in most]
-    outside = [key for key in others if least[key].difference.low > SIMILAR or most[key].difference.high < -SIMILAR]
-    tame = ["0"] if "0" in most and most["0"].difference.high <= SIMILAR else []
+    both = {key: (least[key].difference, most[key].difference) for key in most}
+    outside = [
+        key for key in others if all(d.low > SIMILAR for d in both[key]) or all(d.high < -SIMILAR for d in both[key])
+    ]
+    tame = ["0"] if "0" in both and all(d.high <= SIMILAR for d in both["0"]) else []
     if outside or tame:
         return FAILS, "; ".join(_times(least[key]) for key in [*outside, *tame])
     if missing:
         return NOT_RUN, f"not run: {_listed(missing)}"
-    unsure = [key for key in others if least[key].difference.low < -SIMILAR or most[key].difference.high > SIMILAR]
-    if not unsure and _more(least["0"]):
+    unsure = [key for key in others if any(d.low < -SIMILAR or d.high > SIMILAR for d in both[key])]
+    if not unsure and _more(least["0"]) and _more(most["0"]):
         return HOLDS, f"all {len(others)} within a factor of two; {_times(least['0'])}"
     unsure = unsure or ["0"]
     if min(most[key].difference.n for key in unsure) < 2:

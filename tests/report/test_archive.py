@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from synthetic import SCHEDULES, cell, constant, write_run
 
-from dbnrun import lease, plan, records
+from dbnrun import lease, records
+from dbnrun import recorded as committed
 from dbnrun.cli import main
 from dbnrun.config import UserError
 from dbnrun.report import archive, publish, readme
@@ -112,9 +113,9 @@ def test_trials_are_not_recorded(tmp_path, capsys):
 
 
 def test_records_of_other_code_are_refused_and_not_skipped(recorded, monkeypatch):
-    assert len(plan.recorded(recorded)) == 6
+    assert len(committed.signatures(recorded)) == 6
     monkeypatch.setitem(records.RESULTS_VERSIONS, "mnist", 99)
-    assert plan.recorded(recorded) == set()
+    assert committed.signatures(recorded) == set()
     with pytest.raises(UserError, match=r"mnist_\w+\.csv: cell \w{8} was recorded by code whose numbers differ"):
         archive.read(recorded / "records")
 

@@ -103,6 +103,71 @@ def test_a_knobs_differences_are_tested_as_a_column_is():
     assert np.isnan(table.loc[("0.001", "1"), "vs_alpha_1_p_holm"])
 
 
+def errors_of(runs, curve):
+    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    return table.loc[curve, "last"]["n"], table.loc[curve, "last"]["mean"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("eps", 1e-3), ("eps_at", "var"), ("init", [0.0, 0.5]), ("affine", False)])
+def test_a_normalizer_off_the_papers_runs_is_a_knob_and_replaces_no_number(key, value):
+    runs = [run(cell(constant(alpha), seed), [5.0, 2.0]) for seed in range(2) for alpha in (1.0, 0.1)]
+    other = cell(constant(0.1))
+    other["norm"][key] = value
+    book = book_of([*runs, run(other, [5.0, 50.0])])
+    assert errors_of(book.runs, "0.1") == (2, 2.0) and errors_of(book.runs, "1") == (2, 2.0)
+    shown = {(v.knob, v.value): v.series["0.1"].n for v in book.variants}
+    assert shown == {(f"dbn {key}", str(other["norm"][key])): 1} | {
+        (f"dbn {key}", str(runs[0].cell["norm"][key])): 2  # as the paper's runs have it
+    }
+    assert book.nowhere == []
+
+
+def test_another_momentum_of_bn_replaces_no_number():
+    runs = [run(cell(seed=seed, norm="bn"), [5.0, 2.0]) for seed in range(2)]
+    for one in runs:
+        one.cell["norm"]["momentum"] = 0.1
+    other = cell(norm="bn")
+    other["norm"]["momentum"] = 0.2
+    assert errors_of([*runs, run(other, [5.0, 50.0])], "bn") == (2, 2.0)
+
+
+def test_sensitivity_at_another_setting_stands_apart(tmp_path):
+    runs = [knob_run("l2", l2, alpha, seed, 3.0) for l2 in (1e-4, 0.0) for alpha in (1.0, 0.1) for seed in range(3)]
+    for l2, seed in itertools.product((1e-4, 0.0), range(2)):
+        small = knob_run("l2", l2, 1.0, seed, 40.0)
+        small.cell["train"]["batch_size"] = 50
+        runs.append(run(small.cell, [5.0, 40.0]))
+    table: Any = paper_tables.sensitivity(book_of(runs).variants)
+    assert table.groupby("family")["main"].first().tolist() == [True, False]
+    path = tmp_path / "findings.md"
+    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{readme.END}\n")
+    assert readme.update(path, book_of(runs), [])
+    assert path.read_text().count("| 3.00 [3.00, 3.00] |") == 2 and "40.00" not in path.read_text()
+
+
+def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted():
+    runs = [run(cell(constant(alpha)), [5.0, 2.0]) for alpha in (1.0, 0.1)]
+    adam = cell(constant(0.1))
+    adam["optimizer"] = {"name": "adam", "groups": {"weights": {"pattern": "*", "lr": 0.001, "weight_decay": 0.0}}}
+    twice = knob_run("l2", 0.0, 0.1, 0, 3.0)
+    twice.cell["norm"]["average"] = "var"
+    book = book_of([*runs, run(adam, [5.0, 50.0]), twice])
+    assert [setting.n for setting in book.settings] == [1, 2] or [setting.n for setting in book.settings] == [2, 1]
+    assert book.mains["mnist"].cell["optimizer"]["name"] == "adagrad" and book.nowhere == [twice]
+
+
+def test_two_constants_that_look_alike_in_short_stay_two():
+    runs = [run(cell(constant(alpha)), [5.0, error]) for alpha, error in ((0.1, 2.0), (0.1 + 1e-9, 3.0))]
+    assert errors_of(runs, "0.1") == (1, 2.0) and errors_of(runs, "0.100000001") == (1, 3.0)
+
+
+def test_a_data_set_of_peers_alone_has_no_population_line(tmp_path):
+    path = tmp_path / "findings.md"
+    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist A', 1)}\n{readme.END}\n")
+    assert readme.update(path, book_of([run(cell(norm="bn"), [5.0, 2.0])]), [])
+    assert "population" not in path.read_text()
+
+
 def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
     runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
     book = book_of(runs)

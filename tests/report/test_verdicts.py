@@ -90,6 +90,9 @@ def test_c3_says_only_what_holds_however_much_a_run_counts_that_never_arrives():
     assert third(slow, most={".5": more}, _5=alike) == OPEN  # nor does α = 0.5: it may be similar or not
     assert third(slow, most={".5": more}, _5=slow) == FAILS  # too late at the least
     assert third(slow, most={"0": more}, _5=alike) == HOLDS
+    # One seed of several never arrives: later on average at the most, and with a wider interval.
+    assert third(slow, most={".5": (1.57, 1.03, 0.1)}, _5=(1.2, 0.01, 0.01)) == OPEN
+    assert third(slow, most={"0": (3.5, 1.0, 0.2)}, _5=alike) == OPEN
 
 
 def test_the_epochs_of_c3_are_paired_with_the_references_loss_of_the_same_seed():
