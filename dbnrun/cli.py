@@ -292,9 +292,16 @@ def _doctor(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     parser = _verb_parser("report", "Draw figures and tables from recorded CSVs; trains nothing.")
     parser.add_argument(
-        "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
+        "paths",
+        nargs="*",
+        type=Path,
+        help="results folders or run folders, on their own (default: the records, and the results folder's runs)",
     )
-    parser.add_argument("--out", type=Path, help="where figures/ and tables/ go (default: the results folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where figures/ and tables/ go (default: the results folder; with PATH: that, if it has no records)",
+    )
     parser.add_argument(
         "--runs",
         type=Path,
@@ -316,20 +323,30 @@ def _report(arguments: list[str]) -> int:
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     if options.paths and (options.runs or readmes):
         return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
+    beside = options.out or _own_folder(options.paths)
+    if options.paths and beside is None:
+        return _refuse("report: say where tables and figures of these runs go, such as --out report.")
 
     from dbnrun.config import UserError
     from dbnrun.report import publish, report
 
     try:
-        if options.paths:
-            report(options.paths, options.out or (options.paths[0] if len(options.paths) == 1 else results))
+        if beside is not None and options.paths:
+            report(options.paths, beside)
         else:
-            publish(options.out or results, options.runs or [results], readmes or [])
+            publish(results, options.runs or [results], readmes or [], options.out)
     except OSError as error:
         return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
     except UserError as error:
         return _refuse(str(error))
     return 0
+
+
+def _own_folder(paths: Sequence[Path]) -> Path | None:
+    """The results folder that a report of its runs alone is drawn in: not where the records' report stands."""
+    if len(paths) != 1 or (paths[0] / "records").is_dir():
+        return None
+    return paths[0] if (paths[0] / "runs").is_dir() or not paths[0].exists() else None
 
 
 def _data(arguments: list[str]) -> int:

@@ -93,7 +93,8 @@ Corridor = Callable[[Sequence[Sequence[Recording]], torch.device], None]
 def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list[Outcome]]:
     """Open every cell's folder, let `corridor` train what is not finished, and say how each cell ended.
 
-    An error ends all cells that are still open. Raises it where debug=true, or where memory is short for several runs.
+    A folder that cannot be opened ends its own cell; an error in training ends all cells that are still open. Raises
+    it where debug=true, or where memory is short for several runs.
     """
     recordings = [[Recording(config) for config in configs] for configs in runs]
     everyone = list(itertools.chain.from_iterable(recordings))
@@ -108,6 +109,9 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
                 if recording.config.theory:
                     _say_theory(recording.config)
             _agree(waiting)
+            for recording in [recording for recording in waiting if recording.diverged]:
+                outcomes[recording.name] = recording.finish()  # which it was cut off from
+                waiting.remove(recording)
             for position in sorted({recording.position for recording in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
                 corridor([run for run in now if run], device)
@@ -149,14 +153,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outcome]:
     """Open a cell's folder for as long as the stack lives; its outcome already, where there is nothing to train."""
-    if finished := recording.finished():
-        return {recording.name: finished}
     try:
+        if finished := recording.finished():
+            return {recording.name: finished}
         stack.enter_context(recording)
     except Finished:
         return _opened(recording, stack)
     except Held as held:
         return {recording.name: Outcome(recording.name, recording.folder, "held", message=str(held))}
+    except Exception as error:
+        if recording.config.debug:
+            raise
+        return {recording.name: recording.failure(error)}
     return {}
 
 
@@ -193,14 +201,16 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
     keep_weights(recordings, cells)
 
 
-def build_run(recordings: Sequence[Recording], data: Data, device: torch.device, stacked: int = 1) -> list[Cell]:
+def build_run(
+    recordings: Sequence[Recording], data: Data, device: torch.device, stacked: int = 1, together: int = 0
+) -> list[Cell]:
     """The cells of one training run, at the epoch where they stopped; the first leads, the others follow it.
 
-    `stacked` is the number of runs that train together, for the record.
+    For the record: `stacked`, the number of runs that train together, and `together`, of their cells (0: these alone).
     """
     cells = [build_cell(recording.config, data, device) for recording in recordings]
     for recording, cell in zip(recordings, cells, strict=True):
-        recording.describe_training(device, stacked)
+        recording.describe_training(device, stacked, together or len(recordings))
         if recording.state:
             cell.restore(recording.state)
     for cell in cells[1:]:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ STANDINGS = {
     "running": "a live process trains it",
     "unfinished": "goes on from its last checkpoint",
     "failed": "raised an error; tried again when asked for",
+    "left": "did not fail, and retry=failed tries failed cells alone",
     "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
     "new": "nothing is recorded",
 }
@@ -175,14 +176,19 @@ def standing(folder: Path, dataset: str) -> Standing:
 
 
 def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
-    """How each cell stands for a sweep that asks for it, skip_recorded included."""
+    """How each cell stands for a sweep that asks for it, skip_recorded and retry included."""
     skips = bool(cells) and cells[0].config.skip_recorded
     there = recorded.signatures(Path(cells[0].config.results_dir)) if skips else set()
     found = [cell.standing() for cell in cells]
-    return [
-        Standing("recorded") if cell.signature in there and how.name not in records.FINISHED else how
-        for cell, how in zip(cells, found, strict=True)
-    ]
+    return [_asked_for(cell, how, there) for cell, how in zip(cells, found, strict=True)]
+
+
+def _asked_for(cell: PlannedCell, how: Standing, there: Set[str]) -> Standing:
+    if how.name in records.FINISHED:
+        return how
+    if cell.signature in there:
+        return Standing("recorded")
+    return Standing("left", how.name) if cell.config.retry and how.name != cell.config.retry else how
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,7 @@ def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Itera
         yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
 
 
-QUIET = ("done", "recorded", "new")  # standings that need no line of their own
+QUIET = ("done", "recorded", "left", "new")  # standings that need no line of their own
 MOST_SHOWN = 30
 
 

@@ -82,6 +82,11 @@ class Recording:
         return position_of(self.state) if self.state else (0, 0)
 
     @property
+    def diverged(self) -> bool:
+        """Whether it ended with a loss that is not finite, but for being told so."""
+        return bool(self.rows) and not math.isfinite(self.rows[-1].train_loss)
+
+    @property
     def positions(self) -> set[Position]:
         """Where one could go on from; empty for a cell that has no checkpoint."""
         return set(self._states)
@@ -147,7 +152,7 @@ class Recording:
         """The cell is trained: mark it done or diverged, let go of the folder, and return how it ended."""
         if self.outcome is None:
             self._lease.check()
-            ended = "done" if math.isfinite(self.rows[-1].train_loss) else "diverged"
+            ended = "diverged" if self.diverged else "done"
             self._close(ended)
             for name in (CHECKPOINT, PREVIOUS):
                 (self.folder / name).unlink(missing_ok=True)
@@ -205,7 +210,7 @@ class Recording:
         if not records.is_stale(records.read_manifest(self.folder), self.config.dataset.name):
             return
         _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
-        for name in ("metrics.csv", CHECKPOINT, PREVIOUS, "manifest.json"):
+        for name in ("metrics.csv", CHECKPOINT, PREVIOUS, records.WEIGHTS, "manifest.json"):
             records.set_aside(self.folder / name)
 
     def _read_checkpoints(self) -> None:
@@ -252,11 +257,15 @@ class Recording:
             "wall_seconds": wall if isinstance(wall := before.get("wall_seconds"), int | float) else 0.0,
         }
 
-    def describe_training(self, device: torch.device, stacked: int) -> None:
-        """Note the device and how many runs the stack has: a stacked cell differs from one alone by rounding."""
+    def describe_training(self, device: torch.device, stacked: int, together: int) -> None:
+        """Note the device, how many runs the stack has, and how many cells share the wall clock with this one.
+
+        A stacked cell differs from one alone by rounding.
+        """
         cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-        self._manifest.update(device=device.type, device_name=name, stacked=stacked)
+        self._manifest.update(device=device.type, device_name=name, stacked=stacked, together=together)
+        self._mark("running")
 
 
 @functools.cache

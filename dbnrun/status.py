@@ -30,12 +30,15 @@ class Run:
     standing: Standing
     rows: Sequence[EpochRow]
     epochs: int | None  # asked for
+    together: int = 1  # cells that share the wall clock, along one run or stacked
 
     @property
     def epoch_seconds(self) -> float | None:
-        """The wall clock of its last epochs, evaluation included; of a shared run, this cell's share."""
+        """The wall clock of its last epochs, evaluation included, of all cells that train together."""
         last = self.rows[-3:]
-        return sum(row.train_seconds + row.eval_seconds for row in last) / len(last) if last else None
+        if not last:
+            return None
+        return self.together * sum(row.train_seconds + row.eval_seconds for row in last) / len(last)
 
     @property
     def seconds_left(self) -> float | None:
@@ -62,10 +65,11 @@ def read(folder: Path) -> Run:
         how = _standing(folder)
         rows = records.read_rows(folder / "metrics.csv")
         epochs = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "train.epochs")
-    except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        together = int(records.read_manifest(folder).get("together", 1))
+    except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
         told = str(error).strip().splitlines()
         return Run(folder, Standing("failed", told[0] if told else type(error).__name__), [], None)
-    return Run(folder, how, rows, epochs)
+    return Run(folder, how, rows, epochs, together)
 
 
 def _standing(folder: Path) -> Standing:

@@ -71,6 +71,11 @@ class CellSweeper(Sweeper):
             again = [cell for cell in new if standings[cell.signature].name == "failed"]
             _say(f"retry=failed: {counted(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
             new = again
+        if any(cell.config.fail_fast for cell in new) and not self._here:
+            raise UserError(
+                "fail_fast=true: cells of another launcher are on their way before one has failed; leave it out, or "
+                "sweep in this process (hydra/launcher=fused, without inner)."
+            )
         # Where a process died without a word, what it trained may have killed it: that comes last.
         new.sort(key=lambda cell: standings[cell.signature].name == "unfinished" and _died(cell.folder))
         cells_to_train = len(new)
@@ -78,13 +83,17 @@ class CellSweeper(Sweeper):
         _conclude([outcome_of(returned) for returned in returns], len(new))
         return returns
 
+    @property
+    def _here(self) -> bool:
+        """Whether the fused launcher trains in this process: an error is then ours, and a sweep can stop early."""
+        return self.master.hydra.launcher.get("inner", "") is None
+
     def _launched(self, cells: Sequence[PlannedCell]) -> list[JobReturn]:
         """Hand the cells to the launcher. Where it gives up, say so, and go by what stands on the disk."""
         try:
             return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
         except Exception as error:
-            here = self.master.hydra.launcher.get("inner", "") is None  # fused, in this process: the error is ours
-            if here or isinstance(error, UserError) or cells[0].config.debug:
+            if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
             _say(f"the launcher gave up at a job: {type(error).__name__}: {_first_line(error)}")
         ended = Counter(cell.standing().name for cell in cells)
@@ -114,7 +123,9 @@ def _conclude(outcomes: Sequence[Outcome], asked: int) -> None:
     for outcome in failed:
         _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
     if failed:
-        raise CellFailed(f"{len(failed)} of {counted(asked, 'cell')} failed; retry=failed tries them alone again.")
+        refused = all(outcome.status == "refused" for outcome in failed)
+        then = "mend what was refused and sweep again" if refused else "retry=failed tries those that failed again"
+        raise CellFailed(f"{len(failed)} of {counted(asked, 'cell')} failed; {then}.")
 
 
 def outcome_of(returned: JobReturn) -> Outcome:

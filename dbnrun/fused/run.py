@@ -49,7 +49,8 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
     runs = sorted(runs, key=lambda run: run[0].config.seed)  # networks that see the same batches side by side
     config, (done, steps) = runs[0][0].config, runs[0][0].position
     data = load_data(config, device)
-    built = [build_run(recordings, data, device, len(runs)) for recordings in runs]
+    together = sum(map(len, runs))
+    built = [build_run(recordings, data, device, len(runs), together) for recordings in runs]
     stacked = [Run(cells[0], [cell.view() for cell in cells]) for cells in built]
     with progress(config, steps_per_epoch(len(data.train), config.train), (done, steps)) as bar:
         epochs = done

@@ -58,8 +58,8 @@ def train_stack(
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
     The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
-    further rows; it goes on as numbers that touch no other's. While the generator waits, every cell stands exactly
-    at that epoch's end. `captured`: replay the steps as a CUDA graph.
+    further rows; it goes on as numbers that touch no other's, for as long as another is alive. While the generator
+    waits, every cell stands exactly at that epoch's end. `captured`: replay the steps as a CUDA graph.
     """
     seeds = [run.leader.config.seed for run in runs]
     first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
@@ -117,6 +117,8 @@ def train_stack(
             alive[number] = shown and math.isfinite(trained[number].loss)
         step.optimizer.hand_out_state()
         yield rows
+        if not any(alive):
+            return
 
 
 def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[int]) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from dbnrun import lease, records
 from dbnrun.config import UserError
-from dbnrun.records import COLUMNS, TIME_COLUMNS, EpochRow
-from dbnrun.report.gather import Run, read_runs
+from dbnrun.records import COLUMNS, EpochRow
+from dbnrun.report.gather import Run, read_runs, spelled
 from dbnrun.report.protocols import experiment_of, schedule_key
 
 HEAD = ("signature", "curve", "seed")
@@ -75,7 +75,7 @@ def unite(kept: Sequence[Run], found: Iterable[Run]) -> tuple[list[Run], list[tu
     united, unlike = dict(recorded), []
     for run in found:
         other = united.setdefault(run.signature, run)
-        if other is run or _numbers(other) == _numbers(run):
+        if other is run or spelled(other) == spelled(run):
             continue
         if run.signature not in recorded:
             raise UserError(
@@ -175,7 +175,7 @@ def _csv(runs: Sequence[Run]) -> str:
     writer.writerow((*HEAD, *COLUMNS))
     for run in runs:
         head = (run.signature, schedule_key(run.cell), run.cell["seed"])
-        writer.writerows((*head, *fields) for fields in _numbers(run, COLUMNS))
+        writer.writerows((*head, *fields) for fields in spelled(run, COLUMNS))
     return text.getvalue()
 
 
@@ -210,19 +210,3 @@ def _place(known: list[dict[str, Any]], one: dict[str, Any]) -> int:
         return texts.index(text)
     known.append(one)
     return len(known) - 1
-
-
-def _numbers(run: Run, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
-    """A run's rows as the records spell them; without the seconds unless named: no two trainings share those."""
-    names = names or [name for name in COLUMNS if name not in TIME_COLUMNS]
-    return [tuple(_spelled(name, getattr(row, name)) for name in names) for row in run.rows]
-
-
-def _spelled(name: str, value: float | int | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int):
-        return str(value)
-    if name in TIME_COLUMNS:
-        return f"{value:.3f}"
-    return f"{value:.9g}" if "error_pct" in name else f"{value:.6g}"

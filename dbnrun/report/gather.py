@@ -208,9 +208,9 @@ def distinct(runs: Iterable[Run]) -> list[Run]:
     kept: dict[str, Run] = {}
     for run in runs:
         other = kept.setdefault(run.signature, run)
-        if other is run or run.status != "done":
+        if other is run or run.status not in records.FINISHED:
             continue
-        if other.status == "done" and _numbers(other) != _numbers(run):
+        if other.status in records.FINISHED and spelled(other) != spelled(run):
             raise UserError(
                 f"{other.folder} and {run.folder} are the same cell with different numbers; "
                 "report one of them at a time, or move one away."
@@ -219,9 +219,23 @@ def distinct(runs: Iterable[Run]) -> list[Run]:
     return list(kept.values())
 
 
-def _numbers(run: Run) -> list[tuple[Any, ...]]:
-    names = [name for name in records.COLUMNS if name not in records.TIME_COLUMNS]
-    return [tuple(getattr(row, name) for name in names) for row in run.rows]
+def spelled(run: Run, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    """A run's rows as the records spell them; without the seconds unless named: no two trainings share those.
+
+    Two runs are equal where this text is, NaN included.
+    """
+    names = names or [name for name in records.COLUMNS if name not in records.TIME_COLUMNS]
+    return [tuple(_spelled(name, getattr(row, name)) for name in names) for row in run.rows]
+
+
+def _spelled(name: str, value: float | int | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    if name in records.TIME_COLUMNS:
+        return f"{value:.3f}"
+    return f"{value:.9g}" if "error_pct" in name else f"{value:.6g}"
 
 
 def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:

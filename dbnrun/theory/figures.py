@@ -55,8 +55,16 @@ class Pair:
 
     @property
     def label(self) -> str:
-        alpha = f"h = {self.h:g}" if self.h else f"α ≡ {self.curve['alpha_m'][-1]:g}"
-        return f"{alpha}, {'η = ' + self.curve.eta if self.k is None else f'k = {self.k:g}'}"
+        return f"{self._alpha}, {'η = ' + self.curve.eta if self.k is None else f'k = {self.k:g}'}"
+
+    @property
+    def _alpha(self) -> str:
+        """'h = 2' of m^-2 itself, 'α ≡ 0.1' of a constant, else the sequence as it was typed."""
+        m, alphas = self.curve["m"], self.curve["alpha_m"]
+        if np.ptp(alphas) == 0:
+            return f"α ≡ {alphas[0]:g}"
+        pure = self.h is not None and np.allclose(alphas, m**-self.h, rtol=1e-6, atol=0)
+        return f"h = {self.h:g}" if pure else f"α = {self.curve.alpha}"
 
     @property
     def group(self) -> str:
@@ -113,7 +121,7 @@ def _number(text: str) -> float | None:
 def _is_grid(pairs: Sequence[Pair]) -> bool:
     hs, ks = ({getattr(pair, name) for pair in pairs} for name in ("h", "k"))
     seeds = {pair.curve.seed for pair in pairs}
-    return len(ks) > 2 and len(hs) > 2 and len(pairs) == len(hs) * len(ks) * len(seeds)
+    return None not in ks and len(ks) > 2 and len(hs) > 2 and len(pairs) == len(hs) * len(ks) * len(seeds)
 
 
 def _about(settings: dict[str, Any]) -> str:
@@ -195,7 +203,7 @@ def _panel(ax: Axes, group: Sequence[Pair], column: str) -> None:
 
 
 def _with_verdict(pair: Pair) -> str:
-    """'h = 2, k = 1 (Theorem 7 only)'."""
+    """'h = 2, k = 1  (meets Theorem 7)'; of a pair inside the region, which meets all, its name alone."""
     reached = [name for name in ("Assumption 3", "Theorem 7", "Lemma 8") if pair.report.verdict(name) == "holds"]
     if pair.group == "inside":
         return pair.label

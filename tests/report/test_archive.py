@@ -261,6 +261,26 @@ def test_runs_from_elsewhere_join_the_records(recorded, tmp_path, monkeypatch):
     assert len(archive.read(recorded / "records")) == 7
 
 
+def test_the_records_can_be_drawn_elsewhere_and_stay_where_they_are(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    before = snapshot(recorded / "records")
+    shutil.rmtree(recorded / "runs")
+    assert main(["report", "--out", str(tmp_path / "drawn")]) == 0
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"tables", "figures", "report.html"}
+    assert snapshot(recorded / "records") == before and not (recorded / "tables").exists()
+
+
+def test_runs_on_their_own_never_overwrite_what_is_drawn_from_the_records(recorded, tmp_path, capsys):
+    run_folder = next((recorded / "runs").iterdir())
+    for paths in ([recorded], [run_folder], [recorded / "runs"], [recorded, tmp_path / "other"]):
+        assert main(["report", *map(str, paths)]) == 2
+        assert "such as --out report" in capsys.readouterr().err
+    assert not list(recorded.rglob("tables"))
+    assert main(["report", str(run_folder), "--out", str(tmp_path / "one")]) == 0
+    shutil.rmtree(recorded / "records")
+    assert main(["report", str(recorded)]) == 0 and (recorded / "tables" / "table1.md").exists()
+
+
 @pytest.mark.parametrize("words", [["--readme"], ["--runs", "x"]])
 def test_what_goes_with_the_records_is_refused_beside_a_path(words, capsys):
     assert main(["report", "somewhere", *words]) == 2
