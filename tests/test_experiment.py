@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from dbnrun import experiment, plan, records
+from dbnrun import experiment, plan, records, status
 from dbnrun.config import RunConfig, UserError, checked
 from dbnrun.lease import Lease
 from dbnrun.overrides import conf_dir
@@ -333,6 +333,45 @@ def test_divergence_ends_the_cell_with_its_rows_kept(cell):
     assert (again.status, again.message) == ("skipped", "diverged")
 
 
+def test_a_diverged_cell_cut_before_it_could_say_so_trains_no_further(cell, monkeypatch):
+    config = cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5")
+    whole = experiment.run(cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5", results="whole"))
+
+    def power_cut(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "finish", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config)
+    again = experiment.run(config)
+    assert again.status == "diverged" and numbers_of(again) == numbers_of(whole)
+
+
+def test_a_folder_that_cannot_be_opened_ends_its_own_cell_alone(cell, monkeypatch):
+    schedules = ("alpha_1", "alpha_0.1", "harmonic")
+    configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in schedules]
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "finish", lambda _: 1 / 0)
+        assert [outcome.status for outcome in experiment.run_together(configs)] == ["failed"] * 3
+    torn = Recording(configs[1]).folder / "metrics.csv"
+    torn.write_text(torn.read_text().replace("\n1,", "\none,", 1))
+    outcomes = experiment.run_together(configs)
+    assert [outcome.status for outcome in outcomes] == ["done", "refused", "done"]
+    assert str(torn) in outcomes[1].message
+
+
+def test_cells_say_how_many_share_their_time(cell):
+    configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in ("alpha_1", "harmonic")]
+    outcomes = experiment.run_together(configs)
+    assert [records.read_manifest(outcome.folder)["together"] for outcome in outcomes] == [2, 2]
+    for outcome in outcomes:  # as if they were under way
+        manifest = records.read_manifest(outcome.folder)
+        records.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
+    shares = [float(row["train_seconds"]) + float(row["eval_seconds"]) for row in rows_of(outcomes[0])]
+    assert status.read(outcomes[0].folder).epoch_seconds == pytest.approx(2 * sum(shares) / 3)
+
+
 def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_again(cell, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no luck\nat all")
@@ -360,7 +399,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(cell, tmp_path):
 
 
 def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(cell, monkeypatch, capsys):
-    old = experiment.run(cell())
+    old = experiment.run(cell("save_weights=true"))
     text = (old.folder / "metrics.csv").read_text()
     assert experiment.run(cell()).status == "skipped"
     monkeypatch.setitem(records.RESULTS_VERSIONS, "digits", 99)
@@ -368,6 +407,7 @@ def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(ce
     again = experiment.run(cell())
     assert again.status == "done" and numbers_of(again) == numbers_of(old)
     assert (old.folder / "metrics.set-aside-1.csv").read_text() == text
+    assert not (old.folder / "weights.pt").exists() and (old.folder / "weights.set-aside-1.pt").exists()
     assert "whose numbers differ" in capsys.readouterr().err
     assert plan.standing(old.folder, "digits").name == "done"
 

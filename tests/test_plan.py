@@ -106,6 +106,8 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     assert "6 cells, 2 duplicates folded" in text and "RuntimeError: no luck" in text
     assert all(name in text for name in expected)
 
+    retried = json.loads(dbnrun("plan", *words, "retry=failed", "--json").stdout)
+    assert retried["counts"] == {"failed": 1, "left": 3, "diverged": 1, "done": 1}
     again = dbnrun("-m", *words, "retry=failed")
     assert again.returncode == 0 and "1 cell failed before; 3 left alone" in again.stderr, again.stderr
     done = dbnrun("-m", *words)
@@ -142,6 +144,11 @@ def test_a_failing_cell_is_in_the_table_at_the_end_and_fail_fast_stops_there(dbn
     assert "3 cells: 2 done, 1 refused" in done.stderr and "train.batch_size=1500" in done.stderr
     fast = dbnrun(*words, "fail_fast=true", "results_dir=fast")
     assert fast.returncode == 1 and "1 done, 1 refused, 1 not tried" in fast.stderr, fast.stderr
+    assert "1 of 3 cells failed; mend what was refused and sweep again." in fast.stderr
+    basic = dbnrun(*words, "fail_fast=true", "hydra/launcher=basic", "results_dir=basic")
+    assert basic.returncode == 2 and basic.stderr.splitlines()[-1].startswith(
+        "dbnrun: fail_fast=true: cells of another"
+    )
 
 
 def test_missing_data_is_named_before_anything_trains(dbnrun, tmp_path):

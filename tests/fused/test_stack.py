@@ -19,7 +19,7 @@ from dbnrun.fused import memory
 from dbnrun.fused import run as fused_run
 from dbnrun.fused.grouping import grouped
 from dbnrun.fused.run import run_stack
-from dbnrun.fused.train import Run, train_stack
+from dbnrun.fused.train import Run, Step, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
 from dbnrun.overrides import conf_dir
@@ -207,6 +207,16 @@ def test_a_cell_that_diverges_is_marked_and_the_others_do_not_notice(tmp_path):
         for mine, theirs in zip(rows_of(one), rows_of(other), strict=True):
             for name in ("train_loss", "test_loss", "grad_norm"):
                 assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
+
+
+def test_a_stack_that_has_diverged_whole_stops(tmp_path, monkeypatch):
+    steps = []
+    step = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda *given: (steps.append(1), step(*given))[1])
+    sick = ["norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=9", "train.limit_batches=3"]
+    results = run_stack([[config(*sick, f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
+    assert [outcome.status for (outcome,) in results] == ["diverged"] * 2
+    assert len(steps) == 3 * max(len(rows_of(outcome)) for (outcome,) in results) < 27
 
 
 @pytest.mark.parametrize("moment", [(1, 0, 0), (2, 0, 2), (2, 0, 0), (1, 3, 1), (0, 2, 2), (2, 1, 0)])

@@ -14,7 +14,7 @@ from dbnrun import records
 from dbnrun.config import UserError, signature
 from dbnrun.records import EpochRow, RecordWriter
 from dbnrun.report import figures, report, tables
-from dbnrun.report.gather import gather
+from dbnrun.report.gather import gather, read_runs
 
 DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stats_grad": True, "average": "std",
        "eps_at": "std", "init": [0.0, 1.0]}  # fmt: skip
@@ -237,6 +237,14 @@ def test_the_same_run_from_two_folders_counts_once_and_conflicting_ones_are_refu
     assert setting.series[0].n == 1
     with pytest.raises(UserError, match="same cell with different numbers"):
         gather([tmp_path / "a", tmp_path / "c"])
+
+
+def test_two_copies_of_a_diverged_run_are_one_and_an_unfinished_copy_gives_way(tmp_path):
+    for name in ("a", "b"):
+        record(tmp_path / name, cell("bn"), [3, 2, 1], status="diverged", val_loss=float("nan"))
+    record(tmp_path / "c", cell("bn"), [3], status="interrupted")
+    for paths in ("ab", "ca", "ac"):
+        assert [run.status for run in read_runs([tmp_path / name for name in paths])] == ["diverged"]
 
 
 def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):

@@ -94,6 +94,16 @@ def test_pairs_one_by_one_with_several_seeds_are_drawn_as_curves(dbnrun, tmp_pat
     assert again == [path.read_bytes() for path in figures.draw(tmp_path / "r", tmp_path / "out")]
 
 
+def test_a_sequence_that_is_no_pure_power_is_named_as_it_was_typed(dbnrun, tmp_path):
+    alphas = ["--h", "1", "--alpha", "0.5/m,1/(m*log(m+2)**2),0.1"]
+    etas = ["--k", "0.6,1", "--eta", "0.001/((m+1)*log(m+2))"]
+    assert dbnrun(*RUN, *alphas, *etas, "--out", "r/some.csv").returncode == 0
+    pairs = [figures._pair(curve) for curve in rows.read(tmp_path / "r" / "some.csv")[0]]
+    names = list(dict.fromkeys(pair.label.rpartition(", ")[0] for pair in pairs))
+    assert names == ["h = 1", "α = 0.5/m", "α = 1/(m*log(m+2)**2)", "α ≡ 0.1"]
+    assert figures.draw(tmp_path / "r", tmp_path / "out")  # an eta that is no power makes curves, not a map
+
+
 @pytest.mark.parametrize("activation", ACTIVATION_NOTES)
 def test_every_activation_trains_on_the_made_regression(activation, capsys):
     from dbnrun.cli import main
