@@ -369,7 +369,8 @@ def _data(arguments: list[str]) -> int:
     for name in options.names or names:
         try:
             source.fetch(name, options.data_dir)
-            print(f"{name}: complete and verified in {options.data_dir}")
+            own = "inside scikit-learn, verified when it is loaded"
+            print(f"{name}: {own if name == 'digits' else f'complete and verified in {options.data_dir}'}")
         except UserError as error:
             code = _refuse(str(error))
     return code

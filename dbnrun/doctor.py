@@ -96,19 +96,20 @@ def _writable(what: str, folder: Path) -> Finding:
 
 def _data(data_dir: Path) -> Iterator[Finding]:
     for name in source.SOURCES:
-        where = "inside scikit-learn" if name == "digits" else str(data_dir)
-        if name == "digits" or not source.missing(name, data_dir):
-            yield f"data {name}", *_verified(name, data_dir, where)
+        if name == "digits":
+            yield "data digits", True, "inside scikit-learn, verified when it is loaded"
+        elif not source.missing(name, data_dir):
+            yield f"data {name}", *_verified(name, data_dir)
         else:
             yield f"data {name}", True, f"not in {data_dir}; fetched when needed, or now by `dbnrun data {name}`"
 
 
-def _verified(name: str, data_dir: Path, where: str) -> tuple[bool, str]:
+def _verified(name: str, data_dir: Path) -> tuple[bool, str]:
     try:
         source.verify(name, data_dir)
     except UserError as error:
         return False, str(error)
-    return True, f"complete, {where}, SHA-256 {expected_digest(name)[:16]}…"
+    return True, f"complete, {data_dir}, SHA-256 {expected_digest(name)[:16]}…"
 
 
 def _determinism() -> Finding:

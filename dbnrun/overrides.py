@@ -112,9 +112,10 @@ def refusal(error: BaseException) -> UserError | None:
     override = re.match(r"Error merging override (.*)", text)
     typed = f"{override[1].rstrip('.')}: " if override else ""
     key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
-    return UserError(f"{typed or key}{_first_line(cause)}")
+    return UserError(f"{typed or key}{first_line(cause)}")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: object) -> str:
+    """The first line that an error says, or its kind."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dbnrun import recorded, records
 from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
+from dbnrun.overrides import first_line
 from dbnrun.plan import Composer, PlannedCell, counted, plan, standing
 from dbnrun.records import Outcome
 
@@ -95,7 +96,7 @@ class CellSweeper(Sweeper):
         except Exception as error:
             if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
-            _say(f"the launcher gave up at a job: {type(error).__name__}: {_first_line(error)}")
+            _say(f"the launcher gave up at a job: {type(error).__name__}: {first_line(error)}")
         ended = Counter(cell.standing().name for cell in cells)
         _say(f"{counted(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
         raise CellFailed(
@@ -134,11 +135,7 @@ def outcome_of(returned: JobReturn) -> Outcome:
         return returned.return_value
     error = returned._return_value
     name = " ".join(returned.overrides or [])
-    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: object) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {first_line(error)}")
 
 
 def left_alone(config: RunConfig) -> Outcome | None:

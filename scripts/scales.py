@@ -27,10 +27,10 @@ from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 
 from dbnrun.config import RunConfig, UserError, checked
-from dbnrun.experiment import Cell, build_cell, load_data, prepare_device
+from dbnrun.experiment import Cell, augmentation, build_cell, load_data, prepare_device
 from dbnrun.models import FNN
 from dbnrun.norm.following import dbn_layers
-from dbnrun.overrides import conf_dir
+from dbnrun.overrides import check_overrides, conf_dir, refusal
 from dbnrun.train import train
 
 
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hold", action="store_true")
     parser.add_argument("--csv", type=Path, help="put the rows into this file too")
     given = parser.parse_intermixed_args(arguments)
+    check_overrides(given.overrides)
     ConfigStore.instance().store(name="schema", node=RunConfig)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = checked(compose("config", given.overrides))
@@ -54,7 +55,14 @@ def main(arguments: list[str]) -> None:
             layer.register_forward_pre_hook(intervening(TAKEN_OUT[name]))
     after_step = holding(weights_of(cell)) if given.hold else lambda _: None
     epochs = train(
-        [cell.view()], cell.optimizer, data, config.train, cell.streams, precision=config.precision, on_step=after_step
+        [cell.view()],
+        cell.optimizer,
+        data,
+        config.train,
+        cell.streams,
+        precision=config.precision,
+        augment=augmentation(config.dataset),
+        on_step=after_step,
     )
     rows = []
     for (row,) in epochs:
@@ -133,5 +141,7 @@ def put(path: Path, rows: list[dict[str, float]], cell: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"scales: {error}")
+    except Exception as error:
+        if (line := refusal(error)) is None:
+            raise
+        sys.exit(f"scales: {line}")

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from torch import nn
 
 from dbnrun.config import NormConfig
-from dbnrun.norm.dbn import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
+from dbnrun.norm.dbn import (
+    DiminishingBatchNorm1d,
+    DiminishingBatchNorm2d,
+    DiminishingBatchNorm3d,
+    convert_sync,
+)
 from dbnrun.norm.schedules import Schedule
-from dbnrun.norm.sync import convert_sync
 
 __all__ = [
     "LAYERS", "DiminishingBatchNorm1d", "DiminishingBatchNorm2d", "DiminishingBatchNorm3d", "convert_sync",

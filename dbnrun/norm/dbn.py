@@ -221,3 +221,15 @@ class DiminishingBatchNorm3d(DiminishingBatchNorm):
 
 for _layer in (DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d):
     _layer.__doc__ = f"{_layer.__doc__}\n\n{DiminishingBatchNorm.__doc__}"
+
+
+def convert_sync(module: nn.Module, process_group: Any = None) -> nn.Module:
+    """Let every DBN layer of a module take its batch statistics over all ranks of a process group (None: all).
+
+    In the manner of torch.nn.SyncBatchNorm.convert_sync_batchnorm, but the layers stay the same objects, with their
+    parameters, lambda and counter; returns the module. Layers of torch.nn are left to its own conversion.
+    """
+    for layer in module.modules():
+        if isinstance(layer, DiminishingBatchNorm):
+            layer.sync, layer.process_group = True, process_group
+    return module

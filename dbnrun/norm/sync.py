@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbnrun.norm import functional
 
@@ -114,17 +114,3 @@ class _Normalize(torch.autograd.Function):
             constant = weight * mean_grad * sum_g / ctx.count - slope * mu_b
             dx = (weight.view(shape) * g - slope.view(shape) * x - constant.view(shape)).to(x.dtype)
         return dx, dgamma, dbeta, *[None] * 7
-
-
-def convert_sync(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """Let every DBN layer of a module take its batch statistics over all ranks of a process group (None: all).
-
-    In the manner of torch.nn.SyncBatchNorm.convert_sync_batchnorm, but the layers stay the same objects, with their
-    parameters, lambda and counter; returns the module. Layers of torch.nn are left to its own conversion.
-    """
-    from dbnrun.norm.dbn import DiminishingBatchNorm  # noqa: PLC0415 - which imports this room
-
-    for layer in module.modules():
-        if isinstance(layer, DiminishingBatchNorm):
-            layer.sync, layer.process_group = True, process_group
-    return module

@@ -27,7 +27,6 @@ MEASURES = {
     "train_loss": "training loss [nat]",
 }
 PEERS = "peers"  # the protocol of BN, LN, … in `curves`
-TEXT_AT_MOST = 6  # significant digits of a number in the page
 HEIGHT = 300
 # Hues in Table 1's order at one middle lightness, and a dash each: constants from 1 down, then 1/m, 1/m², 0, the peers.
 LOOKS: dict[str, tuple[str, list[int]]] = {

@@ -349,13 +349,14 @@ def _origin(runs: Sequence[Run]) -> list[str]:
         _counts([run.status for run in runs]),
         _spans(sorted({run.cell["seed"] for run in runs})),
         _distinct(
-            f"{m.get('device', '')} {m.get('device_name', '')} ({m.get('threads', '?')} threads)" for m in manifests
+            escape(f"{m.get('device', '')} {m.get('device_name', '')} ({m.get('threads', '?')} threads)")
+            for m in manifests
         ),
-        _distinct(", ".join(f"{k} {v}" for k, v in m.get("versions", {}).items()) for m in manifests),
+        _distinct(escape(", ".join(f"{k} {v}" for k, v in m.get("versions", {}).items())) for m in manifests),
         _distinct(f"<code>{escape(_revision(m.get('git')))}</code>" for m in manifests),
         f"{hours:.2f} h",
         escape(started),
-        _distinct(f"<code>{run.data_digest[:8]}</code>" for run in runs),
+        _distinct(f"<code>{escape(run.data_digest[:8])}</code>" for run in runs),
     ]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,9 +95,13 @@ def test_sensitivity_runs_have_a_row_a_value_and_a_column_a_schedule():
 def test_text_from_a_record_cannot_become_markup():
     bad = run(cell(constant(0.5)), [3.0, 2.0])
     bad.manifest["command"] = ["dbnrun", "</script><script>alert(1)</script>"]
-    bad.manifest["git"] = "<b>x"
+    for key in ("git", "device", "device_name", "threads"):
+        bad.manifest[key] = f"<b>{key}"
+    bad.manifest["versions"] = {"<b>torch": "<b>2"}
+    bad = replace(bad, data_digest="<b>x")
     text = page_of([bad])
-    assert "<script>alert" not in text and "<b>x" not in text
+    assert "<script>alert" not in text and "&lt;b&gt;device_name" in text
+    assert not re.search("<b>(x|git|device|device_name|threads|torch|2)", text)
 
 
 def luminance(color):
