@@ -15,6 +15,7 @@ import torch
 from dbnrun.config import RunConfig, UserError
 from dbnrun.data import expected_digest, source
 from dbnrun.fused.memory import free_bytes
+from dbnrun.overrides import composed
 from dbnrun.records import TIME_COLUMNS
 
 PACKAGES = (
@@ -128,16 +129,8 @@ def _determinism() -> Finding:
 
 
 def _small_cell(results: str) -> RunConfig:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-
-    from dbnrun.config import checked
-    from dbnrun.overrides import conf_dir
-
-    ConfigStore.instance().store(name="schema", node=RunConfig)
     quick = ["norm=dbn", "schedule=harmonic", "train.epochs=2", "train.limit_batches=5", "progress=false"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return checked(compose("config", [*quick, f"results_dir='{results}'"]))
+    return composed([*quick, f"results_dir='{results}'"])
 
 
 def report(data_dir: Path, results_dir: Path, say: Callable[[str], object] = print) -> bool:

@@ -6,18 +6,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from dbnrun.config import RunConfig, UserError, known_keys, nearest
+from dbnrun.config import RunConfig, UserError, checked, known_keys, nearest
 
 
 def conf_dir() -> Path:
     """conf/: beside the package in a checkout, inside it in an installed wheel."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """The checked configuration of one cell, as the command composes it."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return checked(compose("config", list(overrides)))
 
 
 def choices() -> dict[str, list[str]]:

@@ -22,15 +22,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 
-from dbnrun.config import RunConfig, UserError, checked
+from dbnrun.config import UserError
 from dbnrun.experiment import Cell, augmentation, build_cell, load_data, prepare_device
 from dbnrun.models import FNN
 from dbnrun.norm.following import dbn_layers
-from dbnrun.overrides import check_overrides, conf_dir, refusal
+from dbnrun.overrides import check_overrides, composed, refusal
 from dbnrun.train import train
 
 
@@ -42,9 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--csv", type=Path, help="put the rows into this file too")
     given = parser.parse_intermixed_args(arguments)
     check_overrides(given.overrides)
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = checked(compose("config", given.overrides))
+    config = composed(given.overrides)
     device = prepare_device(config)
     data = load_data(config, device)
     cell = build_cell(config, data, device)

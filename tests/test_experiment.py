@@ -11,26 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from dbnrun import experiment, plan, records, status
-from dbnrun.config import RunConfig, UserError, checked
+from dbnrun.config import RunConfig, UserError
 from dbnrun.lease import Lease
-from dbnrun.overrides import conf_dir
+from dbnrun.overrides import composed
 from dbnrun.recording import Recording
 
 
 @pytest.fixture
 def cell(tmp_path):
     """A checked configuration with results below tmp_path, small unless overrides say otherwise."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
 
     def make(*overrides: str, results: str = "results") -> RunConfig:
         quick = ["train.epochs=3", "train.limit_batches=4", "device=cpu", "progress=false"]
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            own = f'results_dir="{tmp_path / results}"'
-            return checked(compose("config", [*quick, own, *overrides]))
+        return composed([*quick, f'results_dir="{tmp_path / results}"', *overrides])
 
     return make
 

@@ -5,18 +5,16 @@ import dataclasses
 import pytest
 import torch
 from emulated_graph import emulate
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from dbnrun import data as datasets
 from dbnrun import experiment, graphs
-from dbnrun.config import RunConfig, checked
+from dbnrun.config import RunConfig
 from dbnrun.experiment import build_cell
 from dbnrun.fused.stack import stacked
 from dbnrun.fused.train import Run, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import load_state
-from dbnrun.overrides import conf_dir
+from dbnrun.overrides import composed
 from dbnrun.records import TIME_COLUMNS
 from dbnrun.streams import Streams
 from dbnrun.train import train
@@ -36,10 +34,8 @@ DEVICE_COUNTERS = ("bn adamw", "gn adam")  # Adam and AdamW count on the device 
 
 
 def config(*overrides, device="cpu") -> RunConfig:
-    ConfigStore.instance().store(name="schema", node=RunConfig)
     quick = ["train.epochs=2", "train.limit_batches=8", f"device={device}", "progress=false"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return checked(compose("config", [*quick, *overrides]))
+    return composed([*quick, *overrides])
 
 
 def built(one, device="cpu"):

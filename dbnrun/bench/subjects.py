@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from torch import Generator
 
 from dbnrun import graphs
-from dbnrun.config import RunConfig, checked
+from dbnrun.config import RunConfig
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell, prepare_device
-from dbnrun.overrides import conf_dir
+from dbnrun.overrides import composed
 
 BATCH = 100
 SHAPES = {"mnist": ((1, 28, 28), 10), "ni": ((118,), 5), "cifar10": ((3, 32, 32), 10)}
@@ -33,9 +31,7 @@ def synthetic(name: str, train: int, device: str, held_out: int = 100) -> Data:
 
 
 def config(device: str, *overrides: str) -> RunConfig:
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return checked(compose("config", [f"device={device}", *overrides]))
+    return composed([f"device={device}", *overrides])
 
 
 def captured(
@@ -54,6 +50,6 @@ def cell(data: Data, device: str, *overrides: str) -> Cell:
 
 def cells(data: Data, device: str, count: int, *overrides: str) -> list[Cell]:
     """The same cell with so many seeds, composed once."""
-    composed = config(device, *overrides)
-    on = prepare_device(composed)
-    return [build_cell(replace(composed, seed=composed.seed + number), data, on) for number in range(count)]
+    one = config(device, *overrides)
+    on = prepare_device(one)
+    return [build_cell(replace(one, seed=one.seed + number), data, on) for number in range(count)]

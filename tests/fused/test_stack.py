@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from dbnrun import data as datasets
 from dbnrun import experiment, records
-from dbnrun.config import RunConfig, checked
+from dbnrun.config import RunConfig
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell
 from dbnrun.fused import memory
@@ -22,7 +20,7 @@ from dbnrun.fused.run import run_stack
 from dbnrun.fused.train import Run, Step, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
-from dbnrun.overrides import conf_dir
+from dbnrun.overrides import composed
 from dbnrun.recording import Recording, position_of
 from dbnrun.train import train
 
@@ -30,10 +28,8 @@ CPU = torch.device("cpu")
 
 
 def config(*overrides, results="unused") -> RunConfig:
-    ConfigStore.instance().store(name="schema", node=RunConfig)
     quick = ["train.epochs=2", "train.limit_batches=10", "device=cpu", "progress=false", f'results_dir="{results}"']
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return checked(compose("config", [*quick, *overrides]))
+    return composed([*quick, *overrides])
 
 
 def digits(dtype=torch.float32) -> Data:

@@ -104,19 +104,14 @@ def test_statistics_come_back_when_the_pass_is_cut_short():
 
 def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
 
     from dbnrun import data as datasets
     from dbnrun import train
-    from dbnrun.config import RunConfig, checked
     from dbnrun.data.parts import Part, mixed
     from dbnrun.experiment import build_cell
-    from dbnrun.overrides import conf_dir
+    from dbnrun.overrides import composed
 
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = checked(compose("config", ["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"]))
+    config = composed(["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"])
     data = datasets.load(config.dataset, None)
     grouped = data.train.y.argsort(stable=True)
     part = Part(data.train.x[grouped], data.train.y[grouped])
