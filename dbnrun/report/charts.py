@@ -15,9 +15,9 @@ import pandas as pd
 
 from dbnrun.report.book import Book
 from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, letter, schedule_key
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, letter, name_of, schedule_key
 from dbnrun.report.tables import most_efficient
-from dbnrun.report.verdicts import CONSTANTS, name_of
+from dbnrun.report.verdicts import CONSTANTS
 
 MEASURES = {
     "test_error_pct": "test error [%]",

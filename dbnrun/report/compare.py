@@ -17,7 +17,6 @@ from dbnrun.report.protocols import schedule_key
 
 Measure = Callable[[Series], dict[int, float]]
 ALPHA_ONE, MODERN_BN = "1", "bn"  # the two references, as `schedule_key` spells them
-REFERENCE_TEXT = {ALPHA_ONE: "α = 1", MODERN_BN: "BN (PyTorch)"}
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ import yaml
 from dbnrun import records
 from dbnrun.config import UserError, norm_label
 from dbnrun.records import EpochRow
-from dbnrun.report.protocols import number_text, protocol_of
+from dbnrun.report.protocols import PEERS, name_of, number_text, protocol_of, schedule_key
 
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
-REFERENCES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -189,7 +188,7 @@ def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of ours, as far as it is read here; KeyError where a part is missing."""
     return (
         cell["dataset"]["name"] in records.RESULTS_VERSIONS
-        and cell["norm"]["name"] in (*REFERENCES, "dbn")
+        and cell["norm"]["name"] in (*PEERS, "dbn")
         and cell["seed"] >= 0
         and all([cell["model"]["name"], cell["optimizer"]["groups"], cell["train"]["batch_size"]])
     )
@@ -240,27 +239,15 @@ def _spelled(name: str, value: float | int | None) -> str:
 
 def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
     for one in series:
-        one.label = schedule_text(one.cell) if one.protocol else REFERENCES[norm_label(one.cell)]
+        one.label = name_of(schedule_key(one.cell))
     _tell_apart(series)
     return Setting(series[0].cell, sorted(series, key=_rank), identity)
-
-
-def schedule_text(cell: Mapping[str, Any]) -> str:
-    """'α = 0.25', '1/m (steps)', '1/m² (epochs)', …; what m counts stands wherever it matters."""
-    schedule = cell["schedule"]
-    if schedule["name"] == "constant":
-        return f"α = {number_text(schedule['alpha'])}"
-    if schedule["name"] == "power":
-        text = f"m^-{number_text(schedule['exponent'])}"
-    else:
-        text = {"harmonic": "1/m", "inverse_square": "1/m²"}[schedule["name"]]
-    return f"{text} ({schedule['unit']}s)"
 
 
 def _rank(series: Series) -> tuple[Any, ...]:
     """The peers, then a block a protocol in Table 1's order: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
-        return (0, list(REFERENCES).index(norm_label(series.cell)), series.label)
+        return (0, list(PEERS).index(norm_label(series.cell)), series.label)
     schedule, block = series.cell["schedule"], (1, _protocol_rank(series.protocol))
     if schedule["name"] == "constant":
         return (*block, 3 if schedule["alpha"] == 0 else 1, -schedule["alpha"], series.label)

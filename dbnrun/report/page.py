@@ -23,9 +23,9 @@ from dbnrun.report import charts, paper_tables, stats, verdicts
 from dbnrun.report.book import Book
 from dbnrun.report.charts import Spec
 from dbnrun.report.gather import Run
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, PROTOCOLS, experiment_of, letter
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, PROTOCOLS, experiment_of, letter, name_of
 from dbnrun.report.tables import describe, from_to
-from dbnrun.report.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, Verdict, name_of
+from dbnrun.report.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, Verdict
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open", NOT_RUN: "notrun"}
 SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?", NOT_RUN: "–"}
@@ -181,7 +181,7 @@ def _beside(judged: Sequence[Verdict]) -> str:
         [
             one.claim,
             DATASETS.get(one.dataset, "All three"),
-            verdicts.REFERENCE_TEXT.get(one.reference, ""),
+            name_of(one.reference) if one.reference else "",
             stats.SELECTIONS.get(one.selection, ""),
             _badge(one.verdict),
             escape(_minus(one.reason)),

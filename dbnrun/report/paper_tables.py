@@ -14,9 +14,8 @@ from dbnrun.report import compare, stats
 from dbnrun.report.book import Book, Variant
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
 from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import DATASETS, PROTOCOLS, TEST_RECORDS, letter
+from dbnrun.report.protocols import DATASETS, PROTOCOLS, TEST_RECORDS, letter, name_of
 from dbnrun.report.tables import describe, paper_key, paper_numbers
-from dbnrun.report.verdicts import name_of
 
 REFERENCES = {"vs_alpha_1": ALPHA_ONE, "vs_bn": MODERN_BN}
 

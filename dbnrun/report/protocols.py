@@ -21,6 +21,8 @@ PROTOCOLS = {
 }
 LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C"}
 
+PEERS = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
+
 # What the sensitivity runs vary: the dotted keys (globs) and the value of the paper's runs.
 KNOBS: dict[str, tuple[str, Any]] = {
     "l2": ("optimizer.groups.weights.weight_decay", 1e-4),
@@ -116,6 +118,16 @@ def schedule_key(cell: Mapping[str, Any]) -> str:
     if schedule["name"] == "power":
         return f"m^-{number_text(schedule['exponent'])} {schedule['unit']}s"
     return {"harmonic": "1/m", "inverse_square": "1/m^2"}[schedule["name"]] + f" {schedule['unit']}s"
+
+
+def name_of(key: str) -> str:
+    """'α = 0.25', '1/m (steps)', 'BN (PyTorch)', … from a `schedule_key`."""
+    if key in PEERS:
+        return PEERS[key]
+    if key[0].isdigit() and "/" not in key:
+        return f"α = {key}"
+    name, _, unit = key.partition(" ")
+    return f"{name.replace('^2', '²')} ({unit})" if unit else name
 
 
 def number_text(value: float) -> str:

@@ -19,9 +19,9 @@ from dbnrun.records import write_atomic
 from dbnrun.report import paper_tables, verdicts
 from dbnrun.report.book import Book
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, name_of
 from dbnrun.report.tables import describe, from_to
-from dbnrun.report.verdicts import Verdict, name_of
+from dbnrun.report.verdicts import Verdict
 
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)

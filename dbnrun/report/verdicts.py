@@ -11,9 +11,9 @@ import pandas as pd
 
 from dbnrun.records import write_atomic
 from dbnrun.report import compare, stats
-from dbnrun.report.compare import ALPHA_ONE, MODERN_BN, REFERENCE_TEXT, Comparison
+from dbnrun.report.compare import ALPHA_ONE, MODERN_BN, Comparison
 from dbnrun.report.gather import Setting
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, name_of
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "undecided", "not run"
 CONSTANTS = ("0.75", "0.5", "0.25", "0.1", "0.01", "0.001")  # 0 < α < 1
@@ -49,7 +49,7 @@ class Verdict:
     claim: str
     dataset: str
     protocol: str
-    reference: str  # a key of REFERENCE_TEXT; '' for C5
+    reference: str  # ALPHA_ONE or MODERN_BN; '' for C5
     selection: str  # a key of stats.SELECTIONS; '' where none applies
     verdict: str
     reason: str
@@ -279,16 +279,6 @@ def _interval(d: stats.Summary, scale: float, digits: int) -> str:
 
 def _p(one: Comparison) -> str:
     return f", p = {one.p_holm:.2g}" if np.isfinite(one.p_holm) and one.can_reject else ""
-
-
-def name_of(key: str) -> str:
-    """'α = 0.25', '1/m (steps)', 'BN (PyTorch)', … from a `schedule_key`."""
-    if key in REFERENCE_TEXT:
-        return REFERENCE_TEXT[key]
-    if key[0].isdigit() and "/" not in key:
-        return f"α = {key}"
-    name, _, unit = key.partition(" ")
-    return f"{name.replace('^2', '²')} ({unit})" if unit else name
 
 
 def _listed(keys: Sequence[str]) -> str:
