@@ -61,16 +61,10 @@ def train_stack(
     further rows; it goes on as numbers that touch no other's, for as long as another is alive. While the generator
     waits, every cell stands exactly at that epoch's end. `captured`: replay the steps as a CUDA graph.
     """
-    seeds = [run.leader.config.seed for run in runs]
-    first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
-    models = [run.leader.model for run in runs]
-    distinct = list(dict.fromkeys(seeds))
-    stack = stacked(models, [distinct.index(seed) for seed in seeds])
-    for run in runs:  # the leader's parameters have moved into the stack
-        for view in run.views[1:]:
-            share_weights(run.leader.model, view.model)
     cells = [run.leader for run in runs]
-    step = Step(stack, cells, precision)
+    seeds = [cell.config.seed for cell in cells]
+    first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
+    step = Step(_stack_of(runs, seeds), cells, precision)
     steps, records = steps_per_epoch(len(data.train), config), len(data.train)
     draws = [cells[first].streams for first in first_of]
     dealer, sums = Dealer(data.train, config.batch_size, steps, len(draws)), Sums(len(runs), data.train.x.device)
@@ -110,15 +104,24 @@ def train_stack(
         seconds = begun[0].seconds + (time.perf_counter() - started) / len(runs)
         _follow_draws(runs, seeds, first_of)
         rows = []
-        for number, run in enumerate(runs):
-            progress = Progress(epoch, epoch * steps, lr_of(run.leader.optimizer), norms[number], seconds)
-            shown = alive[number]
-            rows.append(look(run.views, trained[number], progress, data, config, precision) if shown else [])
-            alive[number] = shown and math.isfinite(trained[number].loss)
+        for run, shown, measured, norm in zip(runs, alive, trained, norms, strict=True):
+            progress = Progress(epoch, epoch * steps, lr_of(run.leader.optimizer), norm, seconds)
+            rows.append(look(run.views, measured, progress, data, config, precision) if shown else [])
+        alive = [ran and math.isfinite(measured.loss) for ran, measured in zip(alive, trained, strict=True)]
         step.optimizer.hand_out_state()
         yield rows
         if not any(alive):
             return
+
+
+def _stack_of(runs: Sequence[Run], seeds: Sequence[int]) -> Stack:
+    """The runs' networks as one; all that view a run go on sharing its weights, which have moved into the stack."""
+    distinct = list(dict.fromkeys(seeds))
+    stack = stacked([run.leader.model for run in runs], [distinct.index(seed) for seed in seeds])
+    for run in runs:
+        for view in run.views[1:]:
+            share_weights(run.leader.model, view.model)
+    return stack
 
 
 def _follow_draws(runs: Sequence[Run], seeds: Sequence[int], first_of: Sequence[int]) -> None:

@@ -85,7 +85,7 @@ def _paper(dataset: str, series: Series) -> float:
 
 def sensitivity(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row a knob's value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
-    measure = compare.selected_error("last")
+    measure, best = compare.selected_error("last"), compare.selected_error("best_on_test")
     families = list(dict.fromkeys(variant.family for variant in variants))
     rows = []
     for variant in variants:
@@ -108,6 +108,7 @@ def sensitivity(variants: Sequence[Variant]) -> pd.DataFrame:
                 "sd": error.sd,
                 "low": error.low,
                 "high": error.high,
+                "best_on_test_mean": float(np.mean(list(best(series).values()))) if series.n else float("nan"),
             }
             rows.append(row | _compared("vs_alpha_1", compared.get(key)))
     return pd.DataFrame(rows)
