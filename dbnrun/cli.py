@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "dbnrun: interrupted; every finished epoch is kept. The same command goes on from there."
         print(message, file=sys.stderr)
+        # Where the interrupt passed through exec or eval of a string, as importing dataclasses does, CPython remembers
+        # it and ends `python -m dbnrun.cli` by SIGINT whatever is returned here; evaluating another clears that.
+        eval("None")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`dbnrun … | head`): nothing left to say, to nobody.
@@ -323,18 +326,18 @@ def _report(arguments: list[str]) -> int:
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     if options.paths and (options.runs or readmes):
         return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
-    beside = options.out or _own_folder(options.paths)
-    if options.paths and beside is None:
+    out = options.out or (_own_folder(options.paths) if options.paths else results)
+    if out is None:
         return _refuse("report: say where tables and figures of these runs go, such as --out report.")
 
     from dbnrun.config import UserError
     from dbnrun.report import publish, report
 
     try:
-        if beside is not None and options.paths:
-            report(options.paths, beside)
+        if options.paths:
+            report(options.paths, out)
         else:
-            publish(results, options.runs or [results], readmes or [], options.out)
+            publish(results, options.runs or [results], out, readmes or [])
     except OSError as error:
         return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
     except UserError as error:

@@ -109,9 +109,8 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
                 if recording.config.theory:
                     _say_theory(recording.config)
             _agree(waiting)
-            for recording in [recording for recording in waiting if recording.diverged]:
-                outcomes[recording.name] = recording.finish()  # which it was cut off from
-                waiting.remove(recording)
+            outcomes |= {r.name: r.finish() for r in waiting if r.diverged}  # cut off just before that
+            waiting = [recording for recording in waiting if recording.name not in outcomes]
             for position in sorted({recording.position for recording in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
                 corridor([run for run in now if run], device)

@@ -57,13 +57,14 @@ class CellSweeper(Sweeper):
             raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
         asked = plan(Composer(self.loader, self.master), self.params, arguments)
         standings = {cell.signature: cell.standing() for cell in asked.cells}
+        finished = [cell for cell in asked.cells if standings[cell.signature].name in records.FINISHED]
         new = [cell for cell in asked.cells if standings[cell.signature].name not in records.FINISHED]
         _say(
-            f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(asked.cells) - len(new)} finished before"
+            f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(finished)} finished before"
             + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
         )
-        if bare := [cell for cell in asked.cells if cell not in new and _lacks_weights(cell)]:
-            _say(f"save_weights: {counted(len(bare), 'cell')} finished without; move their folders away to train again")
+        if bare := sum(map(_lacks_weights, finished)):
+            _say(f"save_weights: {counted(bare, 'cell')} finished without; move their folders away to train again")
         if new and new[0].config.skip_recorded:
             there = recorded.signatures(Path(new[0].config.results_dir))
             kept, new = new, [cell for cell in new if cell.signature not in there]

@@ -172,6 +172,17 @@ def test_a_finished_cell_is_skipped_and_says_so(dbnrun, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]  # no outputs/ of Hydra's
 
 
+def test_the_exit_code_is_130_wherever_the_interrupt_falls(tmp_path):
+    (tmp_path / "started.py").write_text(
+        "import sys\nfrom dbnrun import cli\n"
+        "def importing(_):\n    exec('raise KeyboardInterrupt')\n"  # as a signal amid an import that makes dataclasses
+        "cli._dispatch = importing\nsys.exit(cli.main([]))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    done = subprocess.run([sys.executable, "-m", "started"], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_with_the_same_numbers(dbnrun, tmp_path, how):
     words = ["norm=dbn", "schedule=harmonic", "train.epochs=150", "train.limit_batches=5"]

@@ -28,10 +28,10 @@ def report(paths: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
-def publish(results: Path, paths: Sequence[Path], readmes: Sequence[Path] = (), out: Path | None = None) -> list[Path]:
+def publish(results: Path, paths: Sequence[Path], out: Path, readmes: Sequence[Path] = ()) -> list[Path]:
     """Add the finished runs under `paths` to the records in `results`, and redraw everything from the records alone.
 
-    Writes tables/, figures/ and report.html below `out` (None: `results`), and the results into the `readmes`;
+    Writes tables/, figures/ and report.html below `out`, and the results into the `readmes`;
     returns the files written. Raises UserError where a cell has two sets of numbers, or nothing is recorded.
     """
     from dbnrun.report import archive, figures, page, paper_tables, readme, tables, verdicts
@@ -42,7 +42,6 @@ def publish(results: Path, paths: Sequence[Path], readmes: Sequence[Path] = (), 
         _refuse(paths)
     if nowhere := len(book.nowhere):
         print(f"{nowhere} of {len(book.runs)} recorded runs stand in no table: two knobs turned, or no run beside")
-    out = out or results
     judged = verdicts.judge(book.mains, book.protocols)
     written = tables.write(book.settings, out / "tables")
     written += paper_tables.write(book, out / "tables") + verdicts.write(judged, out / "tables")

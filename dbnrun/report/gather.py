@@ -20,7 +20,7 @@ import yaml
 from dbnrun import records
 from dbnrun.config import UserError, norm_label
 from dbnrun.records import EpochRow
-from dbnrun.report.protocols import PEERS, name_of, number_text, protocol_of, schedule_key
+from dbnrun.report.protocols import PEER_NAMES, name_of, number_text, protocol_of, schedule_key
 
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 # The loader in C is ten times faster; both read plain data only.
@@ -188,7 +188,7 @@ def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of ours, as far as it is read here; KeyError where a part is missing."""
     return (
         cell["dataset"]["name"] in records.RESULTS_VERSIONS
-        and cell["norm"]["name"] in (*PEERS, "dbn")
+        and cell["norm"]["name"] in (*PEER_NAMES, "dbn")
         and cell["seed"] >= 0
         and all([cell["model"]["name"], cell["optimizer"]["groups"], cell["train"]["batch_size"]])
     )
@@ -247,7 +247,7 @@ def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
 def _rank(series: Series) -> tuple[Any, ...]:
     """The peers, then a block a protocol in Table 1's order: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
-        return (0, list(PEERS).index(norm_label(series.cell)), series.label)
+        return (0, list(PEER_NAMES).index(norm_label(series.cell)), series.label)
     schedule, block = series.cell["schedule"], (1, _protocol_rank(series.protocol))
     if schedule["name"] == "constant":
         return (*block, 3 if schedule["alpha"] == 0 else 1, -schedule["alpha"], series.label)

@@ -322,9 +322,8 @@ def _knob_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
     change = paper_tables.difference(row, "vs_alpha_1")
-    p = paper_tables.p_text(row, "vs_alpha_1")
-    if p and not p.startswith("n"):  # where so few seeds can never reject, n says so
-        change += f", p {p}"
+    if paper_tables.is_tested(row, "vs_alpha_1"):
+        change += f", p {paper_tables.p_text(row, 'vs_alpha_1')}"
     return paper_tables.with_interval(row) + (f"<br><i>{change}</i>" if change else "")
 
 

@@ -210,9 +210,15 @@ def difference(row: Mapping[str, Any], name: str) -> str:
 def p_text(row: Mapping[str, Any], name: str) -> str:
     """The corrected p-value, or why there is none."""
     word, p = row[f"{name}_word"], row[f"{name}_p_holm"]
-    if not word or word.startswith(("n too small", "no test")):
+    if not is_tested(row, name):
         return word.partition(":")[0]
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def is_tested(row: Mapping[str, Any], name: str) -> bool:
+    """Whether there is a comparison, with seeds enough for it to reject."""
+    word = row[f"{name}_word"]
+    return bool(word) and not word.startswith(("n too small", "no test"))
 
 
 def _sensitivity_markdown(table: pd.DataFrame) -> str:

@@ -21,7 +21,7 @@ PROTOCOLS = {
 }
 LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C"}
 
-PEERS = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
+PEER_NAMES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
 
 # What the sensitivity runs vary: the dotted keys (globs) and the value of the paper's runs.
 KNOBS: dict[str, tuple[str, Any]] = {
@@ -57,13 +57,10 @@ def letter(protocol: str) -> str:
 
 def knobs_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """The knobs that a cell can have: the dotted keys (globs) of each, and the value of the paper's runs."""
-    paper = {knob: to for knob, to in KNOBS.items() if _own_rates(cell) or knob not in ADAGRAD_KNOBS}
+    adagrad = cell["optimizer"].get("name") == "adagrad"
+    paper = {knob: to for knob, to in KNOBS.items() if adagrad or knob not in ADAGRAD_KNOBS}
     axes = NORM_AXES[cell["norm"]["name"]]
     return paper | {f"{cell['norm']['name']} {key}": (f"norm.{key}", value) for key, value in axes.items()}
-
-
-def _own_rates(cell: Mapping[str, Any]) -> bool:
-    return cell["optimizer"].get("name") == "adagrad"
 
 
 def knobs(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +119,8 @@ def schedule_key(cell: Mapping[str, Any]) -> str:
 
 def name_of(key: str) -> str:
     """'α = 0.25', '1/m (steps)', 'BN (PyTorch)', … from a `schedule_key`."""
-    if key in PEERS:
-        return PEERS[key]
+    if key in PEER_NAMES:
+        return PEER_NAMES[key]
     if key[0].isdigit() and "/" not in key:
         return f"α = {key}"
     name, _, unit = key.partition(" ")

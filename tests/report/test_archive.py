@@ -11,10 +11,11 @@ from synthetic import SCHEDULES, cell, constant, write_run
 from dbnrun import lease, records
 from dbnrun import recorded as committed
 from dbnrun.cli import main
-from dbnrun.config import UserError
+from dbnrun.config import UserError, cell_of
+from dbnrun.overrides import choices, composed
 from dbnrun.report import archive, publish, readme
 from dbnrun.report.gather import read_runs, settings_of
-from dbnrun.report.protocols import experiment_of
+from dbnrun.report.protocols import NORM_AXES, experiment_of, turned
 
 
 def snapshot(folder):
@@ -214,12 +215,20 @@ def test_a_knob_off_the_papers_runs_makes_a_sensitivity_run(group, key, value):
     assert experiment_of(content) == "mnist_sensitivity"
 
 
+@pytest.mark.parametrize("norm", choices()["norm"])
+def test_a_cell_as_it_is_composed_has_every_knob_where_the_papers_runs_have_it(norm):
+    content = cell_of(composed(["dataset=ni", f"norm={norm}"]))
+    assert turned(content) == {}
+    axes = content["norm"].keys() - {"name", "train_stats", "stats_grad", "average"}
+    assert axes == NORM_AXES[content["norm"]["name"]].keys()  # none in conf/norm that would be no knob
+
+
 def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded, tmp_path):
     drawn = []
     for out in (recorded, tmp_path / "clone"):
         if out != recorded:
             shutil.copytree(recorded / "records", out / "records")
-        written = publish(out, [out])
+        written = publish(out, [out], out)
         names = {path.relative_to(out).as_posix() for path in written}
         assert {
             "report.html",
@@ -234,12 +243,12 @@ def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded
 
 def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):
     with pytest.raises(UserError, match=r"no runs; record some with"):
-        publish(tmp_path, [tmp_path])
+        publish(tmp_path, [tmp_path], tmp_path)
     content = cell(constant(0.5))
     content["model"]["norm_position"] = "after"
     write_run(tmp_path, content, [3.0, 2.0])
     with pytest.raises(UserError, match="only sensitivity runs, or trials"):
-        publish(tmp_path, [tmp_path])
+        publish(tmp_path, [tmp_path], tmp_path)
 
 
 def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, tmp_path, monkeypatch, capsys):
