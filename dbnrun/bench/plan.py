@@ -13,14 +13,15 @@ from dbnrun.bench import Finding
 
 # A grid with group choices, values that others refer to, and nothing recorded yet.
 GRID = ["norm=dbn", "schedule=alpha_1,alpha_0.5,alpha_0.1,harmonic,inverse_square", "optimizer.lr=0.003,0.01"]
-MEASURE = """
-import json, resource, sys, time
+MEASURE = r"""
+import json, re, sys, time
 started = time.perf_counter()
 from dbnrun import plan
 found = plan.asked(sys.argv[1:])
 standings = [cell.standing() for cell in found.cells]
-text = "\\n".join(plan.lines(found, standings, False))
-mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+text = "\n".join(plan.lines(found, standings, False))
+# Not getrusage, whose maximum a child begins with its parent's: a bench that has run before would be counted.
+mb = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 print(json.dumps([len(found.cells), time.perf_counter() - started, mb]))
 """
 
