@@ -19,8 +19,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
-    "results_dir", "data_dir", "device", "threads", "cuda_graphs", "debug", "progress", "save_weights", "checkpoint",
-    "retry", "fail_fast", "skip_recorded", "theory",
+    "results_dir", "data_dir", "device", "threads", "compile", "cuda_graphs", "debug", "progress", "save_weights",
+    "checkpoint", "retry", "fail_fast", "skip_recorded", "theory",
 )  # fmt: skip
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
@@ -277,6 +277,7 @@ class RunConfig:
     deterministic: Any = MISSING
     device: str = MISSING
     threads: int | None = None
+    compile: bool = MISSING
     cuda_graphs: bool = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbnrun import data as datasets
+from dbnrun.compiling import check_compiler
 from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
 from dbnrun.data.parts import Data
@@ -193,6 +194,7 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             under_way=under_way(recordings[0]),
             on_step=on_step,
             captured=captured(config, device),
+            compiled=config.compile,
         ):
             epoch = rows[0].epoch
             store(recordings, cells, rows)
@@ -255,7 +257,7 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     streams = Streams.of(config.seed, device)
     model = build_model(config.model, data.input_shape, data.num_classes, norm_factory(config.norm, schedule), streams)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
-    return Cell(config, model, build_optimizer(config.optimizer, model), streams, schedule)
+    return Cell(config, model, build_optimizer(config.optimizer, model, config.compile), streams, schedule)
 
 
 def prepare_device(config: RunConfig) -> torch.device:
@@ -267,6 +269,8 @@ def prepare_device(config: RunConfig) -> torch.device:
         raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
     if kind == "cpu" and config.precision == "tf32":
         raise UserError("precision=tf32 is a mode of CUDA devices and none is here: use fp32 or bf16.")
+    if config.compile:
+        check_compiler(config.model.name, kind)
     if config.threads:
         torch.set_num_threads(config.threads)
     deterministic = kind == "cpu" if config.deterministic == "auto" else bool(config.deterministic)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from dbnrun.config import GroupConfig, OptimizerConfig, UserError
 
@@ -52,11 +55,11 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
     """The optimizer that conf/optimizer names, over the named groups of `model`'s parameters.
 
     Weight decay is a penalty w/2 |theta|^2 whose gradient `add_penalty` adds, kept in each group under "l2"; in
-    AdamW it is decoupled and the optimizer's own.
+    AdamW it is decoupled and the optimizer's own. `compiled`: as operations that a compiler can join with others.
     """
     decoupled = config.name == "adamw"
     members = group_parameters(model.named_parameters(), config.groups)
@@ -71,7 +74,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         for name, parameters in members.items()
     ]
     device = next(model.parameters()).device.type
-    fused = device == "cpu" or (device == "cuda" and config.name != "adagrad")
+    fused = not compiled and (device == "cpu" or (device == "cuda" and config.name != "adagrad"))
     options = _options(config)
     if device == "cuda" and config.name in ("adam", "adamw"):
         options["capturable"] = True  # its counters on the device, so that a graph can move them
@@ -100,7 +103,15 @@ def add_penalty(optimizer: torch.optim.Optimizer) -> Tensor:
             if group["l2"]:
                 parameter.grad.add_(parameter, alpha=group["l2"])
             gradients.append(parameter.grad)
-    return nn.utils.get_total_norm(gradients)
+    return vector_norm(torch.stack([vector_norm(gradient) for gradient in gradients]))
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """The optimizer's step without the hooks and the change of grad mode that torch wraps around it.
+
+    They keep a compiler from joining it with what stands before and after. To be called under torch.no_grad().
+    """
+    return functools.partial(inspect.unwrap(type(optimizer).step), optimizer)
 
 
 def lr_of(optimizer: torch.optim.Optimizer, name: str = "weights") -> float:

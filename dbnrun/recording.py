@@ -114,8 +114,10 @@ class Recording:
             self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
-            if before.get("threads", self._manifest["threads"]) != self._manifest["threads"]:
-                _warn(f"{self.folder.name}: began with threads={before['threads']}; another number rounds otherwise")
+            for key in ("threads", "compile"):
+                if before.get(key, self._manifest[key]) != self._manifest[key]:
+                    began = f"began with {key}={json.dumps(before[key])}"
+                    _warn(f"{self.folder.name}: {began}; from here on it rounds otherwise")
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")
@@ -243,6 +245,7 @@ class Recording:
             "results_version": records.RESULTS_VERSIONS[config.dataset.name],
             "seed": config.seed,
             "threads": torch.get_num_threads(),
+            "compile": config.compile,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "data_digest": self.digest,
             "versions": {

@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbnrun import graphs
+from dbnrun import compiling, graphs
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part
 from dbnrun.models import Network
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
-from dbnrun.optimizer import add_penalty, lr_of
+from dbnrun.optimizer import add_penalty, bare_step, lr_of
 from dbnrun.records import EpochRow
 from dbnrun.streams import Streams
 
 # Records an evaluation step; no number depends on it but by rounding. The maps of so many images stay in a CPU's cache.
 EVAL_BATCH = 500
-EVAL_BATCH_IMAGES = 100
+EVAL_BATCH_MAPS = 100
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class View:
 def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Measured]:
     """Loss and error over a whole part, of each of several networks that share their weights, in evaluation mode."""
     sums = [Sums(part.x.device) for _ in models]
-    cached = part.x.device.type == "cpu" and part.x.dim() == 4
-    size = EVAL_BATCH_IMAGES if cached else EVAL_BATCH
+    convolves = any(isinstance(layer, nn.Conv2d) for layer in models[0].modules())
+    size = EVAL_BATCH_MAPS if convolves and part.x.device.type == "cpu" else EVAL_BATCH
     for x, y in zip(part.x.split(size), part.y.split(size), strict=True):
         with autocast(x.device, precision):
             common = models[0].prefix(x)
@@ -153,24 +153,27 @@ def train(
     under_way: UnderWay | None = None,
     on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
     captured: bool = False,
+    compiled: bool = False,
 ) -> Iterator[list[EpochRow]]:
     """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
 
     Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
     streams stand exactly at that epoch's end. `on_step` is called after every update, with a function that says where
     the epoch stands; `under_way` goes on from there. `captured`: replay the steps as a CUDA graph.
+    `compiled`: compile them.
     """
     model = views[0].model
     steps = steps_per_epoch(len(data.train), config)
     dealer, sums = Dealer(data.train, config.batch_size, steps), Sums(data.train.x.device)
+    step = Step(model, optimizer, precision, compiled, first=epochs_done == 0 and under_way is None)
 
-    def step() -> None:
+    def update() -> None:
         (x,), (y,) = dealer()
-        batch = x if augment is None else augment(x, streams.augment)
-        train_step(model, optimizer, (batch, y), sums, precision)
+        step(x if augment is None else augment(x, streams.augment), y, sums)
 
-    drawn = [*dropout_stream(model, streams), *([] if augment is None else [streams.augment])]
-    update = graphs.Replayed(step, drawn, optimizer) if captured else step
+    if captured:
+        drawn = [*dropout_stream(model, streams), *([] if augment is None else [streams.augment])]
+        update = graphs.Replayed(update, drawn, optimizer)
     for epoch in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -237,20 +240,50 @@ def look(
     ]
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], sums: Sums, precision: str
-) -> None:
-    """One update, added to `sums` with the norm of the gradient of loss + l2. Never waits for the device."""
-    x, y = batch
-    with autocast(x.device, precision):
-        logits = model(x)
-    logits = at_least_float32(logits)
-    loss = F.cross_entropy(logits, y)
-    optimizer.zero_grad()
-    loss.backward()
-    sums.norm += add_penalty(optimizer)
-    optimizer.step()
-    sums.add(loss, logits, y)
+class Step:
+    """One update of a network, in two pieces around the backward pass, each of which can be compiled.
+
+    Never waits for the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        compiled: bool = False,
+        first: bool = True,
+    ) -> None:
+        """`first`: the first call is the run's very first update."""
+        self.model = model
+        self.optimizer = optimizer
+        self.update = bare_step(optimizer)
+        self.precision = precision
+        wrap = compiling.wrapper(compiled)
+        self.forward, self.finish = wrap(self._forward), wrap(self._finish)
+        self.first = first
+
+    def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
+        """Take a batch, x (B, …) and y (B,), and add it to `sums` with the norm of the gradient of loss + l2."""
+        # Optimizers make their state in the first update, which no compiler follows: that one runs as written.
+        forward, finish = (self._forward, self._finish) if self.first else (self.forward, self.finish)
+        self.first = False
+        loss, logits = forward(x, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            finish(loss, logits, y, sums)
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(x.device, self.precision):
+            logits = self.model(x)
+        logits = at_least_float32(logits)
+        return F.cross_entropy(logits, y), logits
+
+    def _finish(self, loss: Tensor, logits: Tensor, y: Tensor, sums: Sums) -> None:
+        sums.norm += add_penalty(self.optimizer)
+        self.update()
+        sums.add(loss, logits, y)
 
 
 def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, precision: str) -> list[dict[str, Any]]:

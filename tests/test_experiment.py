@@ -17,6 +17,7 @@ from dbnrun.config import RunConfig, UserError
 from dbnrun.lease import Lease
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording
+from dbnrun.train import Step
 
 
 @pytest.fixture
@@ -150,8 +151,8 @@ def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overri
     with pytest.raises(KeyboardInterrupt):
         experiment.run(cell(*often, results="cut"))
     steps = []
-    step = experiment.train.__globals__["train_step"]
-    monkeypatch.setitem(experiment.train.__globals__, "train_step", lambda *a: steps.append(1) or step(*a))
+    step = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda *a: steps.append(1) or step(*a))
     monkeypatch.setattr(Recording, "checkpoint", save)
     resumed = experiment.run(cell(*often, results="cut"))
     done = 4 * written[-1]["epoch"] + (written[-1]["under_way"] or {"steps": 0})["steps"]
@@ -162,17 +163,17 @@ def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overri
 def _batches_seen(config, monkeypatch):
     """The inputs of every training step, and the weights before the first."""
     seen, weights = [], []
-    step = experiment.train.__globals__["train_step"]
+    step = Step.__call__
 
-    def spy(model, optimizer, batch, sums, precision):
+    def spy(self, x, y, sums):
         if not seen:
-            weights.extend(p.detach().clone() for p in model.parameters() if p.dim() > 1)
-        seen.append(batch[0].clone())
-        return step(model, optimizer, batch, sums, precision)
+            weights.extend(p.detach().clone() for p in self.model.parameters() if p.dim() > 1)
+        seen.append(x.clone())
+        return step(self, x, y, sums)
 
-    monkeypatch.setitem(experiment.train.__globals__, "train_step", spy)
-    experiment.run(config)
-    monkeypatch.setitem(experiment.train.__globals__, "train_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", spy)
+        experiment.run(config)
     return seen, weights
 
 

@@ -16,7 +16,7 @@ from dbnrun.bench import Finding
 from dbnrun.bench.subjects import BATCH, captured, cell, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.train import Dealer, Sums, train_step
+from dbnrun.train import Dealer, Step, Sums
 
 RECORDS = 10_000
 
@@ -95,11 +95,13 @@ def ours(data: Data, device: str, *overrides: str, replayed: bool = False) -> Ca
     steps = len(data.train) // BATCH
     sums, dealer = Sums(torch.device(device)), Dealer(data.train, BATCH, steps)
 
-    def step() -> None:
-        (x,), (y,) = dealer()
-        train_step(built.model, built.optimizer, (x, y), sums, built.config.precision)
+    step = Step(built.model, built.optimizer, built.config.precision, built.config.compile)
 
-    update = captured(step, [built.streams.dropout], built.optimizer) if replayed else step
+    def update() -> None:
+        (x,), (y,) = dealer()
+        step(x, y, sums)
+
+    update = captured(update, [built.streams.dropout], built.optimizer) if replayed else update
     return epochs(dealer, len(data.train), steps, update)
 
 

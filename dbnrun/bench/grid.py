@@ -145,7 +145,8 @@ def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[
     for member in members:
         member.model.train()
     stack = stacked([member.model for member in members], range(count))
-    step, sums = Step(stack, members, members[0].config.precision), Sums(count, torch.device(device))
+    config = members[0].config
+    step, sums = Step(stack, members, config.precision, config.compile), Sums(count, torch.device(device))
     steps = len(data.train) // BATCH
     dealer = Dealer(data.train, BATCH, steps, count)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dbnrun.experiment import Cell
 from dbnrun.fused.stack import Leaf
-from dbnrun.optimizer import OPTIMIZERS
+from dbnrun.optimizer import OPTIMIZERS, bare_step
 
 
 class StackedOptimizer:
@@ -38,6 +38,7 @@ class StackedOptimizer:
         self.penalties = [self._penalty(leaf) for leaf in leaves]
         kind: Any = OPTIMIZERS[cells[0].config.optimizer.name]
         self.driver: torch.optim.Optimizer = kind(list(groups.values()))
+        self.update = bare_step(self.driver)
         self._take_state()
 
     def zero_grad(self) -> None:
@@ -48,7 +49,7 @@ class StackedOptimizer:
         for leaf in self.leaves:
             if leaf not in self.whole:
                 leaf.hand_out_gradient()
-        self.driver.step()
+        self.update()
 
     def add_penalty(self) -> Tensor:
         """Add the gradients of the cells' l2 penalties; return the norm of each cell's whole gradient, (T,)."""

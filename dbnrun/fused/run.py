@@ -72,6 +72,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
             under_way=[u for run in runs if (u := under_way(run[0]))] or None,
             on_step=on_step,
             captured=captured(config, device),
+            compiled=config.compile,
         ):
             epochs += 1
             for recordings, cells, rows in zip(runs, built, rows_by_run, strict=True):

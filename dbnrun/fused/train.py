@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from dbnrun import graphs
+from dbnrun import compiling, graphs
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data
 from dbnrun.experiment import Cell
@@ -54,17 +54,20 @@ def train_stack(
     under_way: Sequence[UnderWay] | None = None,
     on_step: Callable[[Callable[[], list[UnderWay]]], object] = lambda _: None,
     captured: bool = False,
+    compiled: bool = False,
 ) -> Iterator[list[list[EpochRow]]]:
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
     The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
     further rows; it goes on as numbers that touch no other's, for as long as another is alive. While the generator
     waits, every cell stands exactly at that epoch's end. `captured`: replay the steps as a CUDA graph.
+    `compiled`: compile them.
     """
     cells = [run.leader for run in runs]
     seeds = [cell.config.seed for cell in cells]
     first_of = [seeds.index(seed) for seed in dict.fromkeys(seeds)]  # one run a seed draws for all
-    step = Step(_stack_of(runs, seeds), cells, precision)
+    first = epochs_done == 0 and not under_way
+    step = Step(_stack_of(runs, seeds), cells, precision, compiled, first)
     steps, records = steps_per_epoch(len(data.train), config), len(data.train)
     draws = [cells[first].streams for first in first_of]
     dealer, sums = Dealer(data.train, config.batch_size, steps, len(draws)), Sums(len(runs), data.train.x.device)
@@ -157,25 +160,41 @@ class Sums:
 
 
 class Step:
-    """One update of every run."""
+    """One update of every run, in two pieces around the backward pass, each of which can be compiled."""
 
-    def __init__(self, stack: Stack, cells: Sequence[Cell], precision: str) -> None:
+    def __init__(
+        self, stack: Stack, cells: Sequence[Cell], precision: str, compiled: bool = False, first: bool = True
+    ) -> None:
+        """`first`: the first call is the runs' very first update."""
         self.stack = stack
         self.precision = precision
         self.optimizer = StackedOptimizer(stack.leaves, cells)
+        wrap = compiling.wrapper(compiled)
+        self.forward, self.finish = wrap(self._forward), wrap(self._finish)
+        self.first = first
 
     def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
         """x (U, B, …), y (U, B)."""
+        # As alone: the first update runs as written.
+        forward, finish = (self._forward, self._finish) if self.first else (self.forward, self.finish)
+        self.first = False
+        losses, logits, y = forward(x, y)
+        self.optimizer.zero_grad()
+        losses.sum().backward()  # each run's parameters meet only its own loss
+        with torch.no_grad():
+            finish(losses, logits, y, sums)
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T,), logits (T, num_classes, B), and the labels (T, B) that each network met."""
         stack = self.stack
         with autocast(x.device, self.precision):
             logits = stack(x)
         logits = at_least_float32(logits)
         y = y if len(y) == stack.count else y[stack.batch_of]
-        losses = F.cross_entropy(logits, y, reduction="none").mean(1)  # (T,)
-        self.optimizer.zero_grad()
-        losses.sum().backward()  # each run's parameters meet only its own loss
-        with torch.no_grad():
-            sums.norm += self.optimizer.add_penalty()
-            sums.loss += losses
-            sums.wrong += (logits.argmax(1) != y).sum(1)
+        return F.cross_entropy(logits, y, reduction="none").mean(1), logits, y
+
+    def _finish(self, losses: Tensor, logits: Tensor, y: Tensor, sums: Sums) -> None:
+        sums.norm += self.optimizer.add_penalty()
+        sums.loss += losses
+        sums.wrong += (logits.argmax(1) != y).sum(1)
         self.optimizer.step()

@@ -27,7 +27,9 @@ from dbnrun.report.protocols import experiment_of, schedule_key
 HEAD = ("signature", "curve", "seed")
 # What a run's own manifest adds to where its numbers come from; all else is shared by many runs and stands once.
 OWN = ("started", "wall_seconds", "git", "command")
-ORIGIN = ("results_version", "versions", "device", "device_name", "host", "threads", "deterministic", "stacked")
+ORIGIN = (
+    "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
+)  # fmt: skip
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
 
 
@@ -95,8 +97,8 @@ def _say_unlike(unlike: Sequence[tuple[Run, Run]]) -> str:
     furthest = max(unlike, key=distance)
     return (
         f"the records stand: {len(unlike)} of the runs have other numbers than their records, by up to "
-        f"{distance(furthest):.3g} pp of test error ({furthest[1].folder}); another machine, number of threads or "
-        "stack rounds otherwise. `dbnrun report RUNS --out DIR` draws runs on their own."
+        f"{distance(furthest):.3g} pp of test error ({furthest[1].folder}); another machine, number of threads, "
+        "stack or compile rounds otherwise. `dbnrun report RUNS --out DIR` draws runs on their own."
     )
 
 

@@ -1,0 +1,62 @@
+"""compile=true: what surrounds the matrix products of a training step as code compiled for this machine.
+
+A small network's step is some hundred small operations, each a call into torch and a pass over memory. TorchInductor
+makes a few loops of them; the products stay the library's. It rounds in other places, as another number of threads
+does.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dbnrun.config import UserError
+
+Piece = TypeVar("Piece", bound=Callable[..., Any])
+
+
+def as_written(piece: Piece) -> Piece:
+    return piece
+
+
+def wrapper(compile: bool) -> Callable[[Any], Any]:
+    """What a run does to each piece of its step: nothing, or compile it when it is first called.
+
+    Code compiled for earlier runs is forgotten: torch keeps eight versions of a function and then, silently, none.
+    What an earlier run or process compiled is found again on the disk.
+    """
+    if not compile:
+        return as_written
+    torch.compiler.reset()
+    return functools.partial(torch.compile, dynamic=False)
+
+
+def check_compiler(model: str, device: str) -> None:
+    """Raise UserError where a model's step cannot be compiled for a kind of device, or only gets slower by it."""
+    if device != "cpu":
+        return  # Triton comes with torch
+    if model == "cnn":
+        raise UserError(
+            "compile=true: on a CPU compiled convolutions take 1.4 to 1.8 times as long (docs/performance.md); "
+            "use compile=false with model=cnn."
+        )
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"compile=true: no C++ compiler {compiler!r} on the PATH; install one (Debian: apt install g++), name one "
+            "in CXX, or use compile=false."
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise UserError(
+            f"compile=true: {header} is missing, which compiled code includes; install Python's headers (Debian: apt "
+            "install python3-dev), or use compile=false."
+        )

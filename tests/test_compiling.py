@@ -1,0 +1,172 @@
+"""Compiled steps against the same steps as written."""
+
+import shutil
+import sysconfig
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch._dynamo
+
+from dbnrun import compiling, experiment
+from dbnrun import data as datasets
+from dbnrun.config import UserError
+from dbnrun.data.parts import Part
+from dbnrun.experiment import build_cell
+from dbnrun.fused.train import Run, train_stack
+from dbnrun.norm.following import follow, share_weights
+from dbnrun.optimizer import build_optimizer
+from dbnrun.overrides import composed
+from dbnrun.recording import Recording
+from dbnrun.records import TIME_COLUMNS
+from dbnrun.train import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    try:
+        compiling.check_compiler("fnn", "cpu")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def config(*overrides, results="unused"):
+    quick = ["train.epochs=2", "train.limit_batches=8", "device=cpu", "progress=false", f'results_dir="{results}"']
+    return composed([*quick, *overrides])
+
+
+def digits():
+    data = datasets.load(config().dataset, None)
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    return replace(data, **{name: Part(part.x.double(), part.y) for name, part in parts.items()})
+
+
+def cells(configs, data):
+    """Cells in float64, where another order of additions shows in no digit that is compared."""
+    built = [build_cell(one, data, CPU) for one in configs]
+    return [
+        replace(c, model=c.model.double(), optimizer=build_optimizer(c.config.optimizer, c.model, c.config.compile))
+        for c in built
+    ]
+
+
+def assert_alike(rows, others, rel=1e-9):
+    assert len(rows) == len(others) == 2
+    for row, other in zip(rows, others, strict=True):
+        for name, value in asdict(row).items():
+            if name not in TIME_COLUMNS:
+                mine = getattr(other, name)
+                assert mine == value or mine == pytest.approx(value, rel=rel), name
+
+
+# An accumulator, or a larger eps: AdaGrad and Adam otherwise make steps of order lr of a gradient that is noise.
+CALM = "optimizer.initial_accumulator=0.1"
+# Compiled, those two compute their step size in float32 whatever the parameters are; Adam's 1 - beta^m suffers.
+KINDS = {
+    "dbn 1/m sgd": (["norm=dbn", "schedule=harmonic", "optimizer=sgd", "optimizer.momentum=0.9"], 1e-9),
+    "dbn constant statistics over epochs": (
+        ["norm=dbn", "norm.stats_grad=false", "schedule=inverse_square", "schedule.unit=epoch", CALM], 1e-6,
+    ),
+    "bn sgd augmented": (["norm=bn", "optimizer=sgd", "dataset.augment=flip_crop"], 1e-9),
+    "two_layer gn adamw": (
+        ["model=two_layer", "norm=gn", "norm.num_groups=4", "optimizer=adamw", "optimizer.eps=0.01"], 1e-4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_steps_give_the_numbers_of_the_steps_as_written(kind):
+    words, rel = KINDS[kind]
+    data, rows = digits(), {}
+    torch._dynamo.utils.counters.clear()
+    for compiled in (False, True):
+        (cell,) = cells([config(*words, f"compile={compiled}")], data)
+        augment = experiment.augmentation(cell.config.dataset)
+        views, settings = [cell.view()], cell.config.train
+        run = train(views, cell.optimizer, data, settings, cell.streams, augment=augment, compiled=compiled)
+        rows[compiled] = [views[0] for views in run]
+    assert_alike(rows[False], rows[True], rel)
+    counters = torch._dynamo.utils.counters
+    # The loss and what follows backward, each whole: nothing was left to run as written.
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+
+
+def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone():
+    data = digits()
+    schedules = ("alpha_0.1", "harmonic", "alpha_0")
+    grid = [
+        [["norm=dbn_inference", "optimizer=sgd", f"seed={seed}", f"schedule={schedule}"] for schedule in schedules]
+        for seed in (0, 1)
+    ]
+    alone = [cells([config(*words) for words in run], data) for run in grid]
+    compiled = [cells([config(*words, "compile=true") for words in run], data) for run in grid]
+    for leader, *followers in compiled:
+        for follower in followers:
+            share_weights(leader.model, follower.model)
+        follow(leader.model, [follower.model for follower in followers])
+    runs = [Run(run[0], [cell.view() for cell in run]) for run in compiled]
+    epochs = list(train_stack(runs, data, alone[0][0].config.train, compiled=True))
+    for number, run in enumerate(alone):
+        for place, cell in enumerate(run):
+            rows = [views[0] for views in train([cell.view()], cell.optimizer, data, cell.config.train, cell.streams)]
+            assert_alike(rows, [together[number][place] for together in epochs])
+
+
+def test_a_compiled_run_cut_inside_an_epoch_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+    words = ["norm=dbn", "schedule=harmonic", "optimizer=sgd", "compile=true"]
+    whole = experiment.run(config(*words, results=tmp_path / "whole"))
+    save, written = Recording.checkpoint, []
+
+    def cut(self, state):
+        save(self, state)
+        written.append(state)
+        if len(written) == 11:
+            raise KeyboardInterrupt
+
+    words.append("checkpoint.minutes=0")  # after every update
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config(*words, results=tmp_path / "cut"))
+    resumed = experiment.run(config(*words, results=tmp_path / "cut"))
+    assert resumed.status == whole.status == "done" and len(written) == 11
+    texts = [(outcome.folder / "metrics.csv").read_text().splitlines() for outcome in (whole, resumed)]
+    names = texts[0][0].split(",")
+    kept = [place for place, name in enumerate(names) if name not in TIME_COLUMNS]
+    numbers = [[[line.split(",")[place] for place in kept] for line in text] for text in texts]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 3
+
+
+def test_going_on_with_another_setting_of_compile_is_warned_of(tmp_path, monkeypatch, capsys):
+    words = ["norm=bn", "train.epochs=1"]
+
+    def cut(self, state):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config(*words, results=tmp_path))
+    outcome = experiment.run(config(*words, "compile=true", results=tmp_path))
+    assert outcome.status == "done"
+    assert "began with compile=false; from here on it rounds otherwise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "without", "expected"),
+    [
+        ("cnn", None, "use compile=false with model=cnn"),
+        ("fnn", "compiler", "apt install g++"),
+        ("fnn", "headers", "apt install python3-dev"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_in_one_line(model, without, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    if without == "compiler":
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    if without == "headers":
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    outcome = experiment.run(config(f"model={model}", "compile=true", results=tmp_path / "results"))
+    assert outcome.status == "refused" and expected in outcome.message and "\n" not in outcome.message
