@@ -48,7 +48,7 @@ Choose one of each:
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2
-  data_dir=DIR results_dir=DIR save_weights=true theory=true debug=true checkpoint.minutes=10
+  compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true debug=true checkpoint.minutes=10
   with -m: retry=failed trains those alone that failed before; fail_fast=true stops at the first failure
 
   -m, --multirun         sweep over comma-separated values

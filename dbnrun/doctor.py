@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dbnrun.compiling import check_compiler
 from dbnrun.config import RunConfig, UserError
 from dbnrun.data import expected_digest, source
 from dbnrun.fused.memory import free_bytes
@@ -57,7 +58,16 @@ def _device() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     yield "threads", threads <= (cores or threads), f"{threads} of torch on {cores} usable cores; threads=N changes it"
     modes = "fp32, tf32, bf16" if kind == "cuda" else "fp32, bf16"
+    yield "compile", True, _compiling(kind)
     yield "precision", True, f"{modes}; bf16 in hardware: {'yes' if _has_bf16(kind) else 'no, so slow'}"
+
+
+def _compiling(kind: str) -> str:
+    try:
+        check_compiler("fnn", kind)
+    except UserError as error:
+        return str(error)
+    return "compile=true can be used"
 
 
 def _has_bf16(kind: str) -> bool:

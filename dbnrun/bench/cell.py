@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbnrun.bench import Finding
-from dbnrun.bench.subjects import BATCH, captured, cell, synthetic
+from dbnrun.bench.subjects import BATCH, captured, cell, compiles, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
 from dbnrun.train import Dealer, Step, Sums
@@ -33,6 +33,11 @@ def _mnist(device: str) -> Iterator[Finding]:
         subjects |= {
             f"{norm}, captured": ours(data, device, "dataset=mnist", f"norm={norm}", replayed=True) for norm in subjects
         }
+    elif compiles():
+        subjects |= {
+            f"{norm}, compile=true": ours(data, device, "dataset=mnist", f"norm={norm}", "compile=true")
+            for norm in subjects
+        }
     others = {"floor": floor([784, 300, 300, 10], device), "eager": _eager(mlp().to(device), data)}
     if device == "cpu":
         others["loader"] = _loader(mlp(), data)
@@ -42,7 +47,7 @@ def _mnist(device: str) -> Iterator[Finding]:
         yield ratio(
             "cell", f"MNIST FNN step, norm={norm}, over its matrix products", times[norm], times["floor"], target
         )
-    for name in ("bn", "bn, captured"):
+    for name in ("bn", "bn, compile=true", "bn, captured"):
         if name in times:
             what = f"MNIST FNN step, norm={name}, over a plain eager loop on resident tensors"
             yield ratio("cell", what, times[name], times["eager"])

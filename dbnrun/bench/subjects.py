@@ -9,7 +9,8 @@ import torch
 from torch import Generator
 
 from dbnrun import graphs
-from dbnrun.config import RunConfig
+from dbnrun.compiling import check_compiler
+from dbnrun.config import RunConfig, UserError
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell, prepare_device
 from dbnrun.overrides import composed
@@ -32,6 +33,16 @@ def synthetic(name: str, train: int, device: str, held_out: int = 100) -> Data:
 
 def config(device: str, *overrides: str) -> RunConfig:
     return composed([f"device={device}", *overrides])
+
+
+def compiles() -> bool:
+    """Whether compile=true works on this CPU."""
+    try:
+        check_compiler("fnn", "cpu")
+    except UserError as error:
+        print(error)
+        return False
+    return True
 
 
 def captured(
