@@ -93,6 +93,20 @@ def test_compiled_steps_give_the_numbers_of_the_steps_as_written(kind):
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("captured", [False, True])
+def test_compiled_steps_on_a_device_give_the_numbers_of_the_steps_as_written(captured):
+    device, rows = torch.device("cuda"), {}
+    for compiled in (False, True):
+        one = config("device=cuda", "norm=dbn", "schedule=harmonic", "optimizer=sgd", f"compile={compiled}")
+        data = datasets.load(one.dataset, None).to(device)
+        cell = build_cell(one, data, device)
+        both = {"captured": captured and compiled, "compiled": compiled}
+        run = train([cell.view()], cell.optimizer, data, one.train, cell.streams, **both)
+        rows[compiled] = [views[0] for views in run]
+    assert_alike(rows[False], rows[True], 1e-4)
+
+
 def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone():
     data = digits()
     schedules = ("alpha_0.1", "harmonic", "alpha_0")
