@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -39,6 +39,14 @@ def wrapper(compile: bool) -> Callable[[Any], Any]:
     return functools.partial(torch.compile, dynamic=False)
 
 
+@functools.cache
+def _runs(compiler: str) -> bool:
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return False
+
+
 def check_compiler(model: str, device: str) -> None:
     """Raise UserError where a model's step cannot be compiled for a kind of device, or only gets slower by it."""
     if device != "cpu":
@@ -49,9 +57,9 @@ def check_compiler(model: str, device: str) -> None:
             "use compile=false with model=cnn."
         )
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
+    if not _runs(compiler):
         raise UserError(
-            f"compile=true: no C++ compiler {compiler!r} on the PATH; install one (Debian: apt install g++), name one "
+            f"compile=true: no C++ compiler {compiler!r} that runs; install one (Debian: apt install g++), name one "
             "in CXX, or use compile=false."
         )
     header = Path(sysconfig.get_path("include"), "Python.h")

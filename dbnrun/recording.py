@@ -114,10 +114,11 @@ class Recording:
             self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
+            began = {"compile": False, **before} if before else {}  # not noted before there was a choice
             for key in ("threads", "compile"):
-                if before.get(key, self._manifest[key]) != self._manifest[key]:
-                    began = f"began with {key}={json.dumps(before[key])}"
-                    _warn(f"{self.folder.name}: {began}; from here on it rounds otherwise")
+                if began.get(key, self._manifest[key]) != self._manifest[key]:
+                    setting = f"{key}={json.dumps(began[key])}"
+                    _warn(f"{self.folder.name}: began with {setting}; from here on it rounds otherwise")
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")

@@ -1,6 +1,6 @@
 """Compiled steps against the same steps as written."""
 
-import shutil
+import json
 import sysconfig
 from dataclasses import asdict, replace
 
@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def compiler():
+    torch._dynamo.utils.counters.clear()
     try:
         compiling.check_compiler("fnn", "cpu")
     except UserError as error:
@@ -61,6 +62,12 @@ def assert_alike(rows, others, rel=1e-9):
                 assert mine == value or mine == pytest.approx(value, rel=rel), name
 
 
+def assert_two_whole_graphs():
+    """The loss, and what follows backward: nothing of either was left to run as written, nothing compiled twice."""
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+
+
 # An accumulator, or a larger eps: AdaGrad and Adam otherwise make steps of order lr of a gradient that is noise.
 CALM = "optimizer.initial_accumulator=0.1"
 # Compiled, those two compute their step size in float32 whatever the parameters are; Adam's 1 - beta^m suffers.
@@ -80,7 +87,6 @@ KINDS = {
 def test_compiled_steps_give_the_numbers_of_the_steps_as_written(kind):
     words, rel = KINDS[kind]
     data, rows = digits(), {}
-    torch._dynamo.utils.counters.clear()
     for compiled in (False, True):
         (cell,) = cells([config(*words, f"compile={compiled}")], data)
         augment = experiment.augmentation(cell.config.dataset)
@@ -88,9 +94,7 @@ def test_compiled_steps_give_the_numbers_of_the_steps_as_written(kind):
         run = train(views, cell.optimizer, data, settings, cell.streams, augment=augment, compiled=compiled)
         rows[compiled] = [views[0] for views in run]
     assert_alike(rows[False], rows[True], rel)
-    counters = torch._dynamo.utils.counters
-    # The loss and what follows backward, each whole: nothing was left to run as written.
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    assert_two_whole_graphs()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -107,12 +111,14 @@ def test_compiled_steps_on_a_device_give_the_numbers_of_the_steps_as_written(cap
     assert_alike(rows[False], rows[True], 1e-4)
 
 
-def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone():
+@pytest.mark.parametrize("lr", [0.01, 0.02])
+def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone(lr):
+    """With one learning rate the optimizer takes a layer of all networks at once, with two network by network."""
     data = digits()
     schedules = ("alpha_0.1", "harmonic", "alpha_0")
     grid = [
-        [["norm=dbn_inference", "optimizer=sgd", f"seed={seed}", f"schedule={schedule}"] for schedule in schedules]
-        for seed in (0, 1)
+        [["norm=dbn_inference", "optimizer=sgd", *own, f"schedule={schedule}"] for schedule in schedules]
+        for own in (["seed=0", "optimizer.lr=0.01"], ["seed=1", f"optimizer.lr={lr}"])
     ]
     alone = [cells([config(*words) for words in run], data) for run in grid]
     compiled = [cells([config(*words, "compile=true") for words in run], data) for run in grid]
@@ -122,6 +128,7 @@ def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone():
         follow(leader.model, [follower.model for follower in followers])
     runs = [Run(run[0], [cell.view() for cell in run]) for run in compiled]
     epochs = list(train_stack(runs, data, alone[0][0].config.train, compiled=True))
+    assert_two_whole_graphs()
     for number, run in enumerate(alone):
         for place, cell in enumerate(run):
             rows = [views[0] for views in train([cell.view()], cell.optimizer, data, cell.config.train, cell.streams)]
@@ -153,7 +160,9 @@ def test_a_compiled_run_cut_inside_an_epoch_goes_on_with_the_same_numbers(tmp_pa
     assert numbers[0] == numbers[1] and len(numbers[0]) == 3
 
 
-def test_going_on_with_another_setting_of_compile_is_warned_of(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("noted", [True, False])
+def test_going_on_with_another_setting_of_compile_is_warned_of(noted, tmp_path, monkeypatch, capsys):
+    """As of a run that began before there was a choice, whose manifest does not say."""
     words = ["norm=bn", "train.epochs=1"]
 
     def cut(self, state):
@@ -163,6 +172,9 @@ def test_going_on_with_another_setting_of_compile_is_warned_of(tmp_path, monkeyp
         patch.setattr(Recording, "checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config(*words, results=tmp_path))
+    if not noted:
+        (path,) = tmp_path.glob("runs/*/manifest.json")
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "compile"}))
     outcome = experiment.run(config(*words, "compile=true", results=tmp_path))
     assert outcome.status == "done"
     assert "began with compile=false; from here on it rounds otherwise" in capsys.readouterr().err
@@ -179,7 +191,7 @@ def test_going_on_with_another_setting_of_compile_is_warned_of(tmp_path, monkeyp
 def test_what_cannot_be_compiled_is_refused_in_one_line(model, without, expected, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     if without == "compiler":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setenv("CXX", "/bin/false")
     if without == "headers":
         monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     outcome = experiment.run(config(f"model={model}", "compile=true", results=tmp_path / "results"))

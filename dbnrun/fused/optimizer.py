@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from dbnrun.experiment import Cell
 from dbnrun.fused.stack import Leaf
-from dbnrun.optimizer import OPTIMIZERS, bare_step
+from dbnrun.optimizer import OPTIMIZERS, bare_step, has_fused
 
 
 class StackedOptimizer:
     """Steps all cells at once: a leaf whose cells agree on every number as one tensor, another slice by slice.
+
+    `uniform`: no leaf goes slice by slice. A compiler makes many loops of many slices, and takes its time.
 
     The cells' own optimizers never step; they hold the settings, and between epochs the state, so that a checkpoint
     is the one that the cell would have written alone.
@@ -29,12 +31,15 @@ class StackedOptimizer:
             for parameter in group["params"]
         }
         self.whole = [leaf for leaf in leaves if len({_options(self._group(p)) for p in leaf.slices}) == 1]
+        self.uniform = len(self.whole) == len(leaves)
+        # Even where the cells were built for a compiler: slice by slice the step runs as written.
+        kernels = {} if self.uniform else {"fused": has_fused(cells[0].config.optimizer.name, leaves[0].tensor.device)}
         groups: dict[str, dict[str, Any]] = {}
         for leaf in leaves:
             parameters = [leaf.tensor] if leaf in self.whole else leaf.slices
             for parameter, settings in zip(parameters, map(self._group, leaf.slices), strict=False):
                 own = {key: value for key, value in settings.items() if key not in ("params", "name", "l2")}
-                groups.setdefault(_options(settings), {**own, "params": []})["params"].append(parameter)
+                groups.setdefault(_options(settings), {**own, **kernels, "params": []})["params"].append(parameter)
         self.penalties = [self._penalty(leaf) for leaf in leaves]
         kind: Any = OPTIMIZERS[cells[0].config.optimizer.name]
         self.driver: torch.optim.Optimizer = kind(list(groups.values()))

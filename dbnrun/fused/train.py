@@ -183,6 +183,8 @@ class Step:
         losses.sum().backward()  # each run's parameters meet only its own loss
         with torch.no_grad():
             finish(losses, logits, y, sums)
+            if not self.optimizer.uniform:
+                self.optimizer.step()
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,), logits (T, num_classes, B), and the labels (T, B) that each network met."""
@@ -197,4 +199,5 @@ class Step:
         sums.norm += self.optimizer.add_penalty()
         sums.loss += losses
         sums.wrong += (logits.argmax(1) != y).sum(1)
-        self.optimizer.step()
+        if self.optimizer.uniform:
+            self.optimizer.step()
