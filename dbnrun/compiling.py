@@ -8,35 +8,43 @@ does.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from dbnrun.config import UserError
 
-Piece = TypeVar("Piece", bound=Callable[..., Any])
+Piece = Callable[..., Any]
 
 
-def as_written(piece: Piece) -> Piece:
-    return piece
+def pieces(*written: Piece, compiled: bool, first: bool) -> Sequence[Piece]:
+    """The pieces of a run's step, to be called instead of these: the same, or compiled when they are needed.
 
-
-def wrapper(compile: bool) -> Callable[[Any], Any]:
-    """What a run does to each piece of its step: nothing, or compile it when it is first called.
-
-    Code compiled for earlier runs is forgotten: torch keeps eight versions of a function and then, silently, none.
-    What an earlier run or process compiled is found again on the disk.
+    `first`: the run's very first update is still to come. It runs as written, for in it optimizers make their state,
+    which no compiler follows. Code compiled for earlier runs is forgotten: torch keeps eight versions of a function
+    and then none. What an earlier run or process compiled is found again on the disk.
     """
-    if not compile:
-        return as_written
+    if not compiled:
+        return written
     torch.compiler.reset()
-    return functools.partial(torch.compile, dynamic=False)
+    made = [torch.compile(piece, dynamic=False) for piece in written]
+    return [_from_second_call(*pair) for pair in zip(written, made, strict=True)] if first else made
+
+
+def _from_second_call(written: Piece, compiled: Piece) -> Piece:
+    following = itertools.chain([written], itertools.repeat(compiled))
+
+    def piece(*arguments: Any) -> Any:
+        return next(following)(*arguments)
+
+    return piece
 
 
 @functools.cache
@@ -53,7 +61,7 @@ def check_compiler(model: str, device: str) -> None:
         return  # Triton comes with torch
     if model == "cnn":
         raise UserError(
-            "compile=true: on a CPU compiled convolutions take 1.4 to 1.8 times as long (docs/performance.md); "
+            "compile=true: on a CPU compiled convolutions take 1.3 to 1.8 times as long (docs/performance.md); "
             "use compile=false with model=cnn."
         )
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

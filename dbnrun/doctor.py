@@ -58,8 +58,8 @@ def _device() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     yield "threads", threads <= (cores or threads), f"{threads} of torch on {cores} usable cores; threads=N changes it"
     modes = "fp32, tf32, bf16" if kind == "cuda" else "fp32, bf16"
-    yield "compile", True, _compiling(kind)
     yield "precision", True, f"{modes}; bf16 in hardware: {'yes' if _has_bf16(kind) else 'no, so slow'}"
+    yield "compile", True, _compiling(kind)
 
 
 def _compiling(kind: str) -> str:

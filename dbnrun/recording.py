@@ -114,7 +114,7 @@ class Recording:
             self._set_stale_aside()
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
-            began = {"compile": False, **before} if before else {}  # not noted before there was a choice
+            began = {"compile": False, **before} if before else {}  # not noted while there was no choice
             for key in ("threads", "compile"):
                 if began.get(key, self._manifest[key]) != self._manifest[key]:
                     setting = f"{key}={json.dumps(began[key])}"

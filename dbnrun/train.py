@@ -259,20 +259,15 @@ class Step:
         self.optimizer = optimizer
         self.update = bare_step(optimizer)
         self.precision = precision
-        wrap = compiling.wrapper(compiled)
-        self.forward, self.finish = wrap(self._forward), wrap(self._finish)
-        self.first = first
+        self.forward, self.finish = compiling.pieces(self._forward, self._finish, compiled=compiled, first=first)
 
     def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
         """Take a batch, x (B, …) and y (B,), and add it to `sums` with the norm of the gradient of loss + l2."""
-        # Optimizers make their state in the first update, which no compiler follows: that one runs as written.
-        forward, finish = (self._forward, self._finish) if self.first else (self.forward, self.finish)
-        self.first = False
-        loss, logits = forward(x, y)
+        loss, logits = self.forward(x, y)
         self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            finish(loss, logits, y, sums)
+            self.finish(loss, logits, y, sums)
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(x.device, self.precision):

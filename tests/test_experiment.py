@@ -14,10 +14,12 @@ import torch
 
 from dbnrun import experiment, plan, records, status
 from dbnrun.config import RunConfig, UserError
+from dbnrun.data.parts import Part
+from dbnrun.experiment import build_cell, load_data
 from dbnrun.lease import Lease
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording
-from dbnrun.train import Step
+from dbnrun.train import Step, evaluate
 
 
 @pytest.fixture
@@ -158,6 +160,17 @@ def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overri
     done = 4 * written[-1]["epoch"] + (written[-1]["under_way"] or {"steps": 0})["steps"]
     assert len(steps) == 12 - done and done > 0  # no update is made twice
     assert numbers_of(resumed) == numbers_of(whole)
+
+
+@pytest.mark.parametrize(("model", "sizes"), [("fnn", [179]), ("cnn", [100, 79])])
+def test_only_what_makes_maps_is_evaluated_in_small_batches(model, sizes, cell, monkeypatch):
+    config = cell(f"model={model}")
+    data = load_data(config, torch.device("cpu"))
+    network = build_cell(config, data, torch.device("cpu")).model.eval()
+    seen, prefix = [], network.prefix
+    monkeypatch.setattr(network, "prefix", lambda x: seen.append(len(x)) or prefix(x))
+    evaluate([network], Part(data.test.x[:179], data.test.y[:179]), "fp32")
+    assert seen == sizes
 
 
 def _batches_seen(config, monkeypatch):

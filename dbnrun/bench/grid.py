@@ -109,21 +109,21 @@ def _stacks(device: str) -> Iterator[Finding]:
     for name, widths in (("mnist", [784, 300, 300, 10]), ("ni", [118, 50, 50, 5])):
         sizes = SIZES if name == "ni" or device == "cuda" else [size for size in SIZES if size <= 50]
         data = synthetic(name, 10_000, device)
-        overrides = (f"dataset={name}", "norm=dbn")
+        overrides = [f"dataset={name}", "norm=dbn"]
         subjects = {"floor": floor(widths, device), **_alone(data, device, *overrides)}
-        subjects |= {str(k): _stacked(data, device, k, *overrides) for k in sizes}
+        stacks = {f"{size} seeds stacked": (size, overrides) for size in sizes}
         if device == "cpu" and compiles():
-            subjects["10, compile=true"] = _stacked(data, device, 10, *overrides, "compile=true")
+            stacks["10 seeds stacked, compile=true"] = 10, [*overrides, "compile=true"]
+        subjects |= {label: _stacked(data, device, size, *own) for label, (size, own) in stacks.items()}
         times = by_turns(subjects, rounds=5, least=0.05)
         subjects.clear()  # and with it their graphs, before the next are captured
-        for stack in [key for key in times if key[0].isdigit()]:
-            size, _, compiled = stack.partition(",")
-            own = [seconds / int(size) for seconds in times[stack]]
-            label = f"{name} FNN step, norm=dbn, {size} seeds stacked" + (compiled and f",{compiled}")
+        for stack, (size, _) in stacks.items():
+            own = [seconds / size for seconds in times[stack]]
+            label = f"{name} FNN step, norm=dbn, {stack}"
             if device == "cpu":
-                target = "≤ 1.45" if (name, size) == ("mnist", "10") else ""
+                target = "≤ 1.45" if (name, size) == ("mnist", 10) else ""
                 yield ratio("grid", f"{label}, a cell, over its matrix products", own, times["floor"], target)
-            target = "≥ 25" if (name, size, device) == ("mnist", "50", "cuda") else ""
+            target = "≥ 25" if (name, size, device) == ("mnist", 50, "cuda") else ""
             yield from _over_alone(label, times, own, target)
 
 

@@ -33,7 +33,8 @@ class StackedOptimizer:
         self.whole = [leaf for leaf in leaves if len({_options(self._group(p)) for p in leaf.slices}) == 1]
         self.uniform = len(self.whole) == len(leaves)
         # Even where the cells were built for a compiler: slice by slice the step runs as written.
-        kernels = {} if self.uniform else {"fused": has_fused(cells[0].config.optimizer.name, leaves[0].tensor.device)}
+        as_written = not self.uniform and has_fused(cells[0].config.optimizer.name, leaves[0].tensor.device)
+        kernels = {"fused": True} if as_written else {}
         groups: dict[str, dict[str, Any]] = {}
         for leaf in leaves:
             parameters = [leaf.tensor] if leaf in self.whole else leaf.slices

@@ -169,20 +169,15 @@ class Step:
         self.stack = stack
         self.precision = precision
         self.optimizer = StackedOptimizer(stack.leaves, cells)
-        wrap = compiling.wrapper(compiled)
-        self.forward, self.finish = wrap(self._forward), wrap(self._finish)
-        self.first = first
+        self.forward, self.finish = compiling.pieces(self._forward, self._finish, compiled=compiled, first=first)
 
     def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
         """x (U, B, …), y (U, B)."""
-        # As alone: the first update runs as written.
-        forward, finish = (self._forward, self._finish) if self.first else (self.forward, self.finish)
-        self.first = False
-        losses, logits, y = forward(x, y)
+        losses, logits, y = self.forward(x, y)
         self.optimizer.zero_grad()
         losses.sum().backward()  # each run's parameters meet only its own loss
         with torch.no_grad():
-            finish(losses, logits, y, sums)
+            self.finish(losses, logits, y, sums)
             if not self.optimizer.uniform:
                 self.optimizer.step()
 
