@@ -319,6 +319,9 @@ def _report(arguments: list[str]) -> int:
         metavar="FILE",
         help="write the results into these documents too (default: README.md, docs/findings.md)",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse where a run folder cannot be read (default: warn, leave it out)"
+    )
     options = parser.parse_args(arguments)
     readmes = options.readme
     if readmes == []:  # named without files
@@ -335,9 +338,9 @@ def _report(arguments: list[str]) -> int:
 
     try:
         if options.paths:
-            report(options.paths, out)
+            report(options.paths, out, strict=options.strict)
         else:
-            publish(results, options.runs or [results], out, readmes or [])
+            publish(results, options.runs or [results], out, readmes or [], strict=options.strict)
     except OSError as error:
         return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
     except UserError as error:

@@ -112,6 +112,8 @@ class Recording:
             if records.is_finished(self.folder, self.config.dataset.name):
                 raise Finished
             self._set_stale_aside()
+            self._recorded = records.read_rows(self.folder / "metrics.csv")
+            records.refuse_unknown_columns(self.folder / "metrics.csv")
             before = records.read_manifest(self.folder)
             self._manifest = self._describe(before)
             began = {"compile": False, **before} if before else {}  # not noted while there was no choice
@@ -122,7 +124,6 @@ class Recording:
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")
-            self._recorded = records.read_rows(self.folder / "metrics.csv")
             self._read_checkpoints()
             self._log(f"{_now()} {' '.join(sys.argv)}\n{json.dumps(self._manifest)}\n{json.dumps(_environment())}")
         except BaseException:

@@ -19,8 +19,8 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_type_hints
@@ -42,7 +42,8 @@ RESULTS_VERSIONS = {"digits": 1, "mnist": 1, "ni": 2, "cifar10": 1}
 class EpochRow:
     """One line of metrics.csv. Losses in nat, l2 excluded; errors in %. None is an empty field.
 
-    The order of the fields is a public format: add at the end, never rename.
+    The order of the fields is a public format: add at the end, with None as the default, and never rename. A file that
+    was written before a column existed reads with None there.
     """
 
     epoch: int  # 1-based; everything but train_* is measured after its last step
@@ -76,6 +77,7 @@ class Outcome:
 WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
+REQUIRED = tuple(field.name for field in fields(EpochRow) if field.default is MISSING)  # in every file
 _TYPES = get_type_hints(EpochRow)
 
 
@@ -151,9 +153,14 @@ def csv_text(rows: Iterable[EpochRow]) -> str:
 
 
 def parse_row(fields_read: Mapping[str, str | None]) -> EpochRow:
-    """A row from its fields as text. Raises ValueError where one is missing, empty without leave, or no number."""
+    """A row from its fields as text. Raises ValueError where one is missing, empty without leave, or no number.
+
+    A column that the header lacks keeps its default; the caller has seen to the required ones.
+    """
     values: dict[str, Any] = {}
     for name in COLUMNS:
+        if name not in fields_read and name not in REQUIRED:
+            continue
         text, hint = fields_read[name], _TYPES[name]
         if text is None:
             raise ValueError(f"the line ends before {name}")
@@ -169,7 +176,8 @@ def parse_row(fields_read: Mapping[str, str | None]) -> EpochRow:
 def read_rows(path: Path) -> list[EpochRow]:
     """The rows of a metrics.csv; [] where the file is missing. A half-written last line is left out.
 
-    Raises UserError where another line is malformed, or a column is missing.
+    Raises UserError where another line is malformed, or a required column is missing. Columns of a newer version are
+    passed over.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -184,7 +192,7 @@ def read_rows(path: Path) -> list[EpochRow]:
     if not whole:
         return []
     reader = csv.DictReader(io.StringIO(whole))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
     if missing:
         raise UserError(f"{path}: expected the column {missing[0]!r}; is it a metrics.csv of dbnrun?")
     rows = []
@@ -196,6 +204,21 @@ def read_rows(path: Path) -> list[EpochRow]:
                 f"{path}: line {reader.line_num}: {error}. Move the folder away to train it again."
             ) from None
     return rows
+
+
+def refuse_unknown_columns(path: Path, known: Collection[str] = COLUMNS) -> None:
+    """Raises UserError where a newer version has written columns to `path`: written anew, the file would lose them."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header = file.readline()
+    except FileNotFoundError:
+        return
+    names = next(csv.reader([header]), []) if header.endswith("\n") else []  # a torn header is not read either
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            f"{path}: has the column {unknown[0]!r}, which this version of dbnrun does not know and would lose; "
+            "go on with the version that wrote it, or move it away to begin anew."
+        )
 
 
 class RecordWriter:

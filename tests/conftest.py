@@ -1,12 +1,18 @@
 """What several test rooms share: the real data where it is at hand, and a way to run the command."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from dbnrun import records
+from dbnrun.records import EpochRow
 
 # One thread a test process: two processes with two threads each cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +28,32 @@ def real_data() -> Path:
     if not folder or not (Path(folder) / "MNIST").is_dir():
         pytest.skip("needs the real data: set DBNRUN_DATA to its folder (`dbnrun data` fetches it)")
     return Path(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewerRow(EpochRow):
+    """A row of a later version, which has two more columns."""
+
+    gamma_norm: float | None = None
+    dead_units: int | None = None
+
+
+@pytest.fixture
+def newer_version(monkeypatch):
+    """A context in which a row has the columns of NewerRow, as a later version of dbnrun may."""
+    from dbnrun.report import archive
+
+    @contextlib.contextmanager
+    def newer():
+        columns = tuple(field.name for field in fields(NewerRow))
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "EpochRow", NewerRow)
+            patched.setattr(records, "_TYPES", get_type_hints(NewerRow))
+            patched.setattr(records, "COLUMNS", columns)
+            patched.setattr(archive, "COLUMNS", columns)
+            yield
+
+    return newer
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_names_with_spaces_and_other_letters_and_no_home(dbnrun, tmp_path, whole
     assert dbnrun("status", str(folder)).returncode == 0
 
 
-def test_a_csv_of_an_older_version_with_a_column_less_is_refused_by_name(dbnrun, tmp_path):
+def test_a_csv_without_one_of_the_first_columns_is_refused_by_name(dbnrun, tmp_path):
     assert dbnrun(*QUICK).returncode == 0
     (folder,) = runs(tmp_path / "results")
     lines = (folder / "metrics.csv").read_text().splitlines()

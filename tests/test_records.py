@@ -5,8 +5,10 @@ import os
 
 import pytest
 
-from dbnrun import records
+from dbnrun import experiment, records
 from dbnrun.config import UserError
+from dbnrun.overrides import composed
+from dbnrun.recording import Recording
 from dbnrun.records import COLUMNS, EpochRow, RecordWriter
 
 
@@ -20,8 +22,9 @@ def row(epoch, **changes):
     return EpochRow(**{**values, **changes})
 
 
-def test_the_columns_are_the_public_format_in_its_order():
-    assert ",".join(COLUMNS) == (
+def test_the_first_columns_are_the_public_format_in_its_order_and_later_ones_may_be_missing():
+    assert COLUMNS[: len(records.REQUIRED)] == records.REQUIRED
+    assert ",".join(records.REQUIRED) == (
         "epoch,step,alpha,lr,train_loss,train_error_pct,val_loss,val_error_pct,test_loss,test_error_pct,"
         "test_error_pct_population,lambda_drift,grad_norm,train_seconds,eval_seconds"
     )
@@ -38,6 +41,48 @@ def test_rows_read_back_exactly_and_none_is_an_empty_field(tmp_path):
     assert records.read_rows(tmp_path / "metrics.csv") == rows
     lines = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert lines[1]["alpha"] == "" and float(lines[0]["train_loss"]) == 1 / 3
+
+
+def test_a_file_without_a_column_added_later_reads_as_none_there_and_goes_on(tmp_path, newer_version):
+    with RecordWriter(tmp_path, []) as writer:
+        writer.write(row(1, train_seconds=1.5))
+    with newer_version():
+        (old,) = records.read_rows(tmp_path / "metrics.csv")
+        assert old == records.EpochRow(**vars(row(1, train_seconds=1.5))) and old.gamma_norm is None
+        new = records.EpochRow(**vars(row(2, train_seconds=2.5)), gamma_norm=0.5, dead_units=3)
+        with RecordWriter(tmp_path, [old]) as writer:
+            writer.write(new)
+        assert records.read_rows(tmp_path / "metrics.csv") == [old, new]
+
+
+def test_a_file_without_one_of_the_first_columns_is_refused_in_one_line(tmp_path):
+    (tmp_path / "metrics.csv").write_text(records.csv_text([row(1)]).replace("eval_seconds", "gamma_norm"))
+    with pytest.raises(UserError, match=r"metrics.csv: expected the column 'eval_seconds'[^\n]*$"):
+        records.read_rows(tmp_path / "metrics.csv")
+
+
+def test_a_newer_versions_columns_are_passed_over_and_never_lost(tmp_path, newer_version):
+    with newer_version(), RecordWriter(tmp_path, []) as writer:
+        writer.write(records.EpochRow(**vars(row(1, train_seconds=1.5)), gamma_norm=0.5))
+    path = tmp_path / "metrics.csv"
+    assert records.read_rows(path) == [row(1, train_seconds=1.5)]
+    with pytest.raises(UserError, match=r"metrics.csv: has the column 'gamma_norm'.*go on with the version"):
+        records.refuse_unknown_columns(path)
+    path.write_text("epoch,ste")  # torn: no row of it is read, so none is lost
+    records.refuse_unknown_columns(path)
+
+
+def test_a_run_that_a_newer_version_began_is_not_gone_on_with_and_nothing_of_it_changes(tmp_path, newer_version):
+    config = composed([f"results_dir={tmp_path}", "train.epochs=2", "train.limit_batches=2", "progress=false"])
+    folder = Recording(config).folder
+    folder.mkdir(parents=True)
+    with newer_version(), RecordWriter(folder, []) as writer:
+        writer.write(records.EpochRow(**vars(row(1)), gamma_norm=0.5))
+    records.write_manifest(folder, {"status": "interrupted", "results_version": 1, "versions": {"dbnrun": "9"}})
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    outcome = experiment.run(config)
+    assert outcome.status == "refused" and "'gamma_norm'" in outcome.message
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_diverged_row_reads_back_as_nan(tmp_path):

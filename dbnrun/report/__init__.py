@@ -8,16 +8,16 @@ from pathlib import Path
 __all__ = ["publish", "report"]
 
 
-def report(paths: Sequence[Path], out: Path) -> list[Path]:
+def report(paths: Sequence[Path], out: Path, *, strict: bool = False) -> list[Path]:
     """Print a table a setting, write figures and tables below `out`, and return the files written.
 
-    `paths` are results folders, runs folders or folders of single runs. Raises UserError where there is nothing to
-    report.
+    `paths` are results folders, runs folders or folders of single runs. One that cannot be read is warned of and left
+    out. Raises UserError where there is nothing to report, or with `strict` at a folder that cannot be read.
     """
     from dbnrun.report import figures, tables
     from dbnrun.report.gather import gather
 
-    settings = gather(paths)
+    settings = gather(paths, strict=strict)
     written = tables.write(settings, out / "tables")
     for setting in settings:
         print(tables.as_text(setting))
@@ -28,18 +28,23 @@ def report(paths: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
-def publish(results: Path, paths: Sequence[Path], out: Path, readmes: Sequence[Path] = ()) -> list[Path]:
+def publish(
+    results: Path, paths: Sequence[Path], out: Path, readmes: Sequence[Path] = (), *, strict: bool = False
+) -> list[Path]:
     """Add the finished runs under `paths` to the records in `results`, and redraw everything from the records alone.
 
     Writes tables/, figures/ and report.html below `out`, and the results into the `readmes`;
-    returns the files written. Raises UserError where a cell has two sets of numbers, or nothing is recorded.
+    returns the files written. A run folder that cannot be read is warned of and left out. Raises UserError where
+    nothing is recorded, records are damaged, or with `strict` at such a folder.
     """
     from dbnrun.report import archive, figures, page, paper_tables, readme, tables, verdicts
     from dbnrun.report.book import book_of
+    from dbnrun.report.gather import counted, nothing_to_report, read_runs
 
-    book = book_of(archive.update(results / "records", paths))
+    runs = read_runs(paths, strict=strict)
+    book = book_of(counted(archive.update(results / "records", runs)))
     if not book.mains:
-        _refuse(paths)
+        raise nothing_to_report(paths, runs)
     if nowhere := len(book.nowhere):
         print(f"{nowhere} of {len(book.runs)} recorded runs stand in no table: two knobs turned, or no run beside")
     judged = verdicts.judge(book.mains, book.protocols)
@@ -52,15 +57,3 @@ def publish(results: Path, paths: Sequence[Path], out: Path, readmes: Sequence[P
     written += [path for path in readmes if readme.update(path, book, judged)]
     print("\n".join(f"  {path}" for path in written if path.suffix != ".svg"))
     return written
-
-
-def _refuse(paths: Sequence[Path]) -> None:
-    """Say why there is nothing to report: in the words of `gather`, or that no run belongs to a main setting."""
-    from dbnrun.config import UserError
-    from dbnrun.report.gather import gather
-
-    gather(paths)
-    raise UserError(
-        "only sensitivity runs, or trials with train.limit_batches; draw them with `dbnrun report RUNS --out DIR`, or "
-        "record main ones with `dbnrun experiment=paper_mnist_a`."
-    )

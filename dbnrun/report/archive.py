@@ -14,14 +14,14 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dbnrun import lease, records
 from dbnrun.config import UserError
-from dbnrun.records import COLUMNS, EpochRow
-from dbnrun.report.gather import Run, read_runs, spelled
+from dbnrun.records import COLUMNS, REQUIRED, EpochRow
+from dbnrun.report.gather import Run, distinct, say_unlike, spelled
 from dbnrun.report.protocols import experiment_of, schedule_key
 
 HEAD = ("signature", "curve", "seed")
@@ -42,64 +42,31 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def update(folder: Path, paths: Sequence[Path], say: Callable[[str], object] = print) -> list[Run]:
-    """Unite the records in `folder` with the finished runs under `paths`, write what is new, and return all of them.
+def update(folder: Path, runs: Sequence[Run]) -> list[Run]:
+    """Unite the records in `folder` with the finished ones of `runs`, write what is new, and return all of them.
 
-    Where a cell comes with other numbers than are recorded the record stands, and `say` tells of it: nothing is
-    averaged or written over. Trials, with train.limit_batches, are not recorded. Raises UserError where two runs that
-    are not recorded disagree.
+    Where a cell comes with other numbers than are recorded the record stands, of several new copies the first, and a
+    line says so: nothing is averaged or written over. Trials, with train.limit_batches, are not recorded.
     """
-    finished = [run for run in read_runs(paths) if run.status in records.FINISHED]
+    finished = [run for run in runs if run.status in records.FINISHED]
     found = [run for run in finished if "limit_batches" not in run.cell["train"]]
-    if len(found) < len(finished):
-        say(f"not recorded: {len(finished) - len(found)} finished with train.limit_batches, trials")
+    if trials := {run.signature for run in finished} - {run.signature for run in found}:
+        print(f"not recorded: {len(trials)} finished with train.limit_batches, trials")
     if not found:
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lease.leased(folder):
             kept = read(folder)
-            united, unlike = unite(kept, found)
+            united, unlike = distinct([*kept, *found])
             known = {run.signature for run in kept}
             changed = {experiment_of(run.cell) for run in united if run.signature not in known}
             for experiment in sorted(changed):
                 _write(folder, experiment, [run for run in united if experiment_of(run.cell) == experiment])
     except lease.Held as held:
         raise UserError(f"{folder}: being written by {held}; wait for it to end, then ask again.") from None
-    if unlike:
-        say(_say_unlike(unlike))
+    say_unlike(unlike)
     return read(folder)
-
-
-def unite(kept: Sequence[Run], found: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Runs by signature, and the pairs (recorded, found) that differ. Raises UserError where two found ones do."""
-    recorded = {run.signature: run for run in kept}
-    united, unlike = dict(recorded), []
-    for run in found:
-        other = united.setdefault(run.signature, run)
-        if other is run or spelled(other) == spelled(run):
-            continue
-        if run.signature not in recorded:
-            raise UserError(
-                f"{other.folder} and {run.folder} have cell {run.signature} with different numbers; move one away."
-            )
-        unlike.append((other, run))
-    return list(united.values()), unlike
-
-
-def _say_unlike(unlike: Sequence[tuple[Run, Run]]) -> str:
-    """How far runs are from their records, in a line."""
-
-    def distance(pair: tuple[Run, Run]) -> float:
-        both = zip(*(run.rows for run in pair), strict=False)
-        return max((abs(old.test_error_pct - new.test_error_pct) for old, new in both), default=0.0)
-
-    furthest = max(unlike, key=distance)
-    return (
-        f"the records stand: {len(unlike)} of the runs have other numbers than their records, by up to "
-        f"{distance(furthest):.3g} pp of test error ({furthest[1].folder}); another machine, number of threads, "
-        "stack or compile rounds otherwise. `dbnrun report RUNS --out DIR` draws runs on their own."
-    )
 
 
 def read(folder: Path) -> list[Run]:
@@ -142,7 +109,7 @@ def _rows(path: Path) -> dict[str, list[EpochRow]]:
     rows: dict[str, list[EpochRow]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if missing := [name for name in (*HEAD, *COLUMNS) if name not in (reader.fieldnames or [])]:
+        if missing := [name for name in (*HEAD, *REQUIRED) if name not in (reader.fieldnames or [])]:
             raise UserError(f"{path}: expected the column {missing[0]!r}; {RESTORE}.")
         for line in reader:
             try:
@@ -165,7 +132,11 @@ def _check_whole(
 
 
 def _write(folder: Path, experiment: str, runs: Sequence[Run]) -> None:
-    """The sidecar first: cut off in between, the CSV is the old one and its runs are all described."""
+    """The sidecar first: cut off in between, the CSV is the old one and its runs are all described.
+
+    Raises UserError where a newer version has written columns that would be lost.
+    """
+    records.refuse_unknown_columns(folder / f"{experiment}.csv", (*HEAD, *COLUMNS))
     ordered = sorted(runs, key=lambda run: (schedule_key(run.cell), run.cell["seed"], run.signature))
     records.write_atomic(folder / f"{experiment}.json", _sidecar(ordered).encode())
     records.write_atomic(folder / f"{experiment}.csv", _csv(ordered).encode())

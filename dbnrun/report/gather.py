@@ -7,9 +7,11 @@ differ only in normalizer and schedule. Runs of different settings are never ave
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import yaml
 
 from dbnrun import records
-from dbnrun.config import UserError, norm_label
+from dbnrun.config import UserError, norm_label, signature
 from dbnrun.records import EpochRow
 from dbnrun.report.protocols import PEER_NAMES, name_of, number_text, protocol_of, schedule_key
 
@@ -107,23 +109,60 @@ def _protocol_rank(name: str) -> tuple[bool, str]:
     return (not name.startswith("dbn_inference"), name)
 
 
-def gather(paths: Sequence[Path]) -> list[Setting]:
+def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
     """The settings found under `paths`, by data set; those without a finished run last.
 
-    Raises UserError where no run is finished, or runs conflict.
+    Raises UserError where no run is finished, or with `strict` at a folder that cannot be read.
     """
-    runs = read_runs(paths)
-    settings = settings_of(runs)
+    runs = read_runs(paths, strict=strict)
+    settings = settings_of(counted(runs))
     if not any(setting.n for setting in settings):
-        where = ", ".join(map(str, paths))
-        found = f"{len(runs)} unfinished or diverged runs and none that is done" if runs else "no runs"
-        raise UserError(f"{where}: {found}; {HOW_TO_RECORD}.")
+        raise nothing_to_report(paths, runs)
     return settings
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The run folders under `paths`, each cell once. Raises UserError where two finished copies of a cell differ."""
-    return distinct([_read(folder) for path in paths for folder in _run_folders(path)])
+def nothing_to_report(paths: Sequence[Path], runs: Sequence[Run]) -> UserError:
+    """Why the runs under `paths` make no report: none is done, or none belongs to a main setting."""
+    if any(run.status == "done" for run in runs):
+        return UserError(
+            "only sensitivity runs, or trials with train.limit_batches; draw them with `dbnrun report RUNS --out DIR`, "
+            "or record main ones with `dbnrun experiment=paper_mnist_a`."
+        )
+    cells = len({run.signature for run in runs})
+    found = f"{cells} unfinished or diverged runs and none that is done" if runs else "no runs"
+    return UserError(f"{', '.join(map(str, paths))}: {found}; {HOW_TO_RECORD}.")
+
+
+def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[Run]:
+    """Every run folder under `paths`. One that cannot be read is warned of and left out; UserError with `strict`."""
+    runs = []
+    for folder in (folder for path in paths for folder in _run_folders(path)):
+        try:
+            runs.append(_read(folder))
+        except UserError as error:
+            if strict:
+                raise
+            print(f"dbnrun: warning: left out: {error}", file=sys.stderr)
+    return runs
+
+
+def counted(runs: Iterable[Run]) -> list[Run]:
+    """The runs as a report counts them: each once, also where it was trained again under another spelling.
+
+    Where two finished copies have different numbers the first counts, and a line says how far apart they are.
+    """
+    kept, unlike = distinct(runs)
+    kept, more = distinct(map(_as_auto, kept))
+    say_unlike(unlike + more)
+    return kept
+
+
+def _as_auto(run: Run) -> Run:
+    """On a CPU deterministic=true is deterministic=auto: the same training, under one signature here."""
+    if run.manifest.get("device") != "cpu" or run.cell.get("deterministic") is not True:
+        return run
+    cell = {**run.cell, "deterministic": "auto"}
+    return replace(run, cell=cell, signature=signature(cell, run.data_digest))
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
@@ -167,16 +206,22 @@ def _read(folder: Path) -> Run:
         epochs = int(cell["train"]["epochs"])
         if not _has_what_a_report_reads(cell):
             raise ValueError("not a cell")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        rows = tuple(records.read_rows(folder / "metrics.csv"))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away."
+        ) from None
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
         ) from None
     name, manifest = cell["dataset"]["name"], records.read_manifest(folder)
-    rows = tuple(records.read_rows(folder / "metrics.csv"))
     return Run(
         folder,
-        signature=manifest.get("signature", folder.name),
-        data_digest=manifest.get("data_digest") or "",
+        signature=str(manifest.get("signature") or folder.name),
+        data_digest=str(manifest.get("data_digest") or ""),
         cell=cell,
         status="stale" if records.is_stale(manifest, name) else _standing(manifest.get("status", ""), rows, epochs),
         rows=rows,
@@ -185,12 +230,15 @@ def _read(folder: Path) -> Run:
 
 
 def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of ours, as far as it is read here; KeyError where a part is missing."""
+    """Whether a configuration is one of ours, as far as it is read here; an error where a part is missing."""
+    groups = cell["optimizer"]["groups"]
     return (
         cell["dataset"]["name"] in records.RESULTS_VERSIONS
         and cell["norm"]["name"] in (*PEER_NAMES, "dbn")
+        and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
         and cell["seed"] >= 0
-        and all([cell["model"]["name"], cell["optimizer"]["groups"], cell["train"]["batch_size"]])
+        and all([schedule_key(cell), cell["model"]["name"], cell["model"]["widths"], cell["train"]["batch_size"]])
+        and all(group["lr"] >= 0 for group in groups.values())
     )
 
 
@@ -202,28 +250,55 @@ def _standing(status: str, rows: Sequence[EpochRow], epochs: int) -> str:
     return status if status in ("diverged", "failed") else "unfinished"
 
 
-def distinct(runs: Iterable[Run]) -> list[Run]:
-    """Runs by signature, the finished copy of two; two finished copies with different numbers are refused."""
+Pair = tuple[Run, Run]  # the copy that is kept, and another with different numbers
+
+
+def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[Pair]]:
+    """Runs by signature, of several copies the first finished one; and the pairs of finished copies that differ."""
     kept: dict[str, Run] = {}
+    unlike: list[Pair] = []
     for run in runs:
         other = kept.setdefault(run.signature, run)
         if other is run or run.status not in records.FINISHED:
             continue
-        if other.status in records.FINISHED and spelled(other) != spelled(run):
-            raise UserError(
-                f"{other.folder} and {run.folder} are the same cell with different numbers; "
-                "report one of them at a time, or move one away."
-            )
-        kept[run.signature] = run
-    return list(kept.values())
+        if other.status not in records.FINISHED:
+            kept[run.signature] = run
+        elif spelled(other) != spelled(run):
+            unlike.append((other, run))
+    return list(kept.values()), unlike
+
+
+def say_unlike(unlike: Sequence[Pair]) -> None:
+    """Print how far copies are from those that are kept, in a line; nothing where there are none."""
+    if not unlike:
+        return
+    kept, other = max(unlike, key=_distance)
+    far = _distance((kept, other))
+    apart = f"by up to {far:.3g} pp of test error" if math.isfinite(far) else "one of the two has diverged"
+    print(
+        f"{len(unlike)} of the runs have other numbers than the copy that counts (the record, else the first one): "
+        f"{apart} ({other.folder} against {kept.folder}). Another machine, device, number of threads, stack or compile "
+        "rounds otherwise; another device also draws other dropout and augmentation. `dbnrun report RUNS --out DIR` "
+        "draws runs on their own."
+    )
+
+
+def _distance(pair: Pair) -> float:
+    """The largest difference in test error [pp] between two copies; infinite where only one has diverged."""
+    kept, other = pair
+    if kept.status != other.status:
+        return math.inf
+    apart = [abs(a.test_error_pct - b.test_error_pct) for a, b in zip(kept.rows, other.rows, strict=False)]
+    return max(filter(math.isfinite, apart), default=0.0)
 
 
 def spelled(run: Run, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
-    """A run's rows as the records spell them; without the seconds unless named: no two trainings share those.
+    """A run's rows as the records spell them; unless named, the columns that two copies of a run share.
 
-    Two runs are equal where this text is, NaN included.
+    Those are the ones that every file has, without the seconds: no two trainings take equally long. Two runs are equal
+    where this text is, NaN included.
     """
-    names = names or [name for name in records.COLUMNS if name not in records.TIME_COLUMNS]
+    names = names or [name for name in records.REQUIRED if name not in records.TIME_COLUMNS]
     return [tuple(_spelled(name, getattr(row, name)) for name in names) for row in run.rows]
 
 

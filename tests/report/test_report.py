@@ -1,5 +1,6 @@
 """Tables and figures from synthetic runs, against hand calculations."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from matplotlib.text import Text
 
 from dbnrun import records
+from dbnrun.cli import main
 from dbnrun.config import UserError, signature
 from dbnrun.records import EpochRow, RecordWriter
 from dbnrun.report import figures, report, tables
-from dbnrun.report.gather import gather, read_runs
+from dbnrun.report.gather import counted, gather, read_runs
 
 DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stats_grad": True, "average": "std",
        "eps_at": "std", "init": [0.0, 1.0]}  # fmt: skip
@@ -38,13 +40,13 @@ def constant(alpha):
     return {"name": "constant", "alpha": alpha}
 
 
-def record(results: Path, content, errors, status="done", population=None, val_loss=0.5, digest="d1"):
+def record(results: Path, content, errors, status="done", population=None, val_loss=0.5, digest="d1", device="cpu"):
     """A run folder as the runner writes it, with the given test errors; `done` takes an error an epoch."""
     sign = signature(content, digest)
     folder = records.run_folder(results, content, sign)
     folder.mkdir(parents=True)
     records.write_cell(folder, content)
-    described = {"status": status, "signature": sign, "data_digest": digest}
+    described = {"status": status, "signature": sign, "data_digest": digest, "device": device}
     records.write_manifest(
         folder, {**described, "results_version": records.RESULTS_VERSIONS[content["dataset"]["name"]]}
     )
@@ -230,13 +232,44 @@ def test_protocols_are_panels_and_other_axes_are_labels(tmp_path):
     assert [s.label for s in setting.panel("dbn_inference")] == ["BN (PyTorch)", "α = 0.5"]
 
 
-def test_the_same_run_from_two_folders_counts_once_and_conflicting_ones_are_refused(tmp_path):
-    for name, last in (("a", 1), ("b", 1), ("c", 7)):
-        record(tmp_path / name, cell("bn"), [3, 2, last])
+def test_of_copies_with_other_numbers_the_first_counts_and_a_line_says_how_far_they_are(tmp_path, capsys):
+    for name, errors in (("a", [3, 2, 1]), ("b", [3, 2, 1]), ("c", [3, 4.5, 1]), ("d", [3, 2.5, 1.25])):
+        record(tmp_path / name, cell("bn"), errors)
     (setting,) = gather([tmp_path / "a", tmp_path / "b"])
-    assert setting.series[0].n == 1
-    with pytest.raises(UserError, match="same cell with different numbers"):
-        gather([tmp_path / "a", tmp_path / "c"])
+    assert setting.series[0].n == 1 and capsys.readouterr().out == ""
+    (setting,) = gather([tmp_path / name for name in "acdb"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert setting.series[0].column("test_error_pct").tolist() == [[3, 2, 1]]
+    assert line.startswith("2 of the runs") and "by up to 2.5 pp" in line
+    assert re.search(rf"{tmp_path}/c/runs/\S+ against {tmp_path}/a/runs/", line)
+    (setting,) = gather([tmp_path / "d", tmp_path / "a"])
+    assert setting.series[0].column("test_error_pct").tolist() == [[3, 2.5, 1.25]]
+
+
+def test_a_copy_that_diverged_is_said_to_have(tmp_path, capsys):
+    record(tmp_path / "a", cell("bn"), [3, 2, 1])
+    record(tmp_path / "b", cell("bn"), [3, 90], status="diverged")
+    assert gather([tmp_path / "a", tmp_path / "b"])[0].n == 1
+    assert "one of the two has diverged" in capsys.readouterr().out
+
+
+def test_deterministic_true_on_a_cpu_is_the_run_of_auto_and_on_another_device_it_is_not(tmp_path, capsys):
+    def trained(name, deterministic, seed, last, device="cpu"):
+        record(tmp_path / name, {**cell("bn", seed=seed), "deterministic": deterministic}, [3, 2, last], device=device)
+
+    trained("auto", "auto", 0, 1)
+    trained("true", True, 0, 1)
+    trained("true", True, 1, 3)
+    for names in (("auto", "true"), ("true", "auto")):
+        (setting,) = gather([tmp_path / name for name in names])
+        (series,) = setting.series
+        assert sorted(series.column("test_error_pct")[:, -1]) == [1, 3]
+    assert capsys.readouterr().out == ""
+    trained("other", True, 0, 1.5)
+    (setting,) = gather([tmp_path / "auto", tmp_path / "other"])
+    assert setting.n == 1 and "by up to 0.5 pp" in capsys.readouterr().out
+    trained("cuda", True, 2, 4, device="cuda")
+    assert [one.n for one in gather([tmp_path / "auto", tmp_path / "cuda"])] == [1, 1]
 
 
 def test_two_copies_of_a_diverged_run_are_one_and_an_unfinished_copy_gives_way(tmp_path):
@@ -244,7 +277,7 @@ def test_two_copies_of_a_diverged_run_are_one_and_an_unfinished_copy_gives_way(t
         record(tmp_path / name, cell("bn"), [3, 2, 1], status="diverged", val_loss=float("nan"))
     record(tmp_path / "c", cell("bn"), [3], status="interrupted")
     for paths in ("ab", "ca", "ac"):
-        assert [run.status for run in read_runs([tmp_path / name for name in paths])] == ["diverged"]
+        assert [run.status for run in counted(read_runs([tmp_path / name for name in paths]))] == ["diverged"]
 
 
 def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
@@ -255,11 +288,46 @@ def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
         gather([tmp_path])
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    folder = record(tmp_path, cell("bn"), [1])
-    (folder / "config.yaml").write_text("just: something")
-    with pytest.raises(UserError, match=r"config.yaml: not a cell of dbnrun"):
-        gather([tmp_path])
+def no_schedule(folder):
+    content = cell("dbn", constant(0.5))
+    del content["schedule"]
+    records.write_cell(folder, content)
+
+
+def no_file(folder):
+    (folder / "metrics.csv").unlink()
+    (folder / "metrics.csv").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "config.yaml").write_text("just: something"), r"config\.yaml: not a cell of dbnrun"),
+        (lambda folder: (folder / "config.yaml").write_bytes(b"\xff\x00"), r"config\.yaml: not a cell of dbnrun"),
+        (lambda folder: (folder / "config.yaml").write_text(""), r"config\.yaml: not a cell of dbnrun"),
+        (no_schedule, r"config\.yaml: not a cell of dbnrun"),
+        (lambda folder: (folder / "metrics.csv").write_text("a\n1\n"), r"metrics\.csv: expected the column 'epoch'"),
+        (lambda folder: (folder / "metrics.csv").write_bytes(b"\xff\n"), r"metrics\.csv: not text"),
+        (no_file, r"metrics\.csv: cannot be read \(Is a directory\)"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_reported_unless_strict(tmp_path, capsys, damage, reason):
+    record(tmp_path, cell("bn", seed=0), [3, 2, 1])
+    damage(folder := record(tmp_path, cell("bn", seed=1), [3, 2, 1]))
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"dbnrun: warning: left out: {folder}/{reason}.*\n", said.err)
+    assert table_of(tmp_path).loc["BN (PyTorch)", "n"] == 1
+    capsys.readouterr()
+    assert main(["report", str(tmp_path), "--strict"]) == 2
+    assert re.fullmatch(rf"dbnrun: {folder}/{reason}.*\n", capsys.readouterr().err)
+
+
+def test_folders_of_which_none_can_be_read_are_refused(tmp_path, capsys):
+    (record(tmp_path, cell("bn"), [1]) / "config.yaml").write_text("just: something")
+    assert main(["report", str(tmp_path)]) == 2
+    warned, refused = capsys.readouterr().err.splitlines()
+    assert "config.yaml: not a cell" in warned and refused.startswith(f"dbnrun: {tmp_path}: no runs; record some")
 
 
 def full_table(results, seeds=2, epochs=6):
