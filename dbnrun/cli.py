@@ -47,8 +47,9 @@ Choose one of each:
               sensitivity_ni_features
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
-  schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2
-  compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true debug=true checkpoint.minutes=10
+  train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
+  device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
+  debug=true checkpoint.minutes=10
   with -m: retry=failed trains those alone that failed before; fail_fast=true stops at the first failure
 
   -m, --multirun         sweep over comma-separated values

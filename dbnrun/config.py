@@ -247,6 +247,8 @@ class TrainConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     limit_batches: int | None = None
+    eval_every: int = MISSING
+    limit_eval: int | None = None
 
     def __post_init__(self) -> None:
         _in_range("train.epochs", self.epochs, 1)
@@ -254,6 +256,12 @@ class TrainConfig:
         _in_range("train.batch_size", self.batch_size, 2)
         if self.limit_batches is not None:
             _in_range("train.limit_batches", self.limit_batches, 1)
+        _in_range("train.eval_every", self.eval_every, 1)
+        if self.limit_eval is not None and self.limit_eval < self.batch_size:
+            raise UserError(
+                f"train.limit_eval={self.limit_eval}: expected at least train.batch_size={self.batch_size}; the "
+                "population statistics need one full training batch."
+            )
 
 
 @dataclass
@@ -329,6 +337,10 @@ def cell_of(config: RunConfig) -> dict[str, Any]:
         del cell["schedule"]["unit"]
     if config.norm.average == "inv_std":
         del cell["norm"]["eps_at"]
+    # Beyond the last epoch nothing is left to skip. Every epoch is the default, and older than the key.
+    cell["train"]["eval_every"] = min(config.train.eval_every, config.train.epochs)
+    if cell["train"]["eval_every"] == 1:
+        del cell["train"]["eval_every"]
     return _without_none(cell)
 
 

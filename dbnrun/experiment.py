@@ -193,12 +193,16 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             epochs_done=done,
             under_way=under_way(recordings[0]),
             on_step=on_step,
+            on_evaluation=lambda: bar.set_description("evaluating"),
             captured=captured(config, device),
             compiled=config.compile,
         ):
             epoch = rows[0].epoch
             store(recordings, cells, rows)
-            bar.set_postfix(loss=f"{rows[0].train_loss:.3f}", test=f"{rows[0].test_error_pct:.2f}%", refresh=False)
+            error = rows[0].test_error_pct
+            tested = "" if error is None else f", test={error:.2f}%"
+            bar.set_postfix_str(f"loss={rows[0].train_loss:.3f}{tested}", refresh=False)
+            bar.set_description()  # draws the bar without "evaluating"
     keep_weights(recordings, cells)
 
 

@@ -42,6 +42,7 @@ RESULTS_VERSIONS = {"digits": 1, "mnist": 1, "ni": 2, "cifar10": 1}
 class EpochRow:
     """One line of metrics.csv. Losses in nat, l2 excluded; errors in %. None is an empty field.
 
+    All that evaluation measures, val_loss to lambda_drift, is None after an epoch without one (train.eval_every).
     The order of the fields is a public format: add at the end, with None as the default, and never rename. A file that
     was written before a column existed reads with None there.
     """
@@ -52,10 +53,10 @@ class EpochRow:
     lr: float  # of the weights group, at the last step
     train_loss: float  # running mean over the epoch's training batches
     train_error_pct: float
-    val_loss: float
-    val_error_pct: float
-    test_loss: float
-    test_error_pct: float  # at this epoch's parameters, never the best so far
+    val_loss: float | None
+    val_error_pct: float | None
+    test_loss: float | None
+    test_error_pct: float | None  # at this epoch's parameters, never the best so far
     test_error_pct_population: float | None  # same weights, population statistics; None without statistics
     lambda_drift: float | None  # RMS over units of |mu_lambda - mu_pop| / (sigma_pop + eps)
     grad_norm: float  # mean over the epoch of the L2 norm of the gradient of loss + l2
@@ -78,7 +79,15 @@ WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
 REQUIRED = tuple(field.name for field in fields(EpochRow) if field.default is MISSING)  # in every file
+# What every evaluation measures: all of them are there, or none is.
+EVALUATED = ("val_loss", "val_error_pct", "test_loss", "test_error_pct")
+NOT_EVALUATED: dict[str, Any] = dict.fromkeys((*EVALUATED, "test_error_pct_population", "lambda_drift"))
 _TYPES = get_type_hints(EpochRow)
+
+
+def is_evaluated(epoch: int, epochs: int, every: int) -> bool:
+    """Whether a run of so many epochs is evaluated after this one: after each `every`-th, and after the last."""
+    return epoch % every == 0 or epoch == epochs
 
 
 def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Path:
@@ -170,6 +179,9 @@ def parse_row(fields_read: Mapping[str, str | None]) -> EpochRow:
             values[name] = None
         else:
             values[name] = int(text) if hint is int else float(text)
+    empty = [name for name in EVALUATED if values[name] is None]
+    if empty and len(empty) < len(EVALUATED):
+        raise ValueError(f"{empty[0]} is empty")
     return EpochRow(**values)
 
 

@@ -31,11 +31,12 @@ class Run:
     rows: Sequence[EpochRow]
     epochs: int | None  # asked for
     together: int = 1  # cells that share the wall clock, along one run or stacked
+    eval_every: int = 1
 
     @property
     def epoch_seconds(self) -> float | None:
         """The wall clock of its last epochs, evaluation included, of all cells that train together."""
-        last = self.rows[-3:]
+        last = self.rows[-max(3, self.eval_every) :]
         if not last:
             return None
         return self.together * sum(row.train_seconds + row.eval_seconds for row in last) / len(last)
@@ -64,12 +65,14 @@ def read(folder: Path) -> Run:
     try:
         how = _standing(folder)
         rows = records.read_rows(folder / "metrics.csv")
-        epochs = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "train.epochs")
+        cell = OmegaConf.load(folder / "config.yaml")
+        epochs = OmegaConf.select(cell, "train.epochs")
+        eval_every = int(OmegaConf.select(cell, "train.eval_every") or 1)
         together = int(records.read_manifest(folder).get("together", 1))
     except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
         told = str(error).strip().splitlines()
         return Run(folder, Standing("failed", told[0] if told else type(error).__name__), [], None)
-    return Run(folder, how, rows, epochs, together)
+    return Run(folder, how, rows, epochs, together, eval_every)
 
 
 def _standing(folder: Path) -> Standing:
@@ -92,12 +95,12 @@ def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
 
 
 def _cells(run: Run) -> tuple[str, ...]:
-    error = f"{run.rows[-1].test_error_pct:.2f} %" if run.rows else ""
+    errors = [f"{row.test_error_pct:.2f} %" for row in run.rows if row.test_error_pct is not None]
     took, left = run.epoch_seconds, run.seconds_left
     return (
         run.standing.name,
         f"{len(run.rows)}/{run.epochs or '?'}",
-        error,
+        errors[-1] if errors else "",
         "" if took is None else f"{took:.1f} s",
         "" if left is None else duration(left),
         run.folder.name,

@@ -163,7 +163,9 @@ def sentence(outcome: Outcome) -> str:
     if outcome.status in FAILED:
         return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
     ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
-    result = f", test error {outcome.row.test_error_pct:.2f} % after epoch {outcome.row.epoch}" if outcome.row else ""
+    row, result = outcome.row, ""
+    if row and row.test_error_pct is not None:
+        result = f", test error {row.test_error_pct:.2f} % after epoch {row.epoch}"
     return f"{ended}{result}: {outcome.folder}"
 
 

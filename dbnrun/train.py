@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dbnrun import compiling, graphs
 from dbnrun.config import TrainConfig
-from dbnrun.data.parts import Data, Part
+from dbnrun.data.parts import Data, Part, shortened
 from dbnrun.models import Network
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
 from dbnrun.optimizer import add_penalty, bare_step, lr_of
-from dbnrun.records import EpochRow
+from dbnrun.records import NOT_EVALUATED, EpochRow, is_evaluated
 from dbnrun.streams import Streams
 
 # Records an evaluation step; no number depends on it but by rounding. The maps of so many images stay in a CPU's cache.
@@ -152,6 +152,7 @@ def train(
     epochs_done: int = 0,
     under_way: UnderWay | None = None,
     on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
+    on_evaluation: Callable[[], object] = lambda: None,
     captured: bool = False,
     compiled: bool = False,
 ) -> Iterator[list[EpochRow]]:
@@ -159,12 +160,13 @@ def train(
 
     Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
     streams stand exactly at that epoch's end. `on_step` is called after every update, with a function that says where
-    the epoch stands; `under_way` goes on from there. `captured`: replay the steps as a CUDA graph.
-    `compiled`: compile them.
+    the epoch stands; `under_way` goes on from there. `on_evaluation` is called before every evaluation.
+    `captured`: replay the steps as a CUDA graph. `compiled`: compile them.
     """
     model = views[0].model
     steps = steps_per_epoch(len(data.train), config)
     dealer, sums = Dealer(data.train, config.batch_size, steps), Sums(data.train.x.device)
+    shown = shortened(data, config.limit_eval)
     step = Step(model, optimizer, precision, compiled, first=epochs_done == 0 and under_way is None)
 
     def update() -> None:
@@ -188,7 +190,7 @@ def train(
         trained = sums.measured(steps * config.batch_size)  # waits for the device
         seconds = begun.seconds + time.perf_counter() - started
         progress = Progress(epoch, epoch * steps, lr_of(optimizer), sums.norm.item() / steps, seconds)
-        yield look(views, trained, progress, data, config, precision)
+        yield look(views, trained, progress, shown, config, precision, on_evaluation)
         if not math.isfinite(trained.loss):
             return
 
@@ -217,12 +219,25 @@ class Progress:
 
 
 def look(
-    views: Sequence[View], trained: Measured, progress: Progress, data: Data, config: TrainConfig, precision: str
+    views: Sequence[View],
+    trained: Measured,
+    progress: Progress,
+    data: Data,
+    config: TrainConfig,
+    precision: str,
+    on_evaluation: Callable[[], object] = lambda: None,
 ) -> list[EpochRow]:
-    """A row for each view of a training run; seconds are each view's share, so that their sum is the wall clock."""
-    started = time.perf_counter()
-    evaluations = _evaluations([view.model for view in views], data, config, precision)
-    seconds = time.perf_counter() - started
+    """A row for each view of a training run; seconds are each view's share, so that their sum is the wall clock.
+
+    Evaluates where eval_every asks for it, and where the run ends.
+    """
+    evaluations: list[dict[str, Any]] = [NOT_EVALUATED for _ in views]
+    seconds = 0.0
+    if is_evaluated(progress.epoch, config.epochs, config.eval_every) or not math.isfinite(trained.loss):
+        on_evaluation()
+        started = time.perf_counter()
+        evaluations = _evaluations([view.model for view in views], data, config, precision)
+        seconds = time.perf_counter() - started
     return [
         EpochRow(
             epoch=progress.epoch,
@@ -288,7 +303,7 @@ def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, pre
     """
     for model in models:
         model.eval()
-    # All of the training part, whatever limit_batches says: statistics of the population, not of a sample.
+    # Whatever limit_batches says: statistics of the population, not of the batches that were trained on.
     with autocast(data.train.x.device, precision):
         moments = population_moments(models[0], _batches(data.train, config.batch_size, data.mixing))
     population = None

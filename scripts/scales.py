@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +64,12 @@ def main(arguments: list[str]) -> None:
     rows = []
     for (row,) in epochs:
         rows.append(
-            {"epoch": row.epoch, "train_error_pct": row.train_error_pct, "test_error_pct": row.test_error_pct}
-            | scales(cell)
+            {
+                "epoch": row.epoch,
+                "train_error_pct": row.train_error_pct,
+                "test_error_pct": math.nan if row.test_error_pct is None else row.test_error_pct,
+                **scales(cell),
+            }
         )
         if len(rows) == 1:
             print(" ".join(f"{name:>15}" for name in rows[-1]))

@@ -66,6 +66,9 @@ def test_table_1s_constants_are_the_constant_schedule(sig):
         (["device=cpu", "threads=1", "debug=true", "progress=false", "data_dir=x", "results_dir=y"], []),
         (["save_weights=true", "theory=true"], []),
         (["optimizer.lr=1"], ["optimizer.lr=1.0"]),
+        (["train.eval_every=1", "train.limit_eval=null"], []),
+        (["train.eval_every=11", "train.epochs=5"], ["train.eval_every=5", "train.epochs=5"]),
+        (["train.eval_every=2", "train.epochs=1"], ["train.epochs=1"]),
     ],
 )
 def test_what_a_choice_ignores_is_not_part_of_the_cell(sig, one, other):
@@ -74,8 +77,9 @@ def test_what_a_choice_ignores_is_not_part_of_the_cell(sig, one, other):
 
 @pytest.mark.parametrize(
     "change",
-    ["seed=1", "train.epochs=11", "train.limit_batches=5", "optimizer.lr=0.02", "norm.eps=0.001", "precision=bf16",
-     "deterministic=false", "dataset.val_size=100", "model.widths=[65,64]", "model.activation=tanh",
+    ["seed=1", "train.epochs=11", "train.limit_batches=5", "train.eval_every=2", "train.limit_eval=500",
+     "optimizer.lr=0.02", "norm.eps=0.001", "precision=bf16", "deterministic=false", "dataset.val_size=100",
+     "model.widths=[65,64]", "model.activation=tanh",
      "optimizer.groups.norm.weight_decay=0.1", "model.norm_position=after", "dataset.augment=flip_crop"],
 )  # fmt: skip
 def test_what_changes_a_number_changes_the_signature(sig, change):

@@ -29,6 +29,8 @@ WRONG = {
     "train.epochs": st.one_of(NOT_A_NUMBER, st.integers(max_value=0).map(str), st.sampled_from(["1.5", "1e3.2"])),
     "train.batch_size": st.one_of(NOT_A_NUMBER, st.integers(max_value=1).map(str)),
     "train.limit_batches": st.one_of(NOT_A_NUMBER, st.integers(max_value=0).map(str)),
+    "train.eval_every": st.one_of(NOT_A_NUMBER, st.integers(max_value=0).map(str)),
+    "train.limit_eval": st.one_of(NOT_A_NUMBER, st.integers(max_value=99).map(str)),
     "optimizer.lr": st.one_of(st.sampled_from(["nan", "inf", "abc", "[1]", "{a: 1}"]), BELOW_ZERO),
     "schedule.alpha": st.one_of(
         st.sampled_from(["nan", "inf", "abc", "[1]"]), BELOW_ZERO, st.floats(1.0001, 1e30).map(repr)

@@ -24,6 +24,8 @@ VALUES = {
     "optimizer.lr": ["0.5", "1e-3"],
     "train.epochs": ["1", "12"],
     "train.limit_batches": ["null", "3"],
+    "train.eval_every": ["1", "5"],
+    "train.limit_eval": ["null", "99", "500"],
     "schedule.unit": ["step", "epoch"],
     "dataset.val_size": ["0.2", "100"],
     "dataset.fnn_widths": ["[7]", "[8,9]"],  # others refer to it

@@ -16,6 +16,13 @@ from dbnrun.data.torchvision_shim import torchvision
 SLICE = 500  # images converted at a time, so that no second copy of the whole set is in memory
 
 
+class CIFAR10(torchvision.datasets.CIFAR10):
+    """The official reader, without its own pass over all files for their MD5: `ensure` has read every byte."""
+
+    def _check_integrity(self) -> bool:
+        return True
+
+
 def load(config: DatasetConfig, data_dir: Path) -> Data:
     """Images (3, 32, 32), each channel standardized by its mean and standard deviation over the training part."""
     ensure("cifar10", data_dir)
@@ -31,7 +38,7 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
 
 def _official(data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 32, 32, 3) uint8 and classes. torchvision unpickles; `ensure` has checked every byte it reads."""
-    official = torchvision.datasets.CIFAR10(str(data_dir), train=train, download=False)
+    official = CIFAR10(str(data_dir), train=train, download=False)
     return official.data, np.asarray(official.targets)
 
 

@@ -53,6 +53,20 @@ def mixed(records: int) -> Tensor:
     return torch.randperm(records, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
 
+def shortened(data: Data, limit: int | None) -> Data:
+    """The data with the first `limit` records of each part in its mixed order; a part that has no more as it lies."""
+
+    def first(part: Part) -> Part:
+        if limit is None or limit >= len(part):
+            return part
+        index = mixed(len(part))[:limit].to(part.x.device)
+        return Part(part.x[index], part.y[index])
+
+    train = first(data.train)
+    mixing = data.mixing if train is data.train else None  # the first records are mixed already
+    return replace(data, train=train, val=first(data.val), test=first(data.test), mixing=mixing)
+
+
 def validation_count(records: int, val_size: float) -> int:
     """Records for validation: `val_size` itself, or the share that it is below 1. Raises UserError if none remain."""
     count = round(val_size * records) if val_size < 1 else int(val_size)

@@ -71,6 +71,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
             epochs_done=done,
             under_way=[u for run in runs if (u := under_way(run[0]))] or None,
             on_step=on_step,
+            on_evaluation=lambda: bar.set_description("evaluating"),
             captured=captured(config, device),
             compiled=config.compile,
         ):
@@ -84,6 +85,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
                         recording.finish()
             losses = [row.train_loss for row in itertools.chain.from_iterable(rows_by_run)]
             bar.set_postfix(loss=f"{min(losses):.3f} to {max(losses):.3f}" if losses else "", refresh=False)
+            bar.set_description()  # draws the bar without "evaluating"
     for recordings, cells in zip(runs, built, strict=True):
         if recordings[0].outcome is None:
             keep_weights(recordings, cells)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from dbnrun import compiling, graphs
 from dbnrun.config import TrainConfig
-from dbnrun.data.parts import Data
+from dbnrun.data.parts import Data, shortened
 from dbnrun.experiment import Cell
 from dbnrun.fused.optimizer import StackedOptimizer
 from dbnrun.fused.stack import Stack, stacked
@@ -53,6 +53,7 @@ def train_stack(
     epochs_done: int = 0,
     under_way: Sequence[UnderWay] | None = None,
     on_step: Callable[[Callable[[], list[UnderWay]]], object] = lambda _: None,
+    on_evaluation: Callable[[], object] = lambda: None,
     captured: bool = False,
     compiled: bool = False,
 ) -> Iterator[list[list[EpochRow]]]:
@@ -60,8 +61,8 @@ def train_stack(
 
     The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
     further rows; it goes on as numbers that touch no other's, for as long as another is alive. While the generator
-    waits, every cell stands exactly at that epoch's end. `captured`: replay the steps as a CUDA graph.
-    `compiled`: compile them.
+    waits, every cell stands exactly at that epoch's end. `on_evaluation` is called before every run's evaluation.
+    `captured`: replay the steps as a CUDA graph. `compiled`: compile them.
     """
     cells = [run.leader for run in runs]
     seeds = [cell.config.seed for cell in cells]
@@ -69,6 +70,7 @@ def train_stack(
     first = epochs_done == 0 and not under_way
     step = Step(_stack_of(runs, seeds), cells, precision, compiled, first)
     steps, records = steps_per_epoch(len(data.train), config), len(data.train)
+    shown = shortened(data, config.limit_eval)
     draws = [cells[first].streams for first in first_of]
     dealer, sums = Dealer(data.train, config.batch_size, steps, len(draws)), Sums(len(runs), data.train.x.device)
 
@@ -107,9 +109,10 @@ def train_stack(
         seconds = begun[0].seconds + (time.perf_counter() - started) / len(runs)
         _follow_draws(runs, seeds, first_of)
         rows = []
-        for run, shown, measured, norm in zip(runs, alive, trained, norms, strict=True):
+        for run, lives, measured, norm in zip(runs, alive, trained, norms, strict=True):
             progress = Progress(epoch, epoch * steps, lr_of(run.leader.optimizer), norm, seconds)
-            rows.append(look(run.views, measured, progress, data, config, precision) if shown else [])
+            seen = look(run.views, measured, progress, shown, config, precision, on_evaluation) if lives else []
+            rows.append(seen)
         alive = [ran and math.isfinite(measured.loss) for ran, measured in zip(alive, trained, strict=True)]
         step.optimizer.hand_out_state()
         yield rows

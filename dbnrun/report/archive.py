@@ -30,6 +30,7 @@ OWN = ("started", "wall_seconds", "git", "command")
 ORIGIN = (
     "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
 )  # fmt: skip
+TRIAL = {"limit_batches", "limit_eval"}  # a run with one of these among train's keys is a trial
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
 
 
@@ -46,12 +47,13 @@ def update(folder: Path, runs: Sequence[Run]) -> list[Run]:
     """Unite the records in `folder` with the finished ones of `runs`, write what is new, and return all of them.
 
     Where a cell comes with other numbers than are recorded the record stands, of several new copies the first, and a
-    line says so: nothing is averaged or written over. Trials, with train.limit_batches, are not recorded.
+    line says so: nothing is averaged or written over. Trials, with train.limit_batches or train.limit_eval, are not
+    recorded.
     """
     finished = [run for run in runs if run.status in records.FINISHED]
-    found = [run for run in finished if "limit_batches" not in run.cell["train"]]
+    found = [run for run in finished if not TRIAL & run.cell["train"].keys()]
     if trials := {run.signature for run in finished} - {run.signature for run in found}:
-        print(f"not recorded: {len(trials)} finished with train.limit_batches, trials")
+        print(f"not recorded: {len(trials)} finished trials, with train.limit_batches or train.limit_eval")
     if not found:
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,10 +46,13 @@ class Book:
 
     @property
     def mains(self) -> dict[str, Setting]:
-        """By data set, the paper's first, the setting with the most epochs in finished runs (the first of equals)."""
+        """By data set, the paper's first, the setting with the most epochs in finished runs (the first of equals).
+
+        One whose epochs are not all evaluated (train.eval_every) is main only where there is no other.
+        """
         mains: dict[str, Setting] = {}
-        for setting in self.settings:
-            if _epochs(setting) > (_epochs(mains[setting.dataset]) if setting.dataset in mains else 0):
+        for setting in filter(_epochs, self.settings):
+            if setting.dataset not in mains or _weight(setting) > _weight(mains[setting.dataset]):
                 mains[setting.dataset] = setting
         order = [name for name in PAPER_DATASETS if name in mains]
         return {name: mains[name] for name in [*order, *(name for name in mains if name not in order)]}
@@ -90,6 +93,11 @@ def book_of(runs: Sequence[Run]) -> Book:
 def _epochs(setting: Setting) -> int:
     """Epochs of all finished runs: a sweep of short trials does not outweigh a column that was trained."""
     return sum(series.n for series in setting.series) * setting.cell["train"]["epochs"]
+
+
+def _weight(setting: Setting) -> tuple[bool, int]:
+    """What makes a main setting of one that has finished runs."""
+    return setting.series[0].is_whole, _epochs(setting)
 
 
 def _by_value(variant: Variant) -> tuple[float, str]:

@@ -61,7 +61,6 @@ def curves(book: Book) -> Any:  # a DataFrame; pandas' own types do not know wha
 
 
 def _curve(setting: Setting, series: Series) -> pd.DataFrame:
-    epochs = series.cell["train"]["epochs"]
     key = schedule_key(series.cell)
     table: dict[str, Any] = {
         "dataset": setting.dataset,
@@ -69,12 +68,12 @@ def _curve(setting: Setting, series: Series) -> pd.DataFrame:
         "key": key,
         "curve": name_of(key),
         "n": series.n,
-        "epoch": np.arange(1, epochs + 1),
+        "epoch": series.epochs,
     }
     for name in MEASURES:
         values = series.column(name)
         mean = values.mean(0)
-        sd = values.std(0, ddof=1) if series.n > 1 else np.zeros(epochs)
+        sd = values.std(0, ddof=1) if series.n > 1 else np.zeros(len(mean))
         table[f"{name}_mean"] = _short(mean)
         table[f"{name}_low"] = _short(np.maximum(mean - sd, mean * 0.02))  # a log axis has no place for 0
         table[f"{name}_high"] = _short(mean + sd)

@@ -101,19 +101,21 @@ def selected_error(selection: str) -> Measure:
 
 
 def log_jitter(series: Series) -> dict[int, float]:
-    """Natural logarithm of the epoch-to-epoch noise of the test error; NaN where there is none at all."""
-    noise = stats.jitter(series.column("test_error_pct"))
+    """Natural logarithm of the epoch-to-epoch noise of the test error; NaN where it is 0 or epochs are skipped."""
+    noise = stats.jitter(series.column("test_error_pct")) if series.is_whole else np.full(series.n, np.nan)
     return by_seed(series, np.log(np.where(noise > 0, noise, np.nan)))
 
 
 def log_epochs(base: Series, never: Callable[[int], int], factor: float = 1.05) -> Measure:
     """Base-2 logarithm of the epochs to reach `factor` times the least validation loss of `base`, seed by seed.
 
-    A run that never reaches it counts as `never`(the epochs trained).
+    A run that never reaches it counts as `never`(the epochs trained). NaN where epochs are skipped.
     """
     target = by_seed(base, factor * base.column("val_loss").min(1))
 
     def measure(series: Series) -> dict[int, float]:
+        if not series.is_whole:
+            return by_seed(series, np.full(series.n, np.nan))
         shared = [
             (run.cell["seed"], loss) for run, loss in zip(series.finished, series.column("val_loss"), strict=True)
         ]

@@ -94,7 +94,7 @@ def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str)
     figure = Figure(figsize=size, dpi=150)
     FigureCanvasAgg(figure)
     figure.text(0.1 / size[0], 1 - 0.1 / size[1], title, fontsize=9.5, ha="left", va="top", linespacing=1.25)
-    longest = max(len(_mean(series, column)) for panel in panels.values() for series in panel)
+    longest = max(series.epochs[-1] for panel in panels.values() for series in panel)
     bottom, drawn = tall - head, []
     for protocol, (far, near) in split.items():
         strip = STRIP + GAP if far else 0.0
@@ -176,7 +176,7 @@ def _markers(panel: Sequence[Series]) -> dict[int, str]:
 
 def _curve(ax: Axes, series: Series, column: str, marker: str, band: float) -> None:
     values = series.column(column)
-    mean, epochs = values.mean(0), np.arange(1, values.shape[1] + 1)
+    mean, epochs = values.mean(0), series.epochs
     style = line_style(series)
     marker = marker or ("o" if len(epochs) == 1 else "")
     every = max(1, len(epochs) // 8)
@@ -243,7 +243,7 @@ def _label_ends(ax: Axes, panel: Sequence[Series], column: str) -> None:
     for series in panel:
         mean = _mean(series, column)
         if len(there := np.flatnonzero(np.isfinite(mean))):
-            ends.append((int(there[-1]) + 1, float(mean[there[-1]]), series))
+            ends.append((int(series.epochs[there[-1]]), float(mean[there[-1]]), series))
     if not ends:
         return
     wanted = ax.transData.transform([(x, y) for x, y, _ in ends])[:, 1]

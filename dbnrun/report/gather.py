@@ -69,10 +69,22 @@ class Series:
         kinds = Counter(run.status for run in self.runs if run.status != "done")
         return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
+    @cached_property
+    def epochs(self) -> np.ndarray:
+        """The epochs, from 1, after which its runs were evaluated: all of them, but where train.eval_every is set."""
+        train = self.cell["train"]
+        last, every = train["epochs"], train.get("eval_every", 1)
+        return np.array([epoch for epoch in range(1, last + 1) if records.is_evaluated(epoch, last, every)])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every epoch was evaluated: what goes by successive epochs has no meaning elsewhere."""
+        return len(self.epochs) == self.cell["train"]["epochs"]
+
     def column(self, name: str) -> np.ndarray:
-        """A column of the finished runs, (n, epochs); NaN where a field is empty."""
-        values = [[getattr(row, name) for row in run.rows] for run in self.finished]
-        return np.array(values, dtype=float).reshape(self.n, self.cell["train"]["epochs"])
+        """A column of the finished runs at the evaluated `epochs`, (n, len(epochs)); NaN where a field is empty."""
+        values = [[getattr(run.rows[epoch - 1], name) for epoch in self.epochs] for run in self.finished]
+        return np.array(values, dtype=float).reshape(self.n, len(self.epochs))
 
 
 @dataclass
@@ -125,8 +137,8 @@ def nothing_to_report(paths: Sequence[Path], runs: Sequence[Run]) -> UserError:
     """Why the runs under `paths` make no report: none is done, or none belongs to a main setting."""
     if any(run.status == "done" for run in runs):
         return UserError(
-            "only sensitivity runs, or trials with train.limit_batches; draw them with `dbnrun report RUNS --out DIR`, "
-            "or record main ones with `dbnrun experiment=paper_mnist_a`."
+            "only sensitivity runs, or trials with train.limit_batches or train.limit_eval; draw them with `dbnrun "
+            "report RUNS --out DIR`, or record main ones with `dbnrun experiment=paper_mnist_a`."
         )
     cells = len({run.signature for run in runs})
     found = f"{cells} unfinished or diverged runs and none that is done" if runs else "no runs"
@@ -288,7 +300,8 @@ def _distance(pair: Pair) -> float:
     kept, other = pair
     if kept.status != other.status:
         return math.inf
-    apart = [abs(a.test_error_pct - b.test_error_pct) for a, b in zip(kept.rows, other.rows, strict=False)]
+    errors = ([row.test_error_pct for row in run.rows if row.test_error_pct is not None] for run in pair)
+    apart = [abs(a - b) for a, b in zip(*errors, strict=False)]
     return max(filter(math.isfinite, apart), default=0.0)
 
 

@@ -60,7 +60,7 @@ def rows(setting: Setting) -> pd.DataFrame:
                 "protocol": series.protocol,
                 "curve": series.label,
                 "n": series.n,
-                "epochs": error.shape[1],
+                "epochs": series.cell["train"]["epochs"],
                 "last_mean": last[0],
                 "last_sd": last[1],
                 "best_on_test_mean": best[0],
@@ -140,6 +140,10 @@ def describe(cell: Mapping[str, Any]) -> str:
     ]
     if limit := cell["train"].get("limit_batches"):
         parts.append(f"at most {limit} batches each")
+    if every := cell["train"].get("eval_every"):
+        parts.append(f"evaluated every {every} epochs")
+    if limit := cell["train"].get("limit_eval"):
+        parts.append(f"evaluated on at most {limit} records")
     if cell.get("precision", "fp32") != "fp32":
         parts.append(cell["precision"])
     return ", ".join(parts)

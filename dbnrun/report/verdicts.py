@@ -138,6 +138,7 @@ def beats(
 
 
 ONE_SEED = "n = 1: one seed has neither interval nor test"
+NO_NUMBER = "no test: a number is missing, of an epoch that was not evaluated or is not finite"
 
 
 def _less(one: Comparison) -> bool:
@@ -161,6 +162,8 @@ def _silence(silent: Sequence[Comparison], made: int, say: Callable[[Comparison]
     if not any(one.can_reject for one in silent):
         return f"n = {fewest} seeds can never reject among {silent[0].made} comparisons"
     first = max(silent, key=lambda one: one.p_holm if np.isfinite(one.p_holm) else 2)
+    if not np.isfinite(first.difference.mean):
+        return NO_NUMBER
     return f"{len(silent)} of {made} comparisons do not reject, such as {say(first)}"
 
 
@@ -196,6 +199,8 @@ def similar(least: Mapping[str, Comparison], most: Mapping[str, Comparison], nam
     unsure = unsure or ["0"]
     if min(most[key].difference.n for key in unsure) < 2:
         return OPEN, ONE_SEED
+    if not np.isfinite(most[unsure[0]].difference.mean):
+        return OPEN, NO_NUMBER
     such = _times(least[unsure[0]])
     if least[unsure[0]].difference != most[unsure[0]].difference:
         such += f"; {_times(most[unsure[0]])} where runs that never arrive count for more"

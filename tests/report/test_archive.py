@@ -127,12 +127,13 @@ def test_of_two_unrecorded_runs_that_disagree_the_first_is_recorded_and_a_line_s
     assert f"by up to 0.1 pp of test error ({other} against {one})" in line
 
 
-def test_trials_are_not_recorded(tmp_path, capsys):
+@pytest.mark.parametrize("limit", ["limit_batches", "limit_eval"])
+def test_trials_are_not_recorded(tmp_path, capsys, limit):
     trial = cell(constant(0.25))
-    trial["train"]["limit_batches"] = 5
+    trial["train"][limit] = 500
     write_run(tmp_path, trial, [90.0, 80.0])
     assert archive.update(tmp_path / "records", read_runs([tmp_path])) == []
-    assert "not recorded: 1 finished with train.limit_batches" in capsys.readouterr().out
+    assert "not recorded: 1 finished trials, with train.limit_batches or train.limit_eval" in capsys.readouterr().out
 
 
 def test_records_of_other_code_are_refused_and_not_skipped(recorded, monkeypatch):
