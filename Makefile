@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check figures reproduce bench clean
+.PHONY: venv demo test test-all check figures reproduce bench clean
 
 venv: .venv/.ready
 
@@ -16,8 +16,11 @@ demo: venv    # BN against DBN on real digits: trains 15 small cells, prints a t
 	$(BIN)/dbnrun experiment=demo results_dir=results/demo
 	$(BIN)/dbnrun report results/demo
 
-test: venv    # on the CPU; with DBNRUN_DATA set, on the real data too
-	$(BIN)/pytest -q -n auto
+test: venv    # what a change is likely to break, in minutes, on the CPU; with DBNRUN_DATA set, on the real data too
+	$(BIN)/pytest -q -n auto -m "not slow"
+
+test-all: test # then the tests marked slow
+	$(BIN)/pytest -q -n auto -m slow
 
 check: venv
 	$(BIN)/ruff format --check .

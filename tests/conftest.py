@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from warm import WarmCommand
 
 from dbnrun import records
 from dbnrun.records import EpochRow
@@ -28,6 +29,13 @@ def real_data() -> Path:
     if not folder or not (Path(folder) / "MNIST").is_dir():
         pytest.skip("needs the real data: set DBNRUN_DATA to its folder (`dbnrun data` fetches it)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def warm_command():
+    command = WarmCommand()
+    yield command
+    command.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +65,23 @@ def newer_version(monkeypatch):
 
 
 @pytest.fixture
-def dbnrun(tmp_path):
-    """Run the command in a process of its own, in an empty folder; returns the finished process."""
+def dbnrun(tmp_path, warm_command):
+    """Run the command in a process of its own, with torch imported, in an empty folder; returns the finished process.
 
-    def run(*words: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    `before` is Python code to run first in that process, to break something inside.
+    """
+
+    def run(*words: str, env: dict[str, str] | None = None, timeout: float = 300, before: str = ""):
+        return warm_command.run(words, tmp_path, {**os.environ, **(env or {})}, timeout, before)
+
+    return run
+
+
+@pytest.fixture
+def fresh_dbnrun(tmp_path):
+    """The same from a new interpreter, as a user starts it: seconds slower."""
+
+    def run(*words: str, env: dict[str, str] | None = None, timeout: float = 300):
         return subprocess.run(
             [sys.executable, "-m", "dbnrun.cli", *words],
             cwd=tmp_path,

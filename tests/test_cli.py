@@ -183,7 +183,9 @@ def test_the_exit_code_is_130_wherever_the_interrupt_falls(tmp_path):
     assert done.returncode == 130
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_an_interrupted_run_goes_on_with_the_same_numbers(dbnrun, tmp_path, how):
     words = ["norm=dbn", "schedule=harmonic", "train.epochs=150", "train.limit_batches=5"]
     command = [sys.executable, "-m", "dbnrun.cli", *words, "results_dir=cut"]

@@ -20,6 +20,7 @@ def numbers(results):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin", "more"),
     [
@@ -28,11 +29,13 @@ def numbers(results):
         ("ray", "hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
     ],
 )
-def test_a_sweep_elsewhere_gives_the_folders_and_numbers_of_one_here(dbnrun, tmp_path, launcher, plugin, more):
+def test_a_sweep_elsewhere_gives_the_folders_and_numbers_of_one_here(
+    dbnrun, fresh_dbnrun, tmp_path, launcher, plugin, more
+):
     if importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"needs the extra that brings {plugin}")
     assert dbnrun("-m", *QUICK, "results_dir=here").returncode == 0
-    done = dbnrun("-m", f"hydra/launcher={launcher}", *more, *QUICK, "results_dir=there")
+    done = fresh_dbnrun("-m", f"hydra/launcher={launcher}", *more, *QUICK, "results_dir=there")
     assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
     assert "Warning" not in done.stderr
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
@@ -40,11 +43,11 @@ def test_a_sweep_elsewhere_gives_the_folders_and_numbers_of_one_here(dbnrun, tmp
     assert "0 to train, 4 finished before" in again.stderr
 
 
-def test_joblib_divides_the_cores_among_its_processes(dbnrun, tmp_path):
+def test_joblib_divides_the_cores_among_its_processes(fresh_dbnrun, tmp_path):
     if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("needs the extra that brings hydra_joblib_launcher")
     words = ["-m", "hydra/launcher=joblib", "seed=0,1", "train.epochs=1", "train.limit_batches=2"]
-    assert dbnrun(*words, env={"OMP_NUM_THREADS": ""}).returncode == 0
+    assert fresh_dbnrun(*words, env={"OMP_NUM_THREADS": ""}).returncode == 0
     threads = {json.loads(path.read_text())["threads"] for path in tmp_path.glob("results/runs/*/manifest.json")}
     assert threads == {1}
 

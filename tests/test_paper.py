@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RECORDS = Path(__file__).parent.parent / "results" / "records"
 
 

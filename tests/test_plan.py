@@ -58,6 +58,7 @@ def outcome(compose, job):
         return type(error).__name__, str(error)
 
 
+@pytest.mark.slow
 def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
     ConfigStore.instance().store(name="schema", node=RunConfig)
     generator = random.Random(0)
@@ -212,6 +213,7 @@ def test_doctor_finds_this_machine_in_order_and_names_what_is_not(dbnrun, tmp_pa
     assert ill.returncode == 1 and "NOT  data mnist" in ill.stdout
 
 
+@pytest.mark.slow
 def test_a_thousand_cells_at_once_are_planned_and_swept_without_a_fault(dbnrun, tmp_path):
     alphas = ",".join(str(n / 1000) for n in range(1000))
     words = ["norm=dbn_inference", "schedule=constant", f"schedule.alpha={alphas}"]

@@ -17,6 +17,7 @@ def scales(*overrides):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_the_scales_of_a_lambda_that_never_moves_are_its_beginning():
     done = scales("norm=dbn", "schedule=alpha_0", "norm.init=[0,3]")
     assert done.returncode == 0, done.stderr
@@ -27,6 +28,7 @@ def test_the_scales_of_a_lambda_that_never_moves_are_its_beginning():
     assert all(4 < float(row.split()[5]) < 16 for row in rows)
 
 
+@pytest.mark.slow
 def test_held_weights_keep_their_norm_and_a_file_takes_a_cell_once(tmp_path):
     path = tmp_path / "scales.csv"
     for _ in range(2):
@@ -49,6 +51,7 @@ def test_a_gradient_without_mean_and_scale_is_that_of_batch_norm():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_scales_without_a_lambda_are_refused_in_one_line():
     done = scales("norm=bn")
     assert done.returncode == 1 and "expected norm=dbn" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from dbnrun import records
 
 SWEEP = ["-m", "norm=bn,dbn", "schedule=harmonic,alpha_0.5,alpha_0.1", f"seed={','.join(map(str, range(10)))}"]
@@ -38,6 +40,7 @@ def starts(folder):
     return sum('"signature"' in line for line in (folder / "run.log").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_ten_machines_train_each_cell_once_though_one_of_them_dies(dbnrun, tmp_path):
     runs = tmp_path / "shared" / "runs"
     processes = [machine(str(number), tmp_path) for number in range(10)]

@@ -87,7 +87,7 @@ def under_way(results, rows=5):
     ]
 
 
-def test_a_sweep_that_loses_a_process_and_a_job_ends_whole_when_asked_again(dbnrun, slurm, sweep, tmp_path):
+def test_a_sweep_that_loses_a_process_and_a_job_ends_whole_when_asked_again(fresh_dbnrun, slurm, sweep, tmp_path):
     results = tmp_path / "there"
     words = [*SLURM, *SWEEP, *LONG, "results_dir=there"]
     process = sweep(*words)
@@ -101,16 +101,18 @@ def test_a_sweep_that_loses_a_process_and_a_job_ends_whole_when_asked_again(dbnr
     assert "the launcher gave up at a job" in said and "Traceback" not in said
     until(lambda: not squeue(slurm))  # what is left of the first sweep trains on
     assert len(numbers(results)) >= 10
-    again = dbnrun("-m", *words, env=slurm, timeout=300)
+    again = fresh_dbnrun("-m", *words, env=slurm, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert dbnrun("-m", *SWEEP, *LONG, "results_dir=here", timeout=300).returncode == 0
+    assert fresh_dbnrun("-m", *SWEEP, *LONG, "results_dir=here", timeout=300).returncode == 0
     here = numbers(tmp_path / "here")
     assert len(here) == 12 and all(len(rows) == 150 for rows in here.values())
     assert numbers(results) == here
     assert not list(results.glob("runs/*/*set-aside*"))
 
 
-def test_a_job_that_slurm_ends_goes_back_into_the_queue_and_on_from_its_checkpoint(dbnrun, slurm, sweep, tmp_path):
+def test_a_job_that_slurm_ends_goes_back_into_the_queue_and_on_from_its_checkpoint(
+    fresh_dbnrun, slurm, sweep, tmp_path
+):
     words = [*LONG, "norm=dbn", "seed=7"]
     process = sweep(*SLURM, *words, "results_dir=there")
     (folder,) = until(lambda: under_way(tmp_path / "there"))
@@ -120,17 +122,17 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue_and_on_from_its_checkpoi
     subprocess.run(["scancel", "--signal=USR2", job], env={**os.environ, **slurm}, check=True)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 0 and "1 cell: 1 done" in said, said
-    assert dbnrun(*words, "results_dir=here").returncode == 0
+    assert fresh_dbnrun(*words, "results_dir=here").returncode == 0
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
     started = [line for line in (folder / "run.log").read_text().splitlines() if "_submit.py" in line.split("{")[0]]
     assert len(started) == 2 and kept < 150
 
 
-def test_stacks_are_jobs(dbnrun, slurm, tmp_path):
+def test_stacks_are_jobs(fresh_dbnrun, slurm, tmp_path):
     settings = [f"+hydra.launcher.inner_settings.{setting}=1" for setting in ("mem_gb", "cpus_per_task")]
     words = ["-m", *SWEEP, "train.epochs=2", "train.limit_batches=4", "threads=1", "hydra.launcher.max_stack=6"]
-    done = dbnrun(*words, "hydra.launcher.inner=submitit_slurm", *settings, "results_dir=jobs", env=slurm)
+    done = fresh_dbnrun(*words, "hydra.launcher.inner=submitit_slurm", *settings, "results_dir=jobs", env=slurm)
     assert done.returncode == 0, done.stderr
     assert "12 cells as 2 jobs of submitit_slurm" in done.stderr and "12 cells: 12 done" in done.stderr
-    assert dbnrun(*words, "results_dir=here").returncode == 0
+    assert fresh_dbnrun(*words, "results_dir=here").returncode == 0
     assert numbers(tmp_path / "jobs") == numbers(tmp_path / "here")

@@ -20,9 +20,16 @@ def test_subjects_take_turns_and_a_ratio_is_within_rounds():
     assert finding == Finding("grid", "a over b", 2.0, "×", 1.0, 3.0, "≤ 2")
 
 
-def test_a_subject_that_sleeps_is_timed():
-    times = by_turns({"nap": lambda: time.sleep(0.01)}, rounds=3, least=0.02)
-    assert duration("cli", "nap", times["nap"]).value == pytest.approx(0.01, rel=0.9)
+def test_a_subject_is_called_until_its_turn_is_full_and_told_in_seconds_a_call(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def nap():
+        clock[0] += 0.25
+
+    times = by_turns({"nap": nap}, rounds=3, least=1.0)
+    assert times == {"nap": [0.25] * 3} and clock[0] == (2 + 3 * 4) * 0.25  # two calls to find how many fill a turn
+    assert duration("cli", "nap", times["nap"]) == Finding("cli", "nap", 0.25, "s", 0.25, 0.25, "")
 
 
 def test_a_stack_and_a_column_run_on_random_records():
@@ -48,8 +55,9 @@ def test_every_way_to_do_several_convolutions_gives_the_same():
 
 def test_the_layer_bench_covers_every_axis(monkeypatch):
     monkeypatch.setattr(layer, "SHAPES", {(8, 3): "", (4, 3, 2, 2): ""})
-    findings = list(layer.measure("cpu"))
-    assert len(findings) == 8 and all(finding.value > 0 for finding in findings)
+    axes = [f"{stats}{grad}" for stats in ("lambda", "batch") for grad in ("", ", no stats_grad")]
+    expected = [f"{shape} float32, {axis}, over nn.BatchNorm" for shape in layer.SHAPES for axis in axes]
+    assert [finding.what for finding in layer.measure("cpu")] == expected
 
 
 def test_findings_are_printed_and_written_as_json(dbnrun, tmp_path):
