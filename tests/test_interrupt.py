@@ -165,7 +165,6 @@ def test_evaluation_and_the_population_pass_stop_before_their_next_batch(tmp_pat
     data = load_data(one, torch.device("cpu"))
     model = build_cell(one, data, torch.device("cpu")).model.eval()
     seen = []
-    model.register_forward_hook(lambda *_: send())
     prefix = model.prefix
     monkeypatch.setattr(model, "prefix", lambda x: (seen.append(len(x)), send(), prefix(x))[2])
     with interrupt.noting(), pytest.raises(KeyboardInterrupt):
