@@ -1,22 +1,26 @@
 """The command `dbnrun`: its verbs, its exit codes, and the one place that meets Hydra's entry point.
 
-Exit codes: 0 done; 1 a cell failed; 2 the user's input was refused, with one line; 130 interrupted, resumable.
+Exit codes: 0 done; 1 a cell failed or has diverged; 2 the user's input was refused, with one line; 130 interrupted,
+resumable.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # python -m dbnrun.cli; dbnrun/__main__.py does so for the command
+    from dbnrun import interrupt
+
+    interrupt.note_signals()
+
 import argparse
-import contextlib
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dbnrun import __version__
+from dbnrun import __version__, interrupt
 
 HELP = """\
 dbnrun: train and compare (diminishing) batch normalization, reproducibly
@@ -50,7 +54,8 @@ Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
   debug=true checkpoint.minutes=10
-  with -m: retry=failed trains those alone that failed before; fail_fast=true stops at the first failure
+  retry=failed|diverged trains those alone that failed, or diverged, before
+  with -m: fail_fast=true stops at the first failure
 
   -m, --multirun         sweep over comma-separated values
   --cfg job              print the configuration and train nothing (--resolve fills in references)
@@ -64,18 +69,17 @@ data: $DBNRUN_DATA, or data/.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, _interrupt)
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with interrupt.noting():
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         message = "dbnrun: interrupted; every finished epoch is kept. The same command goes on from there."
         print(message, file=sys.stderr)
-        # Where the interrupt passed through exec or eval of a string, as importing dataclasses does, CPython remembers
-        # it and ends `python -m dbnrun.cli` by SIGINT whatever is returned here; evaluating another clears that.
+        # A verb's interrupt falls anywhere. Where it passed through exec or eval of a string, as importing dataclasses
+        # does, CPython remembers it and ends `python -m dbnrun` by SIGINT whatever is returned here; evaluating
+        # another clears that.
         eval("None")
-        return 130
+        return interrupt.EXIT_CODE
     except BrokenPipeError:
         # The reader of our output has gone (`dbnrun … | head`): nothing left to say, to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,11 +99,8 @@ def _dispatch(arguments: list[str]) -> int:
         return _train(arguments)
     if first not in VERBS:
         return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
-    return VERBS[first](arguments[1:])
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    with interrupt.raising():
+        return VERBS[first](arguments[1:])
 
 
 def _refuse(line: str) -> int:
@@ -116,6 +117,7 @@ def _train(arguments: list[str]) -> int:
         flags = _parsed_flags(arguments)
         if not flags.shell_completion:  # what is being completed is not yet right
             overrides.check_overrides(flags.overrides)
+        interrupt.check()
         _hydra(arguments)
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)
@@ -187,6 +189,9 @@ def _hydra(arguments: list[str]) -> None:
         raise UserError(outcomes[0].message)
     if outcomes[0].status == "failed":
         raise sweep.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
+    if outcomes[0].diverged:
+        since = f" from {outcomes[0].where} on" if outcomes[0].where else ""
+        raise sweep.CellFailed(f"the training loss was not finite{since}; {sweep.MENDED}.")
 
 
 def _cell(cfg: Any) -> Any:
@@ -212,7 +217,7 @@ def _cell(cfg: Any) -> Any:
     if not sweep.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
         for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
             print(f"dbnrun: warning: {line}", file=sys.stderr)
-    with worker.job(config.threads) if worker.in_worker() else contextlib.nullcontext():
+    with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
         from dbnrun import experiment
 
         outcome = sweep.left_alone(config) or experiment.run(config)

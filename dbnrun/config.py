@@ -309,7 +309,7 @@ class RunConfig:
             if not getattr(self, key).strip() or not getattr(self, key).isprintable():
                 raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
         if self.retry is not None:
-            _one_of("retry", self.retry, ("failed",))
+            _one_of("retry", self.retry, ("failed", "diverged"))
         if self.threads is not None:
             _in_range("threads", self.threads, 1, 1024)
         if self.model.name == "cnn" and self.dataset.name not in IMAGE_DATASETS:

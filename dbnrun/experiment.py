@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbnrun import data as datasets
+from dbnrun import interrupt
 from dbnrun.compiling import check_compiler
 from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
@@ -114,7 +115,11 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             waiting = [recording for recording in waiting if recording.name not in outcomes]
             for position in sorted({recording.position for recording in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
-                corridor([run for run in now if run], device)
+                try:
+                    corridor([run for run in now if run], device)
+                except Exception:
+                    interrupt.check()  # Ctrl-C ends child processes, too, such as a compiler: no fault of the cell's
+                    raise
                 outcomes |= {r.name: r.finish() for r in itertools.chain.from_iterable(now)}
     except (Exception, SystemExit) as error:  # a cell that calls sys.exit ends itself alone
         if everyone[0].config.debug or (len(runs) > 1 and is_out_of_memory(error)):
@@ -153,6 +158,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outcome]:
     """Open a cell's folder for as long as the stack lives; its outcome already, where there is nothing to train."""
+    interrupt.check()
     try:
         if finished := recording.finished():
             return {recording.name: finished}
@@ -179,8 +185,13 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
 
         def on_step(stand: Callable[[], UnderWay]) -> None:
             bar.update()
-            if recordings[0].due():
+            if recordings[0].due() or interrupt.noted():
                 keep(recordings, cells, epoch, stand())
+            interrupt.check()
+
+        def on_divergence(step: int) -> None:
+            for recording in recordings:
+                recording.diverged_step = step
 
         for rows in train(
             [cell.view() for cell in cells],
@@ -194,6 +205,7 @@ def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
             under_way=under_way(recordings[0]),
             on_step=on_step,
             on_evaluation=lambda: bar.set_description("evaluating"),
+            on_divergence=on_divergence,
             captured=captured(config, device),
             compiled=config.compile,
         ):
@@ -295,7 +307,9 @@ def _load(key: str, data_dir: Path, device: torch.device) -> Data:
 
 def load_data(config: RunConfig, device: torch.device) -> Data:
     """The data on the device; cells of a sweep that stand on the same data share one copy."""
-    return _load(json.dumps(asdict(config.dataset)), Path(config.data_dir), device)
+    data = _load(json.dumps(asdict(config.dataset)), Path(config.data_dir), device)
+    interrupt.check()
+    return data
 
 
 def captured(config: RunConfig, device: torch.device) -> bool:

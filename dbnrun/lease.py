@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dbnrun import interrupt
+
 HEARTBEAT = 10.0  # seconds between two renewals
 EXPIRY = 60.0  # without renewal for so long, a holder on another machine is taken for dead
 
@@ -128,7 +130,7 @@ class Lease:
             except Held:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(1)
+                interrupt.wait(1)
 
     def _take(self) -> None:
         # Written whole under another name, then linked: the lock never exists without saying who holds it.
@@ -169,7 +171,7 @@ class Lease:
             holder = read(self.path)
             process = (holder.machine, holder.pid, holder.started) if holder else None
             if process is None or process not in _seen_dead:
-                time.sleep(1.5 * HEARTBEAT)  # the file server's clock may have leapt
+                interrupt.wait(1.5 * HEARTBEAT)  # the file server's clock may have leapt
                 if self.path.stat().st_mtime != renewed:
                     return False
                 _seen_dead.add(process)

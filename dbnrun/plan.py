@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from dbnrun import lease, recorded, records
+from dbnrun import interrupt, lease, recorded, records
 from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
 from dbnrun.data import expected_digest, source
 from dbnrun.overrides import check_overrides, choices, conf_dir
@@ -30,16 +30,16 @@ from dbnrun.overrides import check_overrides, choices, conf_dir
 # How a cell can stand, in the order in which `dbnrun plan` counts them.
 STANDINGS = {
     "done": "trained to its end",
-    "diverged": "ended with a loss that is not finite",
+    "diverged": "ended with a loss that is not finite; retry=diverged trains it again",
     "recorded": "in the committed records, and skip_recorded=true leaves it out",
     "running": "a live process trains it",
     "unfinished": "goes on from its last checkpoint",
     "failed": "raised an error; tried again when asked for",
-    "left": "did not fail, and retry=failed tries failed cells alone",
+    "left": "not of those that retry= asks for",
     "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
     "new": "nothing is recorded",
 }
-LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train
+LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
 
 
 class Composer:
@@ -54,6 +54,7 @@ class Composer:
 
     def __call__(self, job: Sequence[str]) -> RunConfig:
         """The checked configuration of the cell that `job` describes by overrides of one value each."""
+        interrupt.check()
         overrides = [self._parse(line) for line in job]
         choices = tuple(str(override.input_line) for override in overrides if self._needs_hydra(override))
         config = copy.deepcopy(self._base(choices))
@@ -121,6 +122,7 @@ class PlannedCell:
         return recorded.kind_of(cell_of(self.config))
 
     def standing(self) -> Standing:
+        interrupt.check()
         return standing(self.folder, self.config.dataset.name)
 
 
@@ -171,8 +173,8 @@ def standing(folder: Path, dataset: str) -> Standing:
     lost = status in records.FINISHED and not (folder / "metrics.csv").is_file()
     if lost or status in ("running", "interrupted"):  # a holder that is dead could not say so itself
         return Standing("unfinished", "its metrics.csv is gone" if lost else "")
-    detail = str(manifest.get("error", "")) if status == "failed" else ""
-    return Standing(status if status in STANDINGS else "new", detail)
+    details = {"failed": str(manifest.get("error", "")), "diverged": records.divergence(manifest)}
+    return Standing(status if status in STANDINGS else "new", details.get(status, ""))
 
 
 def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
@@ -184,7 +186,7 @@ def standings(cells: Sequence[PlannedCell]) -> list[Standing]:
 
 
 def _asked_for(cell: PlannedCell, how: Standing, there: Set[str]) -> Standing:
-    if how.name in records.FINISHED:
+    if how.name in records.FINISHED and how.name != cell.config.retry:
         return how
     if cell.signature in there:
         return Standing("recorded")
@@ -213,7 +215,7 @@ def time_left(cells: Sequence[tuple[PlannedCell, Standing]]) -> Estimate:
         if how.name == "done" and len(known) < recorded.ENOUGH:
             rows = records.read_rows(cell.folder / "metrics.csv")
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
-    left = [(cell, how) for cell, how in cells if how.name in LEFT]
+    left = [(cell, how) for cell, how in cells if how.name in (*LEFT, cell.config.retry)]
     lacking = any(not costs[cell.kind] for cell, _ in left)
     there = recorded.epoch_seconds(Path(left[0][0].config.results_dir)) if lacking else {}
     seconds, sources = 0.0, Counter[str]()

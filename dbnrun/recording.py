@@ -57,6 +57,7 @@ class Recording:
         self.rows: list[EpochRow] = []
         self.state: dict[str, Any] | None = None  # of the checkpoint to go on from
         self.outcome: Outcome | None = None  # once it has ended
+        self.diverged_step: int | None = None  # the first update whose loss was not finite
         self._states: dict[Position, dict[str, Any]] = {}  # of every checkpoint that one could go on from
         self._writer: RecordWriter | None = None
         self._open = False
@@ -64,13 +65,14 @@ class Recording:
 
     def finished(self) -> Outcome | None:
         """The outcome "skipped" where the cell was done, or diverged, before."""
-        if not records.is_finished(self.folder, self.config.dataset.name):
+        if not self._is_finished():
             return None
         if self.config.save_weights and not (self.folder / records.WEIGHTS).exists():
             _warn(f"{self.name}: was finished without save_weights=true; move its folder away to train it again")
         rows = records.read_rows(self.folder / "metrics.csv")
-        ended = records.read_manifest(self.folder)["status"]
-        return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, ended)
+        manifest = records.read_manifest(self.folder)
+        where = records.divergence(manifest)
+        return Outcome(self.name, self.folder, "skipped", rows[-1] if rows else None, manifest["status"], where)
 
     def failure(self, error: BaseException) -> Outcome:
         status = "refused" if isinstance(error, UserError) else "failed"
@@ -109,9 +111,9 @@ class Recording:
         # A job that Slurm starts again follows one on a machine that may have died.
         self._lease.take(patience=2 * EXPIRY if was_requeued() else 0)
         try:
-            if records.is_finished(self.folder, self.config.dataset.name):
+            if self._is_finished():
                 raise Finished
-            self._set_stale_aside()
+            self._set_aside()
             self._recorded = records.read_rows(self.folder / "metrics.csv")
             records.refuse_unknown_columns(self.folder / "metrics.csv")
             before = records.read_manifest(self.folder)
@@ -157,10 +159,12 @@ class Recording:
         if self.outcome is None:
             self._lease.check()
             ended = "diverged" if self.diverged else "done"
-            self._close(ended)
+            known = self.diverged and self.diverged_step is not None
+            at = {"diverged_epoch": self.rows[-1].epoch, "diverged_step": self.diverged_step} if known else {}
+            self._close(ended, **at)
             for name in (CHECKPOINT, PREVIOUS):
                 (self.folder / name).unlink(missing_ok=True)
-            self.outcome = Outcome(self.name, self.folder, ended, self.rows[-1])
+            self.outcome = Outcome(self.name, self.folder, ended, self.rows[-1], where=records.divergence(at))
         return self.outcome
 
     def __exit__(
@@ -210,10 +214,20 @@ class Recording:
         with open(self.folder / "run.log", "a", encoding="utf-8") as log:
             log.write(text.rstrip() + "\n")
 
-    def _set_stale_aside(self) -> None:
-        if not records.is_stale(records.read_manifest(self.folder), self.config.dataset.name):
+    def _is_finished(self) -> bool:
+        """Whether nothing is left to train: the cell has ended, and is not asked for again."""
+        return records.is_finished(self.folder, self.config.dataset.name) and not self._is_retried()
+
+    def _is_retried(self) -> bool:
+        """Whether the cell diverged before and retry=diverged asks for it."""
+        return self.config.retry == "diverged" == records.read_manifest(self.folder).get("status")
+
+    def _set_aside(self) -> None:
+        """Keep aside what was recorded of a cell that is trained from its beginning again."""
+        if records.is_stale(records.read_manifest(self.folder), self.config.dataset.name):
+            _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
+        elif not self._is_retried():
             return
-        _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
         for name in ("metrics.csv", CHECKPOINT, PREVIOUS, records.WEIGHTS, "manifest.json"):
             records.set_aside(self.folder / name)
 

@@ -73,6 +73,12 @@ class Outcome:
     status: str
     row: EpochRow | None = None  # its last
     message: str = ""
+    where: str = ""  # it diverged, now or before: 'epoch 2, step 37', where that is recorded
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the cell has ended, now or before, with a training loss that is not finite."""
+        return "diverged" in (self.status, self.message)
 
 
 WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
@@ -126,6 +132,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def divergence(manifest: Mapping[str, Any]) -> str:
+    """Where a run's training loss was not finite first, such as 'epoch 2, step 37'; '' where it does not say."""
+    if "diverged_step" not in manifest:
+        return ""
+    return f"epoch {manifest['diverged_epoch']}, step {manifest['diverged_step']}"
 
 
 def is_stale(manifest: Mapping[str, Any], dataset: str) -> bool:

@@ -82,9 +82,9 @@ def _standing(folder: Path) -> Standing:
 
 
 def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
-    """A line for each run that is not done (or all), in columns, and how many stand how."""
+    """A line for each run that is not done (or for all), in columns, and how many stand how."""
     standings = {folder: _standing(folder) for folder in folders(paths)}
-    shown = [folder for folder, how in standings.items() if everything or how.name not in ("done", "diverged")]
+    shown = [folder for folder, how in standings.items() if everything or how.name != "done"]
     runs = sorted(map(read, shown), key=lambda run: (ORDER.index(run.standing.name), run.folder.name))
     cells = [HEAD, *map(_cells, runs)] if runs else []
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

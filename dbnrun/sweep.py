@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dbnrun import recorded, records
+from dbnrun import interrupt, recorded, records
 from dbnrun.config import RunConfig, UserError, cell_of, signature
 from dbnrun.data import expected_digest
 from dbnrun.overrides import first_line
@@ -31,7 +32,10 @@ FAILED = ("failed", "refused")
 
 
 class CellFailed(Exception):
-    """A cell, or some cells of a sweep, failed. Exit code 1."""
+    """A cell, or some cells of a sweep, failed or diverged. Exit code 1."""
+
+
+MENDED = "a smaller optimizer.lr may help, and retry=diverged trains again what diverged"
 
 
 class CellSweeper(Sweeper):
@@ -57,8 +61,10 @@ class CellSweeper(Sweeper):
             raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
         asked = plan(Composer(self.loader, self.master), self.params, arguments)
         standings = {cell.signature: cell.standing() for cell in asked.cells}
-        finished = [cell for cell in asked.cells if standings[cell.signature].name in records.FINISHED]
-        new = [cell for cell in asked.cells if standings[cell.signature].name not in records.FINISHED]
+        retry = asked.cells[0].config.retry
+        ended = [name for name in records.FINISHED if name != retry]
+        finished = [cell for cell in asked.cells if standings[cell.signature].name in ended]
+        new = [cell for cell in asked.cells if standings[cell.signature].name not in ended]
         _say(
             f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(finished)} finished before"
             + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
@@ -69,9 +75,9 @@ class CellSweeper(Sweeper):
             there = recorded.signatures(Path(new[0].config.results_dir))
             kept, new = new, [cell for cell in new if cell.signature not in there]
             _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
-        if any(cell.config.retry == "failed" for cell in new):
-            again = [cell for cell in new if standings[cell.signature].name == "failed"]
-            _say(f"retry=failed: {counted(len(again), 'cell')} failed before; {len(new) - len(again)} left alone")
+        if retry:
+            again = [cell for cell in new if standings[cell.signature].name == retry]
+            _say(f"retry={retry}: {counted(len(again), 'cell')} {retry} before; {len(new) - len(again)} left alone")
             new = again
         if any(cell.config.fail_fast for cell in new) and not self._here:
             raise UserError(
@@ -82,7 +88,9 @@ class CellSweeper(Sweeper):
         new.sort(key=lambda cell: standings[cell.signature].name == "unfinished" and _died(cell.folder))
         cells_to_train = len(new)
         returns = self._launched(new) if new else []
-        _conclude([outcome_of(returned) for returned in returns], len(new))
+        # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
+        before = 0 if retry else sum(standings[cell.signature].name == "diverged" for cell in finished)
+        _conclude([outcome_of(returned) for returned in returns], len(new), before)
         return returns
 
     @property
@@ -93,7 +101,9 @@ class CellSweeper(Sweeper):
     def _launched(self, cells: Sequence[PlannedCell]) -> list[JobReturn]:
         """Hand the cells to the launcher. Where it gives up, say so, and go by what stands on the disk."""
         try:
-            return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
+            # Another launcher waits for its jobs without looking whether to stop.
+            with contextlib.nullcontext() if self._here else interrupt.raising():
+                return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
         except Exception as error:
             if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
@@ -113,21 +123,31 @@ def _died(folder: Path) -> bool:
     return records.read_manifest(folder).get("status") == "running"
 
 
-def _conclude(outcomes: Sequence[Outcome], asked: int) -> None:
-    """Say in one table how the cells of a sweep ended. Raises CellFailed where one failed."""
-    if not asked:
-        return
+def _conclude(outcomes: Sequence[Outcome], asked: int, diverged_before: int) -> None:
+    """Say in one table how the cells of a sweep ended. Raises CellFailed where one failed or diverged."""
     counts = Counter(outcome.status for outcome in outcomes)
     if len(outcomes) < asked:
         counts["not tried"] = asked - len(outcomes)
-    _say(f"{counted(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    if asked:
+        _say(f"{counted(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     failed = [outcome for outcome in outcomes if outcome.status in FAILED]
     for outcome in failed:
         _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
+    diverged = [outcome for outcome in outcomes if outcome.diverged]
+    for outcome in diverged:
+        _say(f"  diverged {outcome.name}" + (f": at {outcome.where}" if outcome.where else ""))
+    wrong = []
     if failed:
         refused = all(outcome.status == "refused" for outcome in failed)
         then = "mend what was refused and sweep again" if refused else "retry=failed tries those that failed again"
-        raise CellFailed(f"{len(failed)} of {counted(asked, 'cell')} failed; {then}.")
+        wrong.append(f"{len(failed)} of {counted(asked, 'cell')} failed; {then}.")
+    if diverged:
+        also = f", and {diverged_before} before" if diverged_before else ""
+        wrong.append(f"{len(diverged)} of {counted(asked, 'cell')} diverged{also}; {MENDED}.")
+    elif diverged_before:
+        wrong.append(f"{counted(diverged_before, 'cell')} diverged before (`dbnrun status` shows where); {MENDED}.")
+    if wrong:
+        raise CellFailed(" ".join(wrong))
 
 
 def outcome_of(returned: JobReturn) -> Outcome:
@@ -140,12 +160,14 @@ def outcome_of(returned: JobReturn) -> Outcome:
 
 
 def left_alone(config: RunConfig) -> Outcome | None:
-    """The outcome "left" for a cell that retry=failed does not mean."""
+    """The outcome "left" for a cell that retry=… does not mean."""
     cell = cell_of(config)
     sig = signature(cell, expected_digest(config.dataset.name))
     folder = records.run_folder(Path(config.results_dir), cell, sig)
     how = standing(folder, config.dataset.name).name
-    return Outcome(folder.name, folder, "left", message=how) if config.retry and how != config.retry else None
+    if config.retry is None or how == config.retry:
+        return None
+    return Outcome(folder.name, folder, "left", message=f"it is {how} and retry={config.retry} trains others")
 
 
 def announce(outcome: Outcome, number: int) -> None:
@@ -159,10 +181,11 @@ def sentence(outcome: Outcome) -> str:
     if outcome.status == "held":
         return f"left to {outcome.message}: {outcome.folder}"
     if outcome.status == "left":
-        return f"left alone, for it is {outcome.message} and retry=failed trains failed cells: {outcome.folder}"
+        return f"left alone, for {outcome.message}: {outcome.folder}"
     if outcome.status in FAILED:
         return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
     ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
+    ended += f" at {outcome.where}" if outcome.where else ""
     row, result = outcome.row, ""
     if row and row.test_error_pct is not None:
         result = f", test error {row.test_error_pct:.2f} % after epoch {row.epoch}"

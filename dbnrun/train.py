@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbnrun import compiling, graphs
+from dbnrun import compiling, graphs, interrupt
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part, shortened
 from dbnrun.models import Network
@@ -46,6 +46,7 @@ class UnderWay:
     wrong: int = 0
     norm: float = 0.0
     seconds: float = 0.0
+    sound: int | None = None  # updates before the first loss that was not finite; None: all of them
 
 
 class Sums:
@@ -55,18 +56,21 @@ class Sums:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.wrong = torch.zeros((), dtype=torch.int64, device=device)
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.sound = torch.zeros((), dtype=torch.int64, device=device)  # batches before a loss that is not finite
 
     def begin(self, begun: UnderWay) -> None:
         """Stand where an epoch stood."""
         self.loss.fill_(begun.loss)
         self.wrong.fill_(begun.wrong)
         self.norm.fill_(begun.norm)
+        self.sound.fill_(begun.steps if begun.sound is None else begun.sound)
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Add a batch by its mean loss."""
         self.loss += loss.detach() * len(y)
         self.wrong += (logits.argmax(1) != y).sum()
+        self.sound += self.loss.isfinite()  # a sum that is not finite stays so
 
     def measured(self, records: int) -> Measured:
         return Measured(self.loss.item() / records, 100 * self.wrong.item() / records)
@@ -103,6 +107,7 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
     convolves = any(isinstance(layer, nn.Conv2d) for layer in models[0].modules())
     size = EVAL_BATCH_MAPS if convolves and part.x.device.type == "cpu" else EVAL_BATCH
     for x, y in zip(part.x.split(size), part.y.split(size), strict=True):
+        interrupt.check()
         with autocast(x.device, precision):
             common = models[0].prefix(x)
             outputs = [at_least_float32(model.suffix(common)) for model in models]
@@ -114,6 +119,7 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
 def _batches(part: Part, batch_size: int, order: Tensor | None) -> Iterator[Tensor]:
     """x of every full batch of a part, in the given order or as it lies."""
     for start in range(0, len(part) // batch_size * batch_size, batch_size):
+        interrupt.check()
         yield part.x[start : start + batch_size] if order is None else part.x[order[start : start + batch_size]]
 
 
@@ -153,14 +159,16 @@ def train(
     under_way: UnderWay | None = None,
     on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
     on_evaluation: Callable[[], object] = lambda: None,
+    on_divergence: Callable[[int], object] = lambda _: None,
     captured: bool = False,
     compiled: bool = False,
 ) -> Iterator[list[EpochRow]]:
     """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
 
-    Stops after a training loss that is not finite. While the generator waits at its rows, networks, optimizer and
-    streams stand exactly at that epoch's end. `on_step` is called after every update, with a function that says where
-    the epoch stands; `under_way` goes on from there. `on_evaluation` is called before every evaluation.
+    Stops after an epoch with a training loss that is not finite, `on_divergence` being told the first such update.
+    While the generator waits at its rows, networks, optimizer and streams stand exactly at that epoch's end. `on_step`
+    is called after every update, with a function that says where the epoch stands; `under_way` goes on from there.
+    `on_evaluation` is called before every evaluation.
     `captured`: replay the steps as a CUDA graph. `compiled`: compile them.
     """
     model = views[0].model
@@ -189,6 +197,8 @@ def train(
             on_step(lambda done=done, begun=begun, started=started: _stand(sums, done, begun, started))
         trained = sums.measured(steps * config.batch_size)  # waits for the device
         seconds = begun.seconds + time.perf_counter() - started
+        if not math.isfinite(trained.loss):
+            on_divergence((epoch - 1) * steps + int(sums.sound) + 1)
         progress = Progress(epoch, epoch * steps, lr_of(optimizer), sums.norm.item() / steps, seconds)
         yield look(views, trained, progress, shown, config, precision, on_evaluation)
         if not math.isfinite(trained.loss):
@@ -204,7 +214,8 @@ def dropout_stream(model: nn.Module, streams: Streams) -> list[torch.Generator]:
 def _stand(sums: Sums, steps: int, begun: UnderWay, started: float) -> UnderWay:
     """Where an epoch stands after so many updates; waits for the device."""
     seconds = begun.seconds + time.perf_counter() - started
-    return UnderWay(steps, begun.order, sums.loss.item(), int(sums.wrong), sums.norm.item(), seconds)
+    measured = sums.loss.item(), int(sums.wrong), sums.norm.item()
+    return UnderWay(steps, begun.order, *measured, seconds, int(sums.sound))
 
 
 @dataclass(frozen=True)

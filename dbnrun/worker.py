@@ -10,12 +10,12 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dbnrun import sweep
+from dbnrun import interrupt, sweep
 
 
 def in_worker() -> bool:
@@ -30,15 +30,15 @@ def job(threads: int | None) -> Iterator[None]:
     `threads` is what the user asked for, and wins.
     """
     hydra = HydraConfig.get()
-    cpus = cpus_of(hydra.launcher, os.environ)
-    if cpus and not threads:
-        import torch  # noqa: PLC0415
-
-        torch.set_num_threads(cpus)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if (device := device_of(hydra.job.num, visible.split(",") if visible else _devices())) is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
     with _stopped_in_order():
+        cpus = cpus_of(hydra.launcher, os.environ)
+        if cpus and not threads:
+            import torch  # noqa: PLC0415
+
+            torch.set_num_threads(cpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if (device := device_of(hydra.job.num, visible.split(",") if visible else _devices())) is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
         yield
 
 
@@ -65,28 +65,29 @@ def _stopped_in_order() -> Iterator[None]:
     """End as after Ctrl-C where a job is stopped: the cell is marked interrupted, and its folder free for the next job.
 
     submitit answers the signal before Slurm's time limit by putting the job back into the queue and leaving through
-    SystemExit, which must not count as the cell's own; and it ignores SIGTERM, which Slurm sends to a job that is
-    cancelled or preempted, until SIGKILL follows.
+    SystemExit, at any bytecode; and it ignores SIGTERM, which Slurm sends to a job that is cancelled or preempted,
+    until SIGKILL follows. So we take note of both, and ask submitit to put the job back once the cell has stopped.
     """
     theirs = signal.getsignal(signal.SIGUSR2)
+    asked = False
 
-    def requeued(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, for a job that it has put back
-        with contextlib.suppress(BaseException):
-            theirs(number, frame)  # pyright: ignore[reportCallIssue, reportOptionalCall] - callable, as checked below
-        raise KeyboardInterrupt
+    def before_the_limit(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        interrupt.note(number, frame)
 
-    def stopped(_number: int, _frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    if callable(theirs):
-        signal.signal(signal.SIGUSR2, requeued)
-    signal.signal(signal.SIGTERM, stopped)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with interrupt.noting():
+        if callable(theirs):
+            signal.signal(signal.SIGUSR2, before_the_limit)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if asked and callable(theirs):
+                for number in (signal.SIGUSR2, signal.SIGTERM):  # Slurm's, for a job that it has put back
+                    signal.signal(number, signal.SIG_IGN)
+                with contextlib.suppress(BaseException):
+                    theirs(signal.SIGUSR2, None)
+            raise
+        finally:
+            if callable(theirs):
+                signal.signal(signal.SIGUSR2, theirs)

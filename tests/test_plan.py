@@ -114,10 +114,11 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     again = dbnrun("-m", *words, "retry=failed")
     assert again.returncode == 0 and "1 cell failed before; 3 left alone" in again.stderr, again.stderr
     done = dbnrun("-m", *words)
-    assert done.returncode == 0 and "3 to train, 3 finished before" in done.stderr, done.stderr
+    assert done.returncode == 1 and "3 to train, 3 finished before" in done.stderr, done.stderr
+    assert "1 cell diverged before" in done.stderr
     assert "3 cells: 3 done" in done.stderr
     # The cell whose process died without a word came last.
-    assert folders[1].name in done.stderr.strip().splitlines()[-2]
+    assert folders[1].name in done.stderr.strip().splitlines()[-3]
     status = dbnrun("status", "--all").stdout
     assert status.count("2/2") == 6 and "5 done, 1 diverged" in status
 

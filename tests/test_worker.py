@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from dbnrun import worker
+from dbnrun import interrupt, worker
 
 
 def test_jobs_take_turns_on_the_devices_and_keep_the_one_they_were_given():
@@ -27,11 +27,13 @@ def test_a_stopped_job_ends_as_after_ctrl_c_and_asks_for_its_place_in_the_queue(
         asked.append(number)
         raise SystemExit(-1)  # as submitit does once Slurm has the job back
 
+    monkeypatch.setattr(interrupt, "_noted_at", None)
     before = {n: signal.signal(n, put_back) for n in (signal.SIGUSR2, signal.SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt), worker._stopped_in_order():
             os.kill(os.getpid(), number)
-            signal.sigtimedwait([], 5)  # the handler runs before this returns
+            assert asked == []  # not before the cell has stopped
+            interrupt.check()
         assert asked == [signal.SIGUSR2] * (number == signal.SIGUSR2)
         assert signal.getsignal(signal.SIGTERM) is put_back
     finally:

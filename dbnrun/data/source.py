@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dbnrun import interrupt
 from dbnrun.config import UserError
 
 CHUNK = 1 << 20
@@ -160,6 +161,7 @@ def _measure(stream: Any, limit: int, copy: IO[bytes] | None = None) -> tuple[in
     """Size and SHA-256 of a stream, copied on the way; stops just beyond `limit` bytes: a bomb stays small."""
     size, digest = 0, hashlib.sha256()
     while size <= limit and (chunk := stream.read(CHUNK)):
+        interrupt.check()
         size += len(chunk)
         digest.update(chunk)
         if copy is not None:
@@ -208,7 +210,8 @@ def _retrieve(url: str, download: Download, staging: Path, progress: bool) -> Pa
     import requests
 
     pooch.get_logger().setLevel("ERROR")
-    downloader: Any = pooch.HTTPDownloader(progressbar=progress and sys.stderr.isatty(), timeout=30)
+    bar = _bar(progress and sys.stderr.isatty())
+    downloader: Any = pooch.HTTPDownloader(progressbar=bar, timeout=30)
     try:
         return Path(pooch.retrieve(url, download.known_hash, download.name, staging, downloader=downloader))
     except requests.HTTPError as error:
@@ -218,6 +221,21 @@ def _retrieve(url: str, download: Download, staging: Path, progress: bool) -> Pa
         raise _NotFetched(type(error).__name__) from None
     except ValueError:  # pooch's word for a hash that differs; nothing is left behind
         raise _NotFetched(f"its digest is not {download.known_hash}") from None
+
+
+def _bar(shown: bool) -> Any:
+    """A download's progress bar, shown or not, that looks at every chunk whether to stop."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __bool__(self) -> bool:  # pooch asks, and a bar without a total is false
+            return True
+
+        def update(self, n: float | None = 1) -> bool | None:
+            interrupt.check()
+            return super().update(n)
+
+    return Bar(disable=not shown, unit="B", unit_scale=True)
 
 
 def _unpack(source: Path, download: Download, data_dir: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dbnrun import interrupt
 from dbnrun.config import RunConfig
 from dbnrun.experiment import (
     augmentation,
@@ -57,10 +58,17 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
 
         def on_step(stand: Callable[[], list[UnderWay]]) -> None:
             bar.update()
-            if runs[0][0].due():
+            # Of a run that has diverged nothing is kept, and what is never kept is always due.
+            alive = next(recordings[0] for recordings in runs if recordings[0].outcome is None)
+            if alive.due() or interrupt.noted():
                 for recordings, cells, own in zip(runs, built, stand(), strict=True):
-                    if recordings[0].outcome is None:  # not of a run that has diverged
+                    if recordings[0].outcome is None:
                         keep(recordings, cells, epochs, own)
+            interrupt.check()
+
+        def on_divergence(number: int, step: int) -> None:
+            for recording in runs[number]:
+                recording.diverged_step = step
 
         for rows_by_run in train_stack(
             stacked,
@@ -72,6 +80,7 @@ def _corridor(runs: Sequence[Sequence[Recording]], device: torch.device) -> None
             under_way=[u for run in runs if (u := under_way(run[0]))] or None,
             on_step=on_step,
             on_evaluation=lambda: bar.set_description("evaluating"),
+            on_divergence=on_divergence,
             captured=captured(config, device),
             compiled=config.compile,
         ):

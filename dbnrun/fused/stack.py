@@ -10,7 +10,7 @@ out (T, C, B), those of convolutions (B, T*C, H, W): for the normalizer one laye
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dbnrun.config import UserError
 from dbnrun.models import CNN, FNN, Network, TwoLayer
-from dbnrun.norm.dbn import DiminishingBatchNorm
+from dbnrun.models.layers import ACTIVATIONS, Dropout
+from dbnrun.norm.dbn import DiminishingBatchNorm, DiminishingBatchNorm1d, DiminishingBatchNorm2d
 from dbnrun.norm.schedules import Schedule
 from dbnrun.train import at_least_float32
 
 Step = Callable[[Tensor], Tensor]
+
+DBNS = (DiminishingBatchNorm1d, DiminishingBatchNorm2d)
+BNS = (nn.BatchNorm1d, nn.BatchNorm2d)
+GROUP_NORMS = (nn.LayerNorm, nn.GroupNorm)
+
+
+def kind_of(layers: Sequence[Any], known: Collection[type]) -> type:
+    """The networks' kind of layer. Raises UserError where it is not one of `known`: a subclass may do anything else."""
+    kind = next((kind for kind in map(type, layers) if kind not in known), type(layers[0]))
+    if kind in known:
+        return kind
+    raise UserError(
+        f"{kind.__module__}.{kind.__qualname__}: expected {', '.join(one.__name__ for one in known)}, for a stack does "
+        "not know what else a layer does; use hydra.launcher.max_stack=1, which trains such a network alone."
+    )
 
 
 @dataclass(eq=False)
@@ -71,6 +88,7 @@ class Stack:
         return self.leaves[-1].tensor
 
     def _linear(self, layers: Sequence[Any]) -> Step:
+        kind_of(layers, [nn.Linear])
         weight = self._leaf([layer.weight for layer in layers])  # (T, out, in)
         if layers[0].bias is None:
             return lambda x: self._product(weight, x)
@@ -88,6 +106,7 @@ class Stack:
     def _conv(self, layers: Sequence[Any]) -> Step:
         """One convolution with a group for each network, or batch; x (B, T*in, H, W), or (B, U*in, H, W)."""
         one = layers[0]
+        kind_of(layers, [nn.Conv2d])
         weight = self._leaf([layer.weight for layer in layers], joined=True)  # (T*out, in, 3, 3)
         bias = None if one.bias is None else self._leaf([layer.bias for layer in layers], joined=True)
         return lambda x: F.conv2d(x, weight, bias, padding=one.padding, groups=x.shape[1] // one.in_channels)
@@ -101,18 +120,19 @@ class Stack:
                 steps.append(self._conv(layers) if isinstance(layers[0], nn.Conv2d) else self._linear(layers))
             elif name == "norm":
                 steps.append(self._norm(layers))
-            else:
-                steps.append(layers[0])  # the activation, elementwise
+            else:  # the activation
+                kind_of(layers, ACTIVATIONS.values())
+                steps.append(layers[0])  # elementwise, and without parameters
         return steps
 
     def _norm(self, layers: Sequence[Any]) -> Step:
         """One layer of all networks' channels; the networks' layers keep views of its statistics and parameters."""
-        one = layers[0]
-        if isinstance(one, nn.Identity):
-            return one
-        if isinstance(one, nn.LayerNorm | nn.GroupNorm):
+        kind = kind_of(layers, [*DBNS, *BNS, *GROUP_NORMS, nn.Identity])
+        if kind is nn.Identity:
+            return layers[0]
+        if kind in GROUP_NORMS:
             return self._group_norm(layers)
-        joined: Any = _joined_dbn(layers) if isinstance(one, DiminishingBatchNorm) else _joined_bn(layers)
+        joined: Any = _joined_dbn(layers) if kind in DBNS else _joined_bn(layers)
         joined.weight, joined.bias = self._affine(layers)
         # Units lie as (T, C, B), channels as (B, T*C, H, W).
         return lambda x: joined(x) if x.dim() == 4 else joined(x.reshape(1, -1, x.shape[2])).view_as(x)
@@ -161,6 +181,7 @@ class StackedTwoLayer(Stack):
         self.w1 = self._linear([model.w1 for model in models])
         self.norm = self._norm([model.norm for model in models])
         self.w2 = self._linear([model.w2 for model in models])
+        kind_of([model.a for model in models], ACTIVATIONS.values())
         self.a = models[0].a
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -198,6 +219,7 @@ class _Dropouts:
     """Dropout of several networks, each drawing from its own stream; h (B, T*C, H, W) or (T, C, B)."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
+        kind_of(layers, [Dropout])
         self.layers = layers
         rates_kept = [1 - layer.rate for layer in layers]
         # On the device once and for all: a captured graph may not wait for the host.
@@ -218,9 +240,9 @@ class _Dropouts:
 
 
 def stacked(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:
-    """The stack of networks of one kind."""
+    """The stack of networks of one kind. Raises UserError where one has a layer that cannot be stacked."""
     kinds = {FNN: StackedFNN, CNN: StackedCNN, TwoLayer: StackedTwoLayer}
-    return kinds[type(models[0])](models, batch_of)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    return kinds[kind_of(models, kinds)](models, batch_of)  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
 
 def _joined_dbn(layers: Sequence[DiminishingBatchNorm]) -> DiminishingBatchNorm:

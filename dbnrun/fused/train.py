@@ -54,15 +54,17 @@ def train_stack(
     under_way: Sequence[UnderWay] | None = None,
     on_step: Callable[[Callable[[], list[UnderWay]]], object] = lambda _: None,
     on_evaluation: Callable[[], object] = lambda: None,
+    on_divergence: Callable[[int, int], object] = lambda _run, _step: None,
     captured: bool = False,
     compiled: bool = False,
 ) -> Iterator[list[list[EpochRow]]]:
     """Train all runs from epoch `epochs_done` + 1 on; after each epoch yield, for each run, its views' rows.
 
     The networks are of one kind, the runs ordered by seed. A run whose training loss is no longer finite yields no
-    further rows; it goes on as numbers that touch no other's, for as long as another is alive. While the generator
-    waits, every cell stands exactly at that epoch's end. `on_evaluation` is called before every run's evaluation.
-    `captured`: replay the steps as a CUDA graph. `compiled`: compile them.
+    further rows; it goes on as numbers that touch no other's, for as long as another is alive. `on_divergence` is told
+    its position in `runs` and the first update with such a loss. While the generator waits, every cell stands exactly
+    at that epoch's end. `on_evaluation` is called before every run's evaluation. `captured`: replay the steps as a CUDA
+    graph. `compiled`: compile them.
     """
     cells = [run.leader for run in runs]
     seeds = [cell.config.seed for cell in cells]
@@ -109,9 +111,11 @@ def train_stack(
         seconds = begun[0].seconds + (time.perf_counter() - started) / len(runs)
         _follow_draws(runs, seeds, first_of)
         rows = []
-        for run, lives, measured, norm in zip(runs, alive, trained, norms, strict=True):
+        for number, (run, measured, norm) in enumerate(zip(runs, trained, norms, strict=True)):
+            if alive[number] and not math.isfinite(measured.loss):
+                on_divergence(number, (epoch - 1) * steps + int(sums.sound[number]) + 1)
             progress = Progress(epoch, epoch * steps, lr_of(run.leader.optimizer), norm, seconds)
-            seen = look(run.views, measured, progress, shown, config, precision, on_evaluation) if lives else []
+            seen = look(run.views, measured, progress, shown, config, precision, on_evaluation) if alive[number] else []
             rows.append(seen)
         alive = [ran and math.isfinite(measured.loss) for ran, measured in zip(alive, trained, strict=True)]
         step.optimizer.hand_out_state()
@@ -145,17 +149,22 @@ class Sums:
         self.loss = torch.zeros(count, dtype=torch.float64, device=device)
         self.wrong = torch.zeros(count, dtype=torch.int64, device=device)
         self.norm = torch.zeros(count, dtype=torch.float64, device=device)
+        self.sound = torch.zeros(count, dtype=torch.int64, device=device)  # updates before a loss that is not finite
 
     def begin(self, begun: Sequence[UnderWay]) -> None:
         """Stand where the runs' epochs stood."""
         self.loss.copy_(torch.tensor([run.loss for run in begun], dtype=torch.float64))
         self.wrong.copy_(torch.tensor([run.wrong for run in begun]))
         self.norm.copy_(torch.tensor([run.norm for run in begun], dtype=torch.float64))
+        self.sound.copy_(torch.tensor([run.steps if run.sound is None else run.sound for run in begun]))
 
     def under_way(self, steps: int, begun: Sequence[UnderWay], seconds: float) -> list[UnderWay]:
         """Where each run stands after so many updates, `seconds` after it began or went on."""
         sums = zip(self.loss.tolist(), self.wrong.tolist(), self.norm.tolist(), strict=True)
-        return [UnderWay(steps, run.order, *own, run.seconds + seconds) for run, own in zip(begun, sums, strict=True)]
+        return [
+            UnderWay(steps, run.order, *own, run.seconds + seconds, sound)
+            for run, own, sound in zip(begun, sums, self.sound.tolist(), strict=True)
+        ]
 
     def measured(self, steps: int, records: int) -> tuple[list[Measured], list[float]]:
         losses, wrong = (self.loss / steps).tolist(), (100 * self.wrong / records).tolist()
@@ -197,5 +206,6 @@ class Step:
         sums.norm += self.optimizer.add_penalty()
         sums.loss += losses
         sums.wrong += (logits.argmax(1) != y).sum(1)
+        sums.sound += sums.loss.isfinite()  # a sum that is not finite stays so
         if self.optimizer.uniform:
             self.optimizer.step()

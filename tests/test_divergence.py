@@ -1,0 +1,59 @@
+"""What a user sees of cells that diverge: the exit code, one line that says where and what to do, and retry=diverged."""
+
+import json
+
+import pytest
+
+from dbnrun import sweep
+from dbnrun.cli import main
+
+SICK = ["norm=none", "optimizer=sgd", "train.epochs=2", "train.limit_batches=4", "device=cpu", "progress=false"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in an empty folder; returns its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sweep, "cells_to_train", 0)
+        code = main(words)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def test_a_cell_that_diverges_exits_with_1_says_where_and_what_to_do_and_again_when_it_is_skipped(command, tmp_path):
+    words = [*SICK, "optimizer.lr=1e30"]
+    for began in ("diverged at epoch 1, step 2", "diverged before at epoch 1, step 2"):
+        code, said = command(*words)
+        assert code == 1 and said.startswith(began), said
+        line = said.splitlines()[-1]
+        assert line.startswith(
+            "dbnrun: the training loss was not finite from epoch 1, step 2 on; a smaller optimizer.lr"
+        )
+        assert "retry=diverged" in line
+    code, said = command(*words, "retry=diverged")
+    assert code == 1 and said.startswith("diverged at epoch 1, step 2")
+    assert len(list(tmp_path.glob("results/runs/*/metrics.set-aside-1.csv"))) == 1
+
+
+def test_a_sweep_counts_what_diverged_now_or_before_and_retry_trains_that_alone(command):
+    words = ["-m", *SICK, "optimizer.lr=0.01,1e30,1e35"]
+    code, said = command(*words)
+    assert code == 1 and "dbnrun: 2 of 3 cells diverged; a smaller optimizer.lr" in said
+    assert said.count(": at epoch 1, step 2") == 2
+    code, said = command(*words)
+    assert code == 1 and "0 to train, 3 finished before" in said and "dbnrun: 2 cells diverged before" in said
+    code, said = command(*words, "retry=failed")  # asks for others
+    assert code == 0 and "0 cells failed before; 0 left alone" in said
+    code, said = command("plan", *words[1:], "retry=diverged", "--json")
+    planned = json.loads(said)
+    assert planned["counts"] == {"done": 1, "diverged": 2} and planned["seconds_left"] > 0
+    assert {cell["detail"] for cell in planned["cells"]} == {"", "epoch 1, step 2"}
+    code, said = command("status")
+    assert code == 0 and said.count("epoch 1, step 2") == 2 and "1 done, 2 diverged" in said
+    code, said = command(*words, "seed=0,1", "retry=diverged")
+    assert code == 1 and "retry=diverged: 2 cells diverged before; 3 left alone" in said
+    assert "2 cells: 2 diverged" in said and "dbnrun: 2 of 2 cells diverged" in said
