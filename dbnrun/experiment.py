@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from dbnrun.compiling import check_compiler
 from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
 from dbnrun.data.parts import Data
+from dbnrun.fused.program import Stacked
 from dbnrun.lease import Held
 from dbnrun.models import Network, build_model
 from dbnrun.norm import norm_factory
@@ -32,7 +34,7 @@ from dbnrun.optimizer import build_optimizer, load_state
 from dbnrun.recording import Finished, Position, Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
-from dbnrun.train import UnderWay, View, steps_per_epoch, train
+from dbnrun.train import Alone, Run, Training, UnderWay, View, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -71,29 +73,28 @@ def run(config: RunConfig) -> Outcome:
     A cell that raises ends with the outcome "failed" (or "refused", where the user can mend it) and its traceback in
     the folder's run.log; with debug=true it raises.
     """
-    return run_together([config])[0]
+    return run_all([[config]])[0][0]
 
 
-def run_together(configs: Sequence[RunConfig]) -> list[Outcome]:
-    """The same for cells that share one training run: alike but for their schedules, under train_stats=batch.
+def run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
+    """The same for several training runs, stacked, each given by the cells that share it.
 
-    The run trains once and moves every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it
-    would have had alone. Its seconds are its share of the time. Cells that stopped at different epochs go on apart.
+    Cells that share a run are alike but for their schedules, under train_stats=batch. The run trains once and moves
+    every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it would have had alone. Runs are
+    alike but for what `grouping.stack` lets differ. A cell's seconds are its share of the time. Cells that stopped at
+    different points go on apart. Where memory is short, halves go one by one.
     """
-
-    def one_by_one(runs: Sequence[Sequence[Recording]], device: torch.device) -> None:
-        for recordings in runs:
-            _corridor(recordings, device)
-
-    return record([configs], one_by_one)[0]
-
-
-# Trains runs, each the recordings of the cells that share it, all of them at the same epoch.
-Corridor = Callable[[Sequence[Sequence[Recording]], torch.device], None]
+    try:
+        return _run_all(runs)
+    except Exception as error:
+        if len(runs) == 1 or not is_out_of_memory(error):
+            raise
+    half = len(runs) // 2
+    return run_all(runs[:half]) + run_all(runs[half:])
 
 
-def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list[Outcome]]:
-    """Open every cell's folder, let `corridor` train what is not finished, and say how each cell ended.
+def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
+    """Open every cell's folder, train what is not finished, and say how each cell ended.
 
     A folder that cannot be opened ends its own cell; an error in training ends all cells that are still open. Raises
     it where debug=true, or where memory is short for several runs.
@@ -116,7 +117,7 @@ def record(runs: Sequence[Sequence[RunConfig]], corridor: Corridor) -> list[list
             for position in sorted({recording.position for recording in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in recordings]
                 try:
-                    corridor([run for run in now if run], device)
+                    _train([run for run in now if run], device)
                 except Exception:
                     interrupt.check()  # Ctrl-C ends child processes, too, such as a compiler: no fault of the cell's
                     raise
@@ -174,48 +175,67 @@ def _opened(recording: Recording, stack: contextlib.ExitStack) -> dict[str, Outc
     return {}
 
 
-def _corridor(recordings: Sequence[Recording], device: torch.device) -> None:
-    """Build the parts of one training run, train, store rows and a checkpoint at each epoch's end."""
-    config = recordings[0].config
+def _train(runs: Sequence[Sequence[Recording]], device: torch.device) -> None:
+    """Build what trains, train, and store rows and a checkpoint at each epoch's end; all runs stand at one position."""
+    runs = sorted(runs, key=lambda run: run[0].config.seed)  # networks that see the same batches side by side
+    config, position = runs[0][0].config, runs[0][0].position
     data = load_data(config, device)
-    cells = build_run(recordings, data, device)
-    leader, (done, _) = cells[0], recordings[0].position
-    with progress(config, steps_per_epoch(len(data.train), config.train), recordings[0].position) as bar:
-        epoch = done
-
-        def on_step(stand: Callable[[], UnderWay]) -> None:
-            bar.update()
-            if recordings[0].due() or interrupt.noted():
-                keep(recordings, cells, epoch, stand())
-            interrupt.check()
-
-        def on_divergence(step: int) -> None:
-            for recording in recordings:
-                recording.diverged_step = step
-
-        for rows in train(
-            [cell.view() for cell in cells],
-            leader.optimizer,
-            data,
-            config.train,
-            leader.streams,
-            precision=config.precision,
-            augment=augmentation(config.dataset),
-            epochs_done=done,
-            under_way=under_way(recordings[0]),
-            on_step=on_step,
-            on_evaluation=lambda: bar.set_description("evaluating"),
-            on_divergence=on_divergence,
-            captured=captured(config, device),
-            compiled=config.compile,
-        ):
-            epoch = rows[0].epoch
-            store(recordings, cells, rows)
-            error = rows[0].test_error_pct
-            tested = "" if error is None else f", test={error:.2f}%"
-            bar.set_postfix_str(f"loss={rows[0].train_loss:.3f}{tested}", refresh=False)
+    together = sum(map(len, runs))
+    built = [build_run(recordings, data, device, len(runs), together) for recordings in runs]
+    begun = [u for run in runs if (u := under_way(run[0]))]
+    training = training_of(built, data, epochs_done=position[0], under_way=begun, captured=captured(config, device))
+    with progress(config, training.steps, position) as bar:
+        while not training.over:
+            done, alive = training.epoch, [number for number, lives in enumerate(training.alive) if lives]
+            for _ in training.updates():
+                bar.update()
+                if runs[alive[0]][0].due() or interrupt.noted():
+                    stands = training.under_way()
+                    for number in alive:
+                        keep(runs[number], built[number], done, stands[number])
+                interrupt.check()
+            bar.set_description("evaluating")
+            rows_by_run = training.rows()
+            for number, (recordings, cells, rows) in enumerate(zip(runs, built, rows_by_run, strict=True)):
+                if rows:  # none of a run that has diverged
+                    _end_epoch(recordings, cells, rows, training, number)
+            bar.set_postfix_str(_shown(rows_by_run), refresh=False)
             bar.set_description()  # draws the bar without "evaluating"
-    keep_weights(recordings, cells)
+
+
+def _end_epoch(
+    recordings: Sequence[Recording], cells: Sequence[Cell], rows: Sequence[EpochRow], training: Training, number: int
+) -> None:
+    """Record an epoch of one training run; end the run where it has diverged, or trained for all its epochs."""
+    for recording, row in zip(recordings, rows, strict=True):
+        recording.write(row)
+    keep(recordings, cells, rows[0].epoch)
+    diverged = not math.isfinite(rows[0].train_loss)
+    if diverged or training.over:
+        keep_weights(recordings, cells)
+    if diverged:
+        for recording in recordings:
+            recording.diverged_step = training.diverged_at(number)
+            recording.finish()
+
+
+def _shown(rows_by_run: Sequence[Sequence[EpochRow]]) -> str:
+    """What the bar shows of an epoch: a run's loss and test error, or the range of several runs' losses."""
+    rows = [rows[0] for rows in rows_by_run if rows]
+    losses = [row.train_loss for row in rows]
+    if len(rows_by_run) > 1:
+        return f"loss={min(losses):.3f} to {max(losses):.3f}" if losses else ""
+    error = rows[0].test_error_pct
+    return f"loss={losses[0]:.3f}" + ("" if error is None else f", test={error:.2f}%")
+
+
+def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Training:
+    """The training of several runs, ordered by seed, each given by the cells that share it; `how` as in Training."""
+    config = built[0][0].config
+    runs = [Run(c[0].model, c[0].optimizer, c[0].streams, [cell.view() for cell in c]) for c in built]
+    program = Alone(runs[0]) if len(runs) == 1 else Stacked(runs, [cells[0].config.seed for cells in built])
+    settings = {"precision": config.precision, "augment": augmentation(config.dataset), "compiled": config.compile}
+    return Training(program, runs, data, config.train, **settings, **how)
 
 
 def build_run(
@@ -234,13 +254,6 @@ def build_run(
         share_weights(cells[0].model, cell.model)
     follow(cells[0].model, [cell.model for cell in cells[1:]])
     return cells
-
-
-def store(recordings: Sequence[Recording], cells: Sequence[Cell], rows: Sequence[EpochRow]) -> None:
-    """Record an epoch of one training run: each cell's row, and a checkpoint of each."""
-    for recording, row in zip(recordings, rows, strict=True):
-        recording.write(row)
-    keep(recordings, cells, rows[0].epoch)
 
 
 def keep(recordings: Sequence[Recording], cells: Sequence[Cell], epoch: int, under_way: UnderWay | None = None) -> None:

@@ -74,16 +74,17 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, compiled: bool = 
         for name, parameters in members.items()
     ]
     device = next(model.parameters()).device
-    fused = not compiled and has_fused(config.name, device)
+    kind = OPTIMIZERS[config.name]
+    fused = not compiled and has_fused(kind, device)
     options = _options(config)
     if device.type == "cuda" and config.name in ("adam", "adamw"):
         options["capturable"] = True  # its counters on the device, so that a graph can move them
-    return OPTIMIZERS[config.name](groups, lr=config.lr, fused=fused or None, **options)  # pyright: ignore[reportCallIssue]
+    return kind(groups, lr=config.lr, fused=fused or None, **options)  # pyright: ignore[reportCallIssue]
 
 
-def has_fused(name: str, device: torch.device) -> bool:
+def has_fused(kind: type[torch.optim.Optimizer], device: torch.device) -> bool:
     """Whether torch has the optimizer as one kernel there."""
-    return device.type == "cpu" or (device.type == "cuda" and name != "adagrad")
+    return device.type == "cpu" or (device.type == "cuda" and kind is not torch.optim.Adagrad)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

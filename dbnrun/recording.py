@@ -126,7 +126,7 @@ class Recording:
             self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
             records.write_cell(self.folder, self.cell)
             self._mark("running")
-            self._read_checkpoints()
+            self._read_checkpoints(stacked=before.get("stacked", 1) > 1)
             self._log(f"{_now()} {' '.join(sys.argv)}\n{json.dumps(self._manifest)}\n{json.dumps(_environment())}")
         except BaseException:
             self._lease.release()
@@ -231,8 +231,11 @@ class Recording:
         for name in ("metrics.csv", CHECKPOINT, PREVIOUS, records.WEIGHTS, "manifest.json"):
             records.set_aside(self.folder / name)
 
-    def _read_checkpoints(self) -> None:
-        """Take every checkpoint that one can go on from; set aside, with a warning, what is damaged."""
+    def _read_checkpoints(self, stacked: bool) -> None:
+        """Take every checkpoint that one can go on from; set aside, with a warning, what is damaged.
+
+        `stacked`: the run was part of a stack when it stopped.
+        """
         for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
             if path.exists():
                 try:
@@ -244,6 +247,9 @@ class Recording:
                         raise ValueError(
                             f"it ends at epoch {epoch} and metrics.csv lacks a row before that, or has one twice"
                         )
+                    if stacked and state.get("under_way") and "sound" not in state["under_way"]:
+                        # Before there was this key, stacks summed the batches' mean losses, not those of the records.
+                        state["under_way"]["loss"] *= self.config.train.batch_size
                     self._states[position_of(state)] = state
                 except Exception as error:  # whatever a damaged file makes the loader say
                     _warn(f"a checkpoint that cannot be used is kept as {records.set_aside(path)}: {one_line(error)}")

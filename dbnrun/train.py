@@ -1,4 +1,8 @@
-"""The training loop: yields one row an epoch, opens no file, prints nothing."""
+"""The training loop, of one run or of several that take their steps together; opens no file, prints nothing.
+
+A run is one network that learns, and every cell that looks at it. What takes a step for all runs is a program: `Alone`
+here, or several networks as one (fused/program.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dbnrun import compiling, graphs, interrupt
 from dbnrun.config import TrainConfig
@@ -50,30 +54,39 @@ class UnderWay:
 
 
 class Sums:
-    """Loss and errors, and an epoch's gradient norms, summed on the device: reading them waits for it, once."""
+    """Loss, errors and gradient norms of T runs, summed on the device: reading them waits for it, once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        self.norm = torch.zeros((), dtype=torch.float64, device=device)
-        self.sound = torch.zeros((), dtype=torch.int64, device=device)  # batches before a loss that is not finite
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.loss = torch.zeros(count, dtype=torch.float64, device=device)
+        self.wrong = torch.zeros(count, dtype=torch.int64, device=device)
+        self.norm = torch.zeros(count, dtype=torch.float64, device=device)
+        self.sound = torch.zeros(count, dtype=torch.int64, device=device)  # batches before a loss that is not finite
 
-    def begin(self, begun: UnderWay) -> None:
-        """Stand where an epoch stood."""
-        self.loss.fill_(begun.loss)
-        self.wrong.fill_(begun.wrong)
-        self.norm.fill_(begun.norm)
-        self.sound.fill_(begun.steps if begun.sound is None else begun.sound)
+    def begin(self, begun: Sequence[UnderWay]) -> None:
+        """Stand where the runs' epochs stood."""
+        self.loss.copy_(torch.tensor([run.loss for run in begun], dtype=torch.float64))
+        self.wrong.copy_(torch.tensor([run.wrong for run in begun]))
+        self.norm.copy_(torch.tensor([run.norm for run in begun], dtype=torch.float64))
+        self.sound.copy_(torch.tensor([run.steps if run.sound is None else run.sound for run in begun]))
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Add a batch by its mean loss."""
-        self.loss += loss.detach() * len(y)
-        self.wrong += (logits.argmax(1) != y).sum()
+        """Add a batch: mean losses (T,), logits (T, num_classes, B), y (T, B); of a run alone without the T."""
+        self.loss += loss.detach() * y.shape[-1]
+        self.wrong += (logits.argmax(1) != y).sum(-1)
         self.sound += self.loss.isfinite()  # a sum that is not finite stays so
 
-    def measured(self, records: int) -> Measured:
-        return Measured(self.loss.item() / records, 100 * self.wrong.item() / records)
+    def measured(self, records: int) -> list[Measured]:
+        sums = zip(self.loss.tolist(), self.wrong.tolist(), strict=True)
+        return [Measured(loss / records, 100 * wrong / records) for loss, wrong in sums]
+
+    def under_way(self, steps: int, begun: Sequence[UnderWay], seconds: float) -> list[UnderWay]:
+        """Where each run stands after so many updates, `seconds` after it began or went on."""
+        sums = zip(self.loss.tolist(), self.wrong.tolist(), self.norm.tolist(), self.sound.tolist(), strict=True)
+        return [
+            UnderWay(steps, run.order, loss, wrong, norm, run.seconds + seconds, sound)
+            for run, (loss, wrong, norm, sound) in zip(begun, sums, strict=True)
+        ]
 
 
 def steps_per_epoch(records: int, config: TrainConfig) -> int:
@@ -100,10 +113,20 @@ class View:
     alpha: Callable[[int], float] | None  # the schedule's value by the number of updates, for the record
 
 
+@dataclass(frozen=True)
+class Run:
+    """A training run: what learns, and all that view it, the cell that is trained first."""
+
+    model: Network
+    optimizer: torch.optim.Optimizer
+    streams: Streams
+    views: Sequence[View]
+
+
 @torch.no_grad()
 def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Measured]:
     """Loss and error over a whole part, of each of several networks that share their weights, in evaluation mode."""
-    sums = [Sums(part.x.device) for _ in models]
+    sums = [Sums(1, part.x.device) for _ in models]
     convolves = any(isinstance(layer, nn.Conv2d) for layer in models[0].modules())
     size = EVAL_BATCH_MAPS if convolves and part.x.device.type == "cpu" else EVAL_BATCH
     for x, y in zip(part.x.split(size), part.y.split(size), strict=True):
@@ -113,7 +136,7 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
             outputs = [at_least_float32(model.suffix(common)) for model in models]
         for own, logits in zip(sums, outputs, strict=True):
             own.add(F.cross_entropy(logits, y), logits, y)
-    return [own.measured(len(part)) for own in sums]
+    return [own.measured(len(part))[0] for own in sums]
 
 
 def _batches(part: Part, batch_size: int, order: Tensor | None) -> Iterator[Tensor]:
@@ -146,76 +169,209 @@ class Dealer:
         return self.part.x[index], self.part.y[index]
 
 
-def train(
-    views: Sequence[View],
-    optimizer: torch.optim.Optimizer,
-    data: Data,
-    config: TrainConfig,
-    streams: Streams,
-    *,
-    precision: str = "fp32",
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    epochs_done: int = 0,
-    under_way: UnderWay | None = None,
-    on_step: Callable[[Callable[[], UnderWay]], object] = lambda _: None,
-    on_evaluation: Callable[[], object] = lambda: None,
-    on_divergence: Callable[[int], object] = lambda _: None,
-    captured: bool = False,
-    compiled: bool = False,
-) -> Iterator[list[EpochRow]]:
-    """Train the first view's network from epoch `epochs_done` + 1 on; after each epoch yield a row for each view.
+class Program(Protocol):
+    """What takes a training step for T runs together."""
 
-    Stops after an epoch with a training loss that is not finite, `on_divergence` being told the first such update.
-    While the generator waits at its rows, networks, optimizer and streams stand exactly at that epoch's end. `on_step`
-    is called after every update, with a function that says where the epoch stands; `under_way` goes on from there.
-    `on_evaluation` is called before every evaluation.
-    `captured`: replay the steps as a CUDA graph. `compiled`: compile them.
+    drawing: Sequence[int]  # the runs whose streams draw the U batches of a step, and their augmentation
+    optimizer: torch.optim.Optimizer
+    uniform: bool  # whether `update` belongs to the piece that can be compiled
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (T, num_classes, B) of x (U, B, …); of a run alone (B, num_classes)."""
+        ...
+
+    def labels(self, y: Tensor) -> Tensor:
+        """The labels (T, B) that each run met, of y (U, B); of a run alone (B,)."""
+        ...
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Each run's mean loss (T,); of a run alone ()."""
+        ...
+
+    def zero_grad(self) -> None: ...
+
+    def add_penalty(self) -> Tensor:
+        """Add the gradient of the l2 penalties; each run's norm of the whole gradient (T,); of a run alone ()."""
+        ...
+
+    def update(self) -> object: ...
+
+    def settle(self) -> None:
+        """Put every run's optimizer and streams to where they would stand alone."""
+        ...
+
+
+class Alone:
+    """One run as a program."""
+
+    drawing = (0,)
+    uniform = True
+
+    def __init__(self, run: Run) -> None:
+        self.model = run.model
+        self.optimizer = run.optimizer
+        self.update = bare_step(run.optimizer)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model(x[0])
+
+    def labels(self, y: Tensor) -> Tensor:
+        return y[0]
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def add_penalty(self) -> Tensor:
+        return add_penalty(self.optimizer)
+
+    def settle(self) -> None:
+        pass
+
+
+class Step:
+    """One update of a program, in two pieces around the backward pass, each of which can be compiled.
+
+    Never waits for the device.
     """
-    model = views[0].model
-    steps = steps_per_epoch(len(data.train), config)
-    dealer, sums = Dealer(data.train, config.batch_size, steps), Sums(data.train.x.device)
-    shown = shortened(data, config.limit_eval)
-    step = Step(model, optimizer, precision, compiled, first=epochs_done == 0 and under_way is None)
 
-    def update() -> None:
-        (x,), (y,) = dealer()
-        step(x if augment is None else augment(x, streams.augment), y, sums)
+    def __init__(self, program: Program, precision: str, compiled: bool = False, first: bool = True) -> None:
+        """`first`: the first call is the runs' very first update."""
+        self.program = program
+        self.precision = precision
+        self.forward, self.finish = compiling.pieces(self._forward, self._finish, compiled=compiled, first=first)
 
-    if captured:
-        drawn = [*dropout_stream(model, streams), *([] if augment is None else [streams.augment])]
-        update = graphs.Replayed(update, drawn, optimizer)
-    for epoch in range(epochs_done + 1, config.epochs + 1):
-        started = time.perf_counter()
-        model.train()
-        begun = under_way or UnderWay(0, streams.order.get_state())
-        under_way = None
-        streams.order.set_state(begun.order)
-        dealer.shuffle([torch.randperm(len(data.train), generator=streams.order)], begun.steps)
-        sums.begin(begun)
-        for done in range(begun.steps + 1, steps + 1):
-            update()
-            on_step(lambda done=done, begun=begun, started=started: _stand(sums, done, begun, started))
-        trained = sums.measured(steps * config.batch_size)  # waits for the device
-        seconds = begun.seconds + time.perf_counter() - started
-        if not math.isfinite(trained.loss):
-            on_divergence((epoch - 1) * steps + int(sums.sound) + 1)
-        progress = Progress(epoch, epoch * steps, lr_of(optimizer), sums.norm.item() / steps, seconds)
-        yield look(views, trained, progress, shown, config, precision, on_evaluation)
-        if not math.isfinite(trained.loss):
-            return
+    def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
+        """Take batches, x (U, B, …) and y (U, B), and add them to `sums`, with the gradient norms of loss + l2."""
+        losses, logits, y = self.forward(x, y)
+        self.program.zero_grad()
+        losses.sum().backward()  # each run's parameters meet only its own loss
+        with torch.no_grad():
+            self.finish(losses, logits, y, sums)
+            if not self.program.uniform:
+                self.program.update()
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(x.device, self.precision):
+            logits = self.program.logits(x)
+        logits, y = at_least_float32(logits), self.program.labels(y)
+        return self.program.losses(logits, y), logits, y
+
+    def _finish(self, losses: Tensor, logits: Tensor, y: Tensor, sums: Sums) -> None:
+        sums.norm += self.program.add_penalty()
+        sums.add(losses, logits, y)
+        if self.program.uniform:
+            self.program.update()
 
 
-def dropout_stream(model: nn.Module, streams: Streams) -> list[torch.Generator]:
+class Training:
+    """Runs in training: `updates` takes an epoch's steps one by one, `rows` measures where they have led.
+
+    Between two calls every cell stands exactly at an epoch's end. A run whose training loss is no longer finite yields
+    no further rows; it goes on as numbers that touch no other's, for as long as another is alive.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        runs: Sequence[Run],
+        data: Data,
+        config: TrainConfig,
+        *,
+        precision: str = "fp32",
+        augment: Callable[[Tensor, Generator], Tensor] | None = None,
+        epochs_done: int = 0,
+        under_way: Sequence[UnderWay] | None = None,
+        captured: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """`under_way` goes on inside an epoch. `captured`: replay steps as a CUDA graph. `compiled`: compile them."""
+        self.program, self.runs, self.config, self.precision, self.augment = program, runs, config, precision, augment
+        self.epoch, self.done, self.begun = epochs_done, 0, under_way
+        self.alive = [True] * len(runs)
+        self.records, self.shown = len(data.train), shortened(data, config.limit_eval)
+        self.steps = steps_per_epoch(self.records, config)
+        self.draws = [runs[number].streams for number in program.drawing]
+        self.dealer = Dealer(data.train, config.batch_size, self.steps, len(self.draws))
+        self.sums = Sums(len(runs), data.train.x.device)
+        self.step = Step(program, precision, compiled, first=epochs_done == 0 and not under_way)
+        self.update: Callable[[], None] = self._update
+        if captured:
+            drawn = [stream for run in runs for stream in dropout_stream(run.model, run.streams)]
+            drawn += [] if augment is None else [streams.augment for streams in self.draws]
+            self.update = graphs.Replayed(self._update, drawn, program.optimizer)
+
+    @property
+    def over(self) -> bool:
+        return self.epoch == self.config.epochs or not any(self.alive)
+
+    def epochs(self) -> Iterator[list[list[EpochRow]]]:
+        """Train to the end; after each epoch, for each run, its views' rows."""
+        while not self.over:
+            for _ in self.updates():
+                pass
+            yield self.rows()
+
+    def updates(self) -> Iterator[None]:
+        """Take the updates of the next epoch, or what is left of one under way; yields after each."""
+        self.epoch += 1
+        self.started = time.perf_counter()
+        for run in self.runs:
+            run.model.train()
+        self.begun = self.begun or [UnderWay(0, run.streams.order.get_state()) for run in self.runs]
+        for number, streams in zip(self.program.drawing, self.draws, strict=True):
+            streams.order.set_state(self.begun[number].order)
+        orders = [torch.randperm(self.records, generator=streams.order) for streams in self.draws]
+        self.dealer.shuffle(orders, self.begun[0].steps)
+        self.sums.begin(self.begun)
+        self.done = self.begun[0].steps
+        while self.done < self.steps:
+            self.update()
+            self.done += 1
+            yield
+
+    def _update(self) -> None:
+        x, y = self.dealer()
+        if self.augment is not None:
+            parts = zip(x, self.draws, strict=True)
+            x = torch.stack([self.augment(part, streams.augment) for part, streams in parts])
+        self.step(x, y, self.sums)
+
+    def under_way(self) -> list[UnderWay]:
+        """Where each run stands in the epoch; waits for the device."""
+        assert self.begun is not None
+        self.program.settle()
+        return self.sums.under_way(self.done, self.begun, self._seconds())
+
+    def _seconds(self) -> float:
+        """Each run's share of the time since the epoch began, or went on."""
+        return (time.perf_counter() - self.started) / len(self.runs)
+
+    def rows(self) -> list[list[EpochRow]]:
+        """End the epoch: for each run its views' rows, none of a run that had diverged before."""
+        assert self.begun is not None
+        trained = self.sums.measured(self.steps * self.config.batch_size)  # waits for the device
+        norms, seconds = (self.sums.norm / self.steps).tolist(), self.begun[0].seconds + self._seconds()
+        self.program.settle()
+        rows = []
+        for number, (run, measured, norm) in enumerate(zip(self.runs, trained, norms, strict=True)):
+            progress = Progress(self.epoch, self.epoch * self.steps, lr_of(run.optimizer), norm, seconds)
+            alive, self.alive[number] = self.alive[number], self.alive[number] and math.isfinite(measured.loss)
+            rows.append(look(run.views, measured, progress, self.shown, self.config, self.precision) if alive else [])
+        self.begun = None
+        return rows
+
+    def diverged_at(self, number: int) -> int:
+        """The first update after which the loss of a run, by its number, was not finite in the epoch that has ended."""
+        return (self.epoch - 1) * self.steps + int(self.sums.sound[number]) + 1
+
+
+def dropout_stream(model: nn.Module, streams: Streams) -> list[Generator]:
     """The stream of dropout, where a training step draws from it."""
     draws = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in model.modules())
     return [streams.dropout] if draws else []
-
-
-def _stand(sums: Sums, steps: int, begun: UnderWay, started: float) -> UnderWay:
-    """Where an epoch stands after so many updates; waits for the device."""
-    seconds = begun.seconds + time.perf_counter() - started
-    measured = sums.loss.item(), int(sums.wrong), sums.norm.item()
-    return UnderWay(steps, begun.order, *measured, seconds, int(sums.sound))
 
 
 @dataclass(frozen=True)
@@ -236,7 +392,6 @@ def look(
     data: Data,
     config: TrainConfig,
     precision: str,
-    on_evaluation: Callable[[], object] = lambda: None,
 ) -> list[EpochRow]:
     """A row for each view of a training run; seconds are each view's share, so that their sum is the wall clock.
 
@@ -245,7 +400,6 @@ def look(
     evaluations: list[dict[str, Any]] = [NOT_EVALUATED for _ in views]
     seconds = 0.0
     if is_evaluated(progress.epoch, config.epochs, config.eval_every) or not math.isfinite(trained.loss):
-        on_evaluation()
         started = time.perf_counter()
         evaluations = _evaluations([view.model for view in views], data, config, precision)
         seconds = time.perf_counter() - started
@@ -264,47 +418,6 @@ def look(
         )
         for view, evaluated in zip(views, evaluations, strict=True)
     ]
-
-
-class Step:
-    """One update of a network, in two pieces around the backward pass, each of which can be compiled.
-
-    Never waits for the device.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: str,
-        compiled: bool = False,
-        first: bool = True,
-    ) -> None:
-        """`first`: the first call is the run's very first update."""
-        self.model = model
-        self.optimizer = optimizer
-        self.update = bare_step(optimizer)
-        self.precision = precision
-        self.forward, self.finish = compiling.pieces(self._forward, self._finish, compiled=compiled, first=first)
-
-    def __call__(self, x: Tensor, y: Tensor, sums: Sums) -> None:
-        """Take a batch, x (B, …) and y (B,), and add it to `sums` with the norm of the gradient of loss + l2."""
-        loss, logits = self.forward(x, y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            self.finish(loss, logits, y, sums)
-
-    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(x.device, self.precision):
-            logits = self.model(x)
-        logits = at_least_float32(logits)
-        return F.cross_entropy(logits, y), logits
-
-    def _finish(self, loss: Tensor, logits: Tensor, y: Tensor, sums: Sums) -> None:
-        sums.norm += add_penalty(self.optimizer)
-        self.update()
-        sums.add(loss, logits, y)
 
 
 def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, precision: str) -> list[dict[str, Any]]:

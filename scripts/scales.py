@@ -26,11 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from dbnrun.config import UserError
-from dbnrun.experiment import Cell, augmentation, build_cell, load_data, prepare_device
+from dbnrun.experiment import Cell, build_cell, load_data, prepare_device, training_of
 from dbnrun.models import FNN
 from dbnrun.norm.following import dbn_layers
 from dbnrun.overrides import check_overrides, composed, refusal
-from dbnrun.train import train
 
 
 def main(arguments: list[str]) -> None:
@@ -50,19 +49,13 @@ def main(arguments: list[str]) -> None:
     for layer in dbn_layers(cell.model):
         for name in given.through:
             layer.register_forward_pre_hook(intervening(TAKEN_OUT[name]))
-    after_step = holding(weights_of(cell)) if given.hold else lambda _: None
-    epochs = train(
-        [cell.view()],
-        cell.optimizer,
-        data,
-        config.train,
-        cell.streams,
-        precision=config.precision,
-        augment=augmentation(config.dataset),
-        on_step=after_step,
-    )
+    hold = holding(weights_of(cell)) if given.hold else lambda: None
+    training = training_of([[cell]], data)
     rows = []
-    for (row,) in epochs:
+    while not training.over:
+        for _ in training.updates():
+            hold()
+        ((row,),) = training.rows()
         rows.append(
             {
                 "epoch": row.epoch,
@@ -117,12 +110,12 @@ def intervening(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Modu
     return before
 
 
-def holding(weights: list[Tensor]) -> Callable[[object], None]:
+def holding(weights: list[Tensor]) -> Callable[[], None]:
     """After a step: each unit's weights back to the norm that they have now."""
     norms = [weight.detach().norm(dim=1, keepdim=True) for weight in weights]
 
     @torch.no_grad()
-    def hold(_: object) -> None:
+    def hold() -> None:
         for weight, norm in zip(weights, norms, strict=True):
             weight.mul_(norm / weight.norm(dim=1, keepdim=True))
 

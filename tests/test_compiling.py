@@ -12,14 +12,12 @@ from dbnrun import compiling, experiment
 from dbnrun import data as datasets
 from dbnrun.config import UserError
 from dbnrun.data.parts import Part
-from dbnrun.experiment import build_cell
-from dbnrun.fused.train import Run, train_stack
+from dbnrun.experiment import build_cell, training_of
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording
 from dbnrun.records import TIME_COLUMNS
-from dbnrun.train import train
 
 CPU = torch.device("cpu")
 
@@ -88,11 +86,8 @@ def test_compiled_steps_give_the_numbers_of_the_steps_as_written(kind):
     words, rel = KINDS[kind]
     data, rows = digits(), {}
     for compiled in (False, True):
-        (cell,) = cells([config(*words, f"compile={compiled}")], data)
-        augment = experiment.augmentation(cell.config.dataset)
-        views, settings = [cell.view()], cell.config.train
-        run = train(views, cell.optimizer, data, settings, cell.streams, augment=augment, compiled=compiled)
-        rows[compiled] = [views[0] for views in run]
+        training = training_of([cells([config(*words, f"compile={compiled}")], data)], data)
+        rows[compiled] = [row for ((row,),) in training.epochs()]
     assert_alike(rows[False], rows[True], rel)
     assert_two_whole_graphs()
 
@@ -105,9 +100,8 @@ def test_compiled_steps_on_a_device_give_the_numbers_of_the_steps_as_written(cap
         one = config("device=cuda", "norm=dbn", "schedule=harmonic", "optimizer=sgd", f"compile={compiled}")
         data = datasets.load(one.dataset, None).to(device)
         cell = build_cell(one, data, device)
-        both = {"captured": captured and compiled, "compiled": compiled}
-        run = train([cell.view()], cell.optimizer, data, one.train, cell.streams, **both)
-        rows[compiled] = [views[0] for views in run]
+        training = training_of([[cell]], data, captured=captured and compiled)
+        rows[compiled] = [row for ((row,),) in training.epochs()]
     assert_alike(rows[False], rows[True], 1e-4)
 
 
@@ -126,12 +120,11 @@ def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone(lr):
         for follower in followers:
             share_weights(leader.model, follower.model)
         follow(leader.model, [follower.model for follower in followers])
-    runs = [Run(run[0], [cell.view() for cell in run]) for run in compiled]
-    epochs = list(train_stack(runs, data, alone[0][0].config.train, compiled=True))
+    epochs = list(training_of(compiled, data).epochs())
     assert_two_whole_graphs()
     for number, run in enumerate(alone):
         for place, cell in enumerate(run):
-            rows = [views[0] for views in train([cell.view()], cell.optimizer, data, cell.config.train, cell.streams)]
+            rows = [row for ((row,),) in training_of([[cell]], data).epochs()]
             assert_alike(rows, [together[number][place] for together in epochs])
 
 

@@ -12,8 +12,7 @@ from dbnrun import data as datasets
 from dbnrun import experiment, records, status, sweep
 from dbnrun.config import UserError
 from dbnrun.data.parts import Data, Part, mixed, shortened
-from dbnrun.fused import run as fused_run
-from dbnrun.fused.run import run_stack
+from dbnrun.experiment import run_all
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording
 
@@ -74,7 +73,7 @@ def test_so_it_is_in_stacks_and_for_cells_along_one_run(cell):
             ]
             for seed in (0, 1)
         ]  # fmt: skip
-        return [numbers_of(outcome) for run in run_stack(runs) for outcome in run]
+        return [numbers_of(outcome) for run in run_all(runs) for outcome in run]
 
     for sparse, whole in zip(rows(2), rows(1), strict=True):
         assert_only_epochs_2_4_5_are_evaluated(sparse, whole)
@@ -215,9 +214,6 @@ class Bar:
     def set_description(self, words=""):
         self.said.append(words)
 
-    def set_postfix(self, refresh, **shown):
-        self.said.append(sorted(shown))
-
     def set_postfix_str(self, shown, refresh):
         self.said.append([pair.partition("=")[0] for pair in shown.split(", ")])
 
@@ -225,16 +221,15 @@ class Bar:
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
 def test_the_bar_says_evaluating_from_the_last_update_to_the_row(cell, monkeypatch, stacked):
     said = []
-    for module in (experiment, fused_run):
-        monkeypatch.setattr(module, "progress", lambda *_: Bar(said))
+    monkeypatch.setattr(experiment, "progress", lambda *_: Bar(said))
     steps = ["step"] * 3
     sparse = ["train.eval_every=2", "train.epochs=2"]
     if stacked:
-        run_stack([[cell(*sparse, f"seed={seed}")] for seed in (0, 1)])
-        assert said == [*steps, ["loss"], "", *steps, "evaluating", "evaluating", ["loss"], ""]
+        run_all([[cell(*sparse, f"seed={seed}")] for seed in (0, 1)])
+        assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss"], ""]
     else:
         experiment.run(cell(*sparse))
-        assert said == [*steps, ["loss"], "", *steps, "evaluating", ["loss", "test"], ""]
+        assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss", "test"], ""]
 
 
 def test_status_and_a_sweeps_last_word_know_epochs_without_an_evaluation(cell, monkeypatch):

@@ -180,8 +180,8 @@ def _batches_seen(config, monkeypatch):
 
     def spy(self, x, y, sums):
         if not seen:
-            weights.extend(p.detach().clone() for p in self.model.parameters() if p.dim() > 1)
-        seen.append(x.clone())
+            weights.extend(p.detach().clone() for p in self.program.model.parameters() if p.dim() > 1)
+        seen.append(x[0].clone())
         return step(self, x, y, sums)
 
     with monkeypatch.context() as patch:
@@ -276,7 +276,7 @@ def test_cells_along_one_run_equal_their_runs_alone_bit_for_bit(cell, extra):
     ]  # fmt: skip
     common = ["norm=dbn_inference", "save_weights=true", *extra]
     alone = [experiment.run(cell(*common, *schedule, results="alone")) for schedule in schedules]
-    together = experiment.run_together([cell(*common, *schedule, results="together") for schedule in schedules])
+    together = experiment.run_all([[cell(*common, *schedule, results="together") for schedule in schedules]])[0]
     for one, other in zip(alone, together, strict=True):
         assert one.status == other.status == "done" and one.name == other.name
         assert numbers_of(one) == numbers_of(other)
@@ -291,7 +291,7 @@ def test_cells_along_one_run_go_on_after_an_interruption_and_one_may_go_on_alone
         schedules = ("alpha_1", "alpha_0.1", "harmonic")
         return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in schedules]
 
-    whole = experiment.run_together(make("whole"))
+    whole = experiment.run_all([make("whole")])[0]
     save = Recording.checkpoint
 
     def power_cut(self, state):
@@ -301,11 +301,11 @@ def test_cells_along_one_run_go_on_after_an_interruption_and_one_may_go_on_alone
 
     monkeypatch.setattr(Recording, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_together(make("cut"))
+        experiment.run_all([make("cut")])[0]
     monkeypatch.setattr(Recording, "checkpoint", save)
     cut = make("cut")
     alone = experiment.run(cut[1])
-    rest = experiment.run_together(cut)
+    rest = experiment.run_all([cut])[0]
     assert [outcome.status for outcome in rest] == ["done", "skipped", "done"]
     for one, other in zip(whole, [rest[0], alone, rest[2]], strict=True):
         assert numbers_of(one) == numbers_of(other)
@@ -315,7 +315,7 @@ def test_cells_that_stopped_at_different_epochs_go_on_apart(cell, monkeypatch):
     def make(results):
         return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in ("alpha_1", "harmonic")]
 
-    whole = experiment.run_together(make("whole"))
+    whole = experiment.run_all([make("whole")])[0]
     save = Recording.checkpoint
     for config, stop in zip(make("cut"), (1, 2), strict=True):
 
@@ -328,7 +328,7 @@ def test_cells_that_stopped_at_different_epochs_go_on_apart(cell, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config)
     monkeypatch.setattr(Recording, "checkpoint", save)
-    assert [numbers_of(o) for o in experiment.run_together(make("cut"))] == [numbers_of(o) for o in whole]
+    assert [numbers_of(o) for o in experiment.run_all([make("cut")])[0]] == [numbers_of(o) for o in whole]
 
 
 def test_divergence_ends_the_cell_with_its_rows_kept(cell):
@@ -362,17 +362,17 @@ def test_a_folder_that_cannot_be_opened_ends_its_own_cell_alone(cell, monkeypatc
     configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in schedules]
     with monkeypatch.context() as patch:
         patch.setattr(Recording, "finish", lambda _: 1 / 0)
-        assert [outcome.status for outcome in experiment.run_together(configs)] == ["failed"] * 3
+        assert [outcome.status for outcome in experiment.run_all([configs])[0]] == ["failed"] * 3
     torn = Recording(configs[1]).folder / "metrics.csv"
     torn.write_text(torn.read_text().replace("\n1,", "\none,", 1))
-    outcomes = experiment.run_together(configs)
+    outcomes = experiment.run_all([configs])[0]
     assert [outcome.status for outcome in outcomes] == ["done", "refused", "done"]
     assert str(torn) in outcomes[1].message
 
 
 def test_cells_say_how_many_share_their_time(cell):
     configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in ("alpha_1", "harmonic")]
-    outcomes = experiment.run_together(configs)
+    outcomes = experiment.run_all([configs])[0]
     assert [records.read_manifest(outcome.folder)["together"] for outcome in outcomes] == [2, 2]
     for outcome in outcomes:  # as if they were under way
         manifest = records.read_manifest(outcome.folder)

@@ -7,17 +7,15 @@ import torch
 from emulated_graph import emulate
 
 from dbnrun import data as datasets
-from dbnrun import experiment, graphs
+from dbnrun import graphs
 from dbnrun.config import RunConfig
-from dbnrun.experiment import build_cell
+from dbnrun.experiment import build_cell, training_of
 from dbnrun.fused.stack import stacked
-from dbnrun.fused.train import Run, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import load_state
 from dbnrun.overrides import composed
 from dbnrun.records import TIME_COLUMNS
 from dbnrun.streams import Streams
-from dbnrun.train import train
 
 CNN = ["model=cnn", "model.widths=[2,3,4,3,6]"]
 KINDS = {
@@ -56,16 +54,7 @@ def numbers(rows):
 def alone(one, captured, device="cpu", monkeypatch=None, kind=""):
     cell, data = built(one, device)
     counts = emulate(monkeypatch, graphs, None if kind in DEVICE_COUNTERS else cell.optimizer) if monkeypatch else []
-    rows = train(
-        [cell.view()],
-        cell.optimizer,
-        data,
-        one.train,
-        cell.streams,
-        precision=one.precision,
-        augment=experiment.augmentation(one.dataset),
-        captured=captured,
-    )
+    rows = [rows for (rows,) in training_of([[cell]], data, captured=captured).epochs()]
     return numbers(rows), cell.state(2), counts
 
 
@@ -146,9 +135,7 @@ def test_a_replayed_step_of_a_stack_gives_the_numbers_of_the_step_bit_for_bit(ki
         if captured:
             driver = driver_of(monkeypatch, kind)
             counts = emulate(monkeypatch, graphs, driver)
-        augment = experiment.augmentation(configs[0].dataset)
-        runs = [Run(cell, [cell.view()]) for cell in cells]
-        epochs = list(train_stack(runs, data, configs[0].train, augment=augment, captured=captured))
+        epochs = list(training_of([[cell] for cell in cells], data, captured=captured).epochs())
         results.append(([numbers(rows) for rows in epochs], [cell.state(2) for cell in cells]))
     (rows, states), (replayed, others) = results
     assert len(counts) == 1 and counts[0] > 20
@@ -189,9 +176,7 @@ def test_replayed_steps_move_every_lambda_that_follows_a_run(monkeypatch):
         follow(cells[0].model, [cell.model for cell in cells[1:]])
         if captured:
             emulate(monkeypatch, graphs, cells[0].optimizer)
-        views = [cell.view() for cell in cells]
-        rows = train(views, cells[0].optimizer, data, config().train, cells[0].streams, captured=captured)
-        results.append(numbers(rows))
+        results.append(numbers(rows for (rows,) in training_of([cells], data, captured=captured).epochs()))
     assert results[0] == results[1]
 
 
@@ -250,8 +235,6 @@ def test_on_a_device_a_captured_stack_equals_one_launched_kernel_by_kernel(kind)
     for captured in (False, True):
         cells = [built(config(*STACKS[kind], *own, device="cuda"), "cuda")[0] for own in VARIED]
         data = built(cells[0].config, "cuda")[1]
-        augment = experiment.augmentation(cells[0].config.dataset)
-        runs = [Run(cell, [cell.view()]) for cell in cells]
-        epochs = train_stack(runs, data, cells[0].config.train, augment=augment, captured=captured)
+        epochs = training_of([[cell] for cell in cells], data, captured=captured).epochs()
         losses.append([row["train_loss"] for rows in epochs for row in numbers(rows)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -12,9 +12,7 @@ import torch
 
 from dbnrun import experiment, interrupt, plan, records, train
 from dbnrun.data.parts import Part
-from dbnrun.experiment import build_cell, load_data
-from dbnrun.fused import train as stacked
-from dbnrun.fused.run import run_stack
+from dbnrun.experiment import build_cell, load_data, run_all
 from dbnrun.lease import Lease
 from dbnrun.overrides import composed
 from dbnrun.recording import position_of
@@ -115,11 +113,11 @@ def test_training_stops_after_the_very_update_and_goes_on_with_the_next(tmp_path
 
     def run(results):
         configs = [config(tmp_path / results, f"seed={seed}") for seed in seeds]
-        return [outcome for (outcome,) in run_stack([[one] for one in configs])]
+        return [outcome for (outcome,) in run_all([[one] for one in configs])]
 
     whole = run("whole")
     with monkeypatch.context() as patch:
-        made = at_update(patch, stacked if stack else train, wanted, send)
+        made = at_update(patch, train, wanted, send)
         with interrupt.noting(), pytest.raises(KeyboardInterrupt):
             run("cut")
         assert len(made) == wanted
@@ -127,7 +125,7 @@ def test_training_stops_after_the_very_update_and_goes_on_with_the_next(tmp_path
         assert records.read_manifest(folder)["status"] == "interrupted" and not (folder / "lock").exists()
         assert position_of(torch.load(folder / "checkpoint.pt", weights_only=True)) == position
     monkeypatch.setattr(interrupt, "_noted_at", None)
-    made = at_update(monkeypatch, stacked if stack else train, 0, send)
+    made = at_update(monkeypatch, train, 0, send)
     again = run("cut")
     assert len(made) == 3 * 4 - wanted
     assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]

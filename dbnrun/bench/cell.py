@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dbnrun import graphs
 from dbnrun.bench import Finding
-from dbnrun.bench.subjects import BATCH, captured, cell, compiles, synthetic
+from dbnrun.bench.subjects import BATCH, cell, compiles, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.train import Dealer, Step, Sums
+from dbnrun.experiment import training_of
+from dbnrun.train import Training
 
 RECORDS = 10_000
 
@@ -95,30 +97,22 @@ def _cifar10(device: str) -> Iterator[Finding]:
 
 def ours(data: Data, device: str, *overrides: str, replayed: bool = False) -> Callable[[], object]:
     """A training step of a cell, as the runner does it."""
-    built = cell(data, device, *overrides)
-    built.model.train()
-    steps = len(data.train) // BATCH
-    sums, dealer = Sums(torch.device(device)), Dealer(data.train, BATCH, steps)
-
-    step = Step(built.model, built.optimizer, built.config.precision, built.config.compile)
-
-    def update() -> None:
-        (x,), (y,) = dealer()
-        step(x, y, sums)
-
-    update = captured(update, [built.streams.dropout], built.optimizer) if replayed else update
-    return epochs(dealer, len(data.train), steps, update)
+    return updates(training_of([[cell(data, device, *overrides)]], data, captured=replayed))
 
 
-def epochs(dealer: Dealer, records: int, steps: int, update: Callable[[], None]) -> Callable[[], None]:
-    """`update`, with new orders every so many steps."""
+def updates(training: Training) -> Callable[[], None]:
+    """The updates of a training, one a call, with new orders of the records as often as needed."""
     done = itertools.count()
+    for run in training.runs:
+        run.model.train()
 
     def step() -> None:
-        if next(done) % steps == 0:
-            dealer.shuffle([torch.randperm(records) for _ in range(dealer.shape[0])])
-        update()
+        if next(done) % training.steps == 0:
+            training.dealer.shuffle([torch.randperm(training.records) for _ in training.draws])
+        training.update()
 
+    for _ in range(graphs.WARM_UP + 1):  # and the capture, if there is one
+        step()
     return step
 
 

@@ -9,15 +9,13 @@ from itertools import pairwise
 import torch
 
 from dbnrun.bench import Finding, convolution
-from dbnrun.bench.cell import epochs, floor, ours
-from dbnrun.bench.subjects import BATCH, captured, cell, cells, compiles, synthetic
+from dbnrun.bench.cell import floor, ours, updates
+from dbnrun.bench.subjects import BATCH, cell, cells, compiles, synthetic
 from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.experiment import Cell
-from dbnrun.fused.stack import stacked
-from dbnrun.fused.train import Run, Step, Sums, train_stack
+from dbnrun.experiment import Cell, training_of
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.train import EVAL_BATCH, Dealer, train
+from dbnrun.train import EVAL_BATCH
 
 TABLE_1 = (
     "alpha_1", "alpha_0.75", "alpha_0.5", "alpha_0.25", "alpha_0.1", "alpha_0.01", "alpha_0.001", "harmonic",
@@ -100,8 +98,7 @@ def _products_of_column(seeds: int, views: int) -> Callable[[], object]:
 def _seeds(data: Data, seeds: Iterable[int]) -> Callable[[], object]:
     """An epoch of the column for several seeds, their runs stacked; evaluation included."""
     runs = [_views(data, "cpu", TABLE_1, f"seed={seed}") for seed in seeds]
-    together = [Run(column[0], [each.view() for each in column]) for column in runs]
-    return lambda: list(train_stack(together, data, runs[0][0].config.train))
+    return lambda: list(training_of(runs, data).epochs())
 
 
 def _stacks(device: str) -> Iterator[Finding]:
@@ -143,27 +140,13 @@ def _over_alone(label: str, times: dict[str, list[float]], own: list[float], tar
 
 
 def _stacked(data: Data, device: str, count: int, *overrides: str) -> Callable[[], object]:
-    members = cells(data, device, count, *overrides)
-    for member in members:
-        member.model.train()
-    stack = stacked([member.model for member in members], range(count))
-    config = members[0].config
-    step, sums = Step(stack, members, config.precision, config.compile), Sums(count, torch.device(device))
-    steps = len(data.train) // BATCH
-    dealer = Dealer(data.train, BATCH, steps, count)
-
-    def update() -> None:
-        step(*dealer(), sums)
-
-    if device == "cuda":
-        update = captured(update, [member.streams.dropout for member in members], step.optimizer.driver)
-    return epochs(dealer, len(data.train), steps, update)
+    members = [[member] for member in cells(data, device, count, *overrides)]
+    return updates(training_of(members, data, captured=device == "cuda"))
 
 
 def _epoch(data: Data, device: str, schedules: Sequence[str]) -> Callable[[], object]:
     column = _views(data, device, schedules)
-    leader, views = column[0], [each.view() for each in column]
-    return lambda: list(train(views, leader.optimizer, data, leader.config.train, leader.streams))
+    return lambda: list(training_of([column], data).epochs())
 
 
 def _views(data: Data, device: str, schedules: Sequence[str], *overrides: str) -> list[Cell]:

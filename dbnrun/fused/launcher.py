@@ -63,13 +63,13 @@ class FusedLauncher(Launcher):
         if self.inner is not None:
             groups = grouped(configs, lambda _: int(self.max_stack))
             return self._as_jobs([list(chain.from_iterable(runs)) for runs in groups], job_overrides, initial_job_idx)
+        from dbnrun.experiment import run_all  # noqa: PLC0415
         from dbnrun.fused.memory import fitting  # noqa: PLC0415 - torch, not needed until something trains
-        from dbnrun.fused.run import run_stack  # noqa: PLC0415
 
         outcomes: dict[int, Outcome] = {}
         limit = fitting if self.max_stack == "auto" else lambda _: int(self.max_stack)
         for runs in grouped(configs, limit):
-            results = run_stack([[configs[position] for position in run] for run in runs])
+            results = run_all([[configs[position] for position in run] for run in runs])
             for position, outcome in zip(chain.from_iterable(runs), chain.from_iterable(results), strict=True):
                 outcomes[position] = outcome
                 announce(outcome, initial_job_idx + len(outcomes))
@@ -104,10 +104,10 @@ class StackTask:
         composer = Composer(self.loader, self.master)
         configs = [composer(overrides) for overrides in unpacked(config[CELLS])]
         with worker.job(configs[0].threads):
-            from dbnrun.fused.run import run_stack  # noqa: PLC0415
+            from dbnrun.experiment import run_all  # noqa: PLC0415
 
             (runs,) = grouped(configs, lambda _: len(configs))
-            results = run_stack([[configs[position] for position in run] for run in runs])
+            results = run_all([[configs[position] for position in run] for run in runs])
         ended = dict(zip(chain.from_iterable(runs), chain.from_iterable(results), strict=True))
         return [ended[position] for position in range(len(configs))]
 

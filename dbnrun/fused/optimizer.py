@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbnrun.experiment import Cell
 from dbnrun.fused.stack import Leaf
-from dbnrun.optimizer import OPTIMIZERS, bare_step, has_fused
+from dbnrun.optimizer import bare_step, has_fused
 
 
 class StackedOptimizer:
@@ -22,18 +21,19 @@ class StackedOptimizer:
     is the one that the cell would have written alone.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], cells: Sequence[Cell]) -> None:
+    def __init__(self, leaves: Sequence[Leaf], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.leaves = leaves
         self.owners = {
-            parameter: (cell.optimizer, group)
-            for cell in cells
-            for group in cell.optimizer.param_groups
+            parameter: (optimizer, group)
+            for optimizer in optimizers
+            for group in optimizer.param_groups
             for parameter in group["params"]
         }
         self.whole = [leaf for leaf in leaves if len({_options(self._group(p)) for p in leaf.slices}) == 1]
         self.uniform = len(self.whole) == len(leaves)
         # Even where the cells were built for a compiler: slice by slice the step runs as written.
-        as_written = not self.uniform and has_fused(cells[0].config.optimizer.name, leaves[0].tensor.device)
+        kind: Any = type(optimizers[0])
+        as_written = not self.uniform and has_fused(kind, leaves[0].tensor.device)
         kernels = {"fused": True} if as_written else {}
         groups: dict[str, dict[str, Any]] = {}
         for leaf in leaves:
@@ -42,7 +42,6 @@ class StackedOptimizer:
                 own = {key: value for key, value in settings.items() if key not in ("params", "name", "l2")}
                 groups.setdefault(_options(settings), {**own, **kernels, "params": []})["params"].append(parameter)
         self.penalties = [self._penalty(leaf) for leaf in leaves]
-        kind: Any = OPTIMIZERS[cells[0].config.optimizer.name]
         self.driver: torch.optim.Optimizer = kind(list(groups.values()))
         self.update = bare_step(self.driver)
         self._take_state()

@@ -12,17 +12,14 @@ from dbnrun import data as datasets
 from dbnrun import experiment, records
 from dbnrun.config import RunConfig
 from dbnrun.data.parts import Data, Part
-from dbnrun.experiment import Cell, build_cell
+from dbnrun.experiment import Cell, build_cell, run_all
 from dbnrun.fused import memory
-from dbnrun.fused import run as fused_run
 from dbnrun.fused.grouping import grouped
-from dbnrun.fused.run import run_stack
-from dbnrun.fused.train import Run, Step, train_stack
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording, position_of
-from dbnrun.train import train
+from dbnrun.train import Step
 
 CPU = torch.device("cpu")
 
@@ -95,13 +92,9 @@ RATES = ["[0.25,0.25,0.5]", "[0,0.5,0.1]", "[0.25,0.1,0]", "[0.25,0.25,0.5]"]
 
 def both(kind, data, configs):
     """Rows of the cells alone and stacked, by cell and epoch, and the cells."""
-    augment = experiment.augmentation(configs[0].dataset)
     alone, cells = built(configs, data), built(configs, data)
-    expected = [
-        [rows[0] for rows in train([c.view()], c.optimizer, data, c.config.train, c.streams, augment=augment)]
-        for c in alone
-    ]
-    epochs = list(train_stack([Run(c, [c.view()]) for c in cells], data, configs[0].train, augment=augment))
+    expected = [[row for ((row,),) in experiment.training_of([[cell]], data).epochs()] for cell in alone]
+    epochs = list(experiment.training_of([[cell] for cell in cells], data).epochs())
     return expected, [[rows[number][0] for rows in epochs] for number in range(len(cells))], alone, cells
 
 
@@ -162,12 +155,11 @@ def test_runs_that_are_each_shared_by_several_cells_stack_too():
         for cell in cells[1:]:
             share_weights(cells[0].model, cell.model)
         follow(cells[0].model, [cell.model for cell in cells[1:]])
-        runs.append(Run(cells[0], [cell.view() for cell in cells]))
-    epochs = list(train_stack(runs, data, shared[0][0].train))
+        runs.append(cells)
+    epochs = list(experiment.training_of(runs, data).epochs())
     for number, configs in enumerate(shared):
         for place, cell in enumerate(built(configs, data)):
-            rows = [r[0] for r in train([cell.view()], cell.optimizer, data, cell.config.train, cell.streams)]
-            for epoch, row in enumerate(rows):
+            for epoch, ((row,),) in enumerate(experiment.training_of([[cell]], data).epochs()):
                 mine = epochs[epoch][number][place]
                 assert mine.val_loss == pytest.approx(row.val_loss, rel=1e-9)
                 assert mine.lambda_drift == pytest.approx(row.lambda_drift, rel=1e-9)
@@ -180,7 +172,7 @@ def rows_of(outcome):
 def test_every_cell_has_the_folder_it_would_have_had_alone(tmp_path):
     overrides = [["norm=dbn", f"seed={seed}", s, "save_weights=true"] for seed in (0, 1) for s in SCHEDULES[:2]]
     alone = [experiment.run(config(*own, results=tmp_path / "alone")) for own in overrides]
-    stacked = run_stack([[config(*own, results=tmp_path / "stacked")] for own in overrides])
+    stacked = run_all([[config(*own, results=tmp_path / "stacked")] for own in overrides])
     for one, (other,) in zip(alone, stacked, strict=True):
         assert (one.name, one.status) == (other.name, other.status) and one.status == "done"
         assert sorted(p.name for p in one.folder.iterdir()) == sorted(p.name for p in other.folder.iterdir())
@@ -194,8 +186,8 @@ def test_a_cell_that_diverges_is_marked_and_the_others_do_not_notice(tmp_path):
     healthy = [["norm=none", "optimizer=sgd", "optimizer.lr=0.01", f"seed={seed}"] for seed in (0, 2)]
     sick = ["norm=none", "optimizer=sgd", "optimizer.lr=1e30", "seed=1"]
     long = ["train.epochs=4"]
-    without = run_stack([[config(*own, *long, results=tmp_path / "without")] for own in healthy])
-    results = run_stack([[config(*own, *long, results=tmp_path / "with")] for own in (healthy[0], sick, healthy[1])])
+    without = run_all([[config(*own, *long, results=tmp_path / "without")] for own in healthy])
+    results = run_all([[config(*own, *long, results=tmp_path / "with")] for own in (healthy[0], sick, healthy[1])])
     assert [outcome.status for (outcome,) in results] == ["done", "diverged", "done"]
     assert 1 <= len(rows_of(results[1][0])) < 4
     assert not math.isfinite(float(rows_of(results[1][0])[-1]["train_loss"]))
@@ -210,7 +202,7 @@ def test_a_stack_that_has_diverged_whole_stops(tmp_path, monkeypatch):
     step = Step.__call__
     monkeypatch.setattr(Step, "__call__", lambda *given: (steps.append(1), step(*given))[1])
     sick = ["norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=9", "train.limit_batches=3"]
-    results = run_stack([[config(*sick, f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
+    results = run_all([[config(*sick, f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
     assert [outcome.status for (outcome,) in results] == ["diverged"] * 2
     assert len(steps) == 3 * max(len(rows_of(outcome)) for (outcome,) in results) < 27
 
@@ -225,7 +217,7 @@ def test_a_stack_cut_anywhere_goes_on_byte_for_byte(tmp_path, monkeypatch, momen
             [config("norm=dbn", f"seed={n // 2}", *own, SCHEDULES[n], results=tmp_path / results)] for n in range(3)
         ]
 
-    whole = run_stack(make("whole"))
+    whole = run_all(make("whole"))
     save = Recording.checkpoint
     written = []
 
@@ -239,19 +231,46 @@ def test_a_stack_cut_anywhere_goes_on_byte_for_byte(tmp_path, monkeypatch, momen
 
     monkeypatch.setattr(Recording, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        run_stack(make("cut"))
+        run_all(make("cut"))
     monkeypatch.setattr(Recording, "checkpoint", save)
     sizes = []
-    original = fused_run.train_stack
+    original = experiment.training_of
     monkeypatch.setattr(
-        fused_run, "train_stack", lambda runs, *a, **k: sizes.append(len(runs)) or original(runs, *a, **k)
+        experiment, "training_of", lambda runs, *a, **k: sizes.append(len(runs)) or original(runs, *a, **k)
     )
-    cut = run_stack(make("cut"))
+    cut = run_all(make("cut"))
     assert sizes == [3]  # together again, from a point that all have kept
     numbers = lambda outcome: [  # noqa: E731
         {k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)
     ]
     assert [numbers(o) for (o,) in cut] == [numbers(o) for (o,) in whole]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_cell_cut_inside_an_epoch_of_a_stack_goes_on_alone(tmp_path, monkeypatch, older):
+    def make(results):
+        return [[config("norm=dbn", f"seed={n}", "checkpoint.minutes=0", results=tmp_path / results)] for n in (0, 1)]
+
+    save = Recording.checkpoint
+
+    def power_cut(self, state):
+        save(self, state)
+        if position_of(state) == (1, 4) and self.config.seed == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Recording, "checkpoint", power_cut)
+        run_all(make("cut"))
+    if older:  # sums of the batches' mean losses
+        (folder,) = (tmp_path / "cut" / "runs").glob("*seed0*")
+        for path in folder.glob("checkpoint*.pt"):
+            state = torch.load(path, weights_only=True)
+            del state["under_way"]["sound"]
+            state["under_way"]["loss"] /= 100
+            torch.save(state, path)
+    cut, whole = (rows_of(experiment.run(make(results)[0][0])) for results in ("cut", "whole"))
+    for mine, theirs in zip(cut, whole, strict=True):
+        assert float(mine["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=1e-5)
 
 
 def test_a_stacked_cells_checkpoint_holds_that_cell_alone(tmp_path, monkeypatch):
@@ -263,7 +282,7 @@ def test_a_stacked_cells_checkpoint_holds_that_cell_alone(tmp_path, monkeypatch)
         sizes[self.config.results_dir] = (self.folder / "checkpoint.pt").stat().st_size
 
     monkeypatch.setattr(Recording, "checkpoint", weigh)
-    run_stack([[config("norm=dbn", f"seed={n}", results=tmp_path / "stacked")] for n in range(4)])
+    run_all([[config("norm=dbn", f"seed={n}", results=tmp_path / "stacked")] for n in range(4)])
     experiment.run(config("norm=dbn", results=tmp_path / "alone"))
     stacked, alone = sizes.values()
     assert stacked == pytest.approx(alone, rel=0.02)
@@ -271,7 +290,7 @@ def test_a_stacked_cells_checkpoint_holds_that_cell_alone(tmp_path, monkeypatch)
 
 def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
     sizes = []
-    original = fused_run.train_stack
+    original = experiment.training_of
 
     def short_of_memory(runs, *rest, **more):
         sizes.append(len(runs))
@@ -279,16 +298,16 @@ def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return original(runs, *rest, **more)
 
-    monkeypatch.setattr(fused_run, "train_stack", short_of_memory)
-    results = run_stack([[config("norm=bn", f"seed={n}", results=tmp_path)] for n in range(5)])
+    monkeypatch.setattr(experiment, "training_of", short_of_memory)
+    results = run_all([[config("norm=bn", f"seed={n}", results=tmp_path)] for n in range(5)])
     assert [outcome.status for (outcome,) in results] == ["done"] * 5
-    assert sizes == [5, 2, 3, 2]  # of the last three, one is left to train alone
+    assert sizes == [5, 2, 3, 1, 2]
 
 
 def test_finished_cells_are_left_out_of_a_stack(tmp_path):
     configs = [config("norm=bn", f"seed={n}", results=tmp_path) for n in range(3)]
     experiment.run(configs[1])
-    results = run_stack([[one] for one in configs])
+    results = run_all([[one] for one in configs])
     assert [outcome.status for (outcome,) in results] == ["done", "skipped", "done"]
 
 
