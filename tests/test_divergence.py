@@ -1,4 +1,4 @@
-"""What a user sees of cells that diverge: the exit code, one line that says where and what to do, and retry=diverged."""
+"""What a user sees of cells that diverge: the exit code, one line that says where and what to do, retry=diverged."""
 
 import json
 
@@ -50,8 +50,10 @@ def test_a_sweep_counts_what_diverged_now_or_before_and_retry_trains_that_alone(
     assert code == 0 and "0 cells failed before; 0 left alone" in said
     code, said = command("plan", *words[1:], "retry=diverged", "--json")
     planned = json.loads(said)
-    assert planned["counts"] == {"done": 1, "diverged": 2} and planned["seconds_left"] > 0
+    assert planned["counts"] == {"done": 1, "diverged": 2} and planned["cells_without_estimate"] == 0
     assert {cell["detail"] for cell in planned["cells"]} == {"", "epoch 1, step 2"}
+    assert "to train, one after another" in command("plan", *words[1:], "retry=diverged")[1]
+    assert "to train, one after another" not in command("plan", *words[1:])[1]
     code, said = command("status")
     assert code == 0 and said.count("epoch 1, step 2") == 2 and "1 done, 2 diverged" in said
     code, said = command(*words, "seed=0,1", "retry=diverged")
