@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Stands for a vanishing squared rate where a kernel divides by it; far below any statistic, far above underflow.
 _TINY = 1e-30
+# Values that are computed at a time in float32 for a bfloat16 result on the CPU: 1 MB, which fits into its cache.
+_BLOCK = 2**18
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,10 +35,25 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
 
 
+def within_backward() -> bool:
+    """Whether a backward pass is under way, in which a forward pass repeats an earlier one; False while compiling."""
+    # torch has no public way to ask; its own checkpointing asks the same.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _kept(x: Tensor) -> Tensor:
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "activation checkpointing repeats a forward pass of a compiled DiminishingBatchNorm, which would move "
+            "lambda again; leave the layer uncompiled (torch.compiler.disable), or do not checkpoint it."
+        )
+    return x.clone()
+
+
 # Registered by hand: torch.library.custom_op takes three times as long a call.
 _LIBRARY = torch.library.Library("dbnrun", "FRAGMENT")
 _LIBRARY.define("kept(Tensor x) -> Tensor")
-_LIBRARY.impl("kept", Tensor.clone, "CompositeExplicitAutograd")
+_LIBRARY.impl("kept", _kept, "CompositeExplicitAutograd")
 
 
 def kept(x: Any) -> Any:
@@ -119,9 +136,9 @@ class _Normalize(torch.autograd.Function):
         dL/dbeta = sum g        dL/dgamma = r P
         dL/dx = gamma r g  -  gamma r a (sum g) / N  -  gamma P k (x - mu_b) / N
 
-    where a = d mu / d mu_b and k = -2 dr / d var_b. The kernel of ordinary batch norm, told that the batch had
-    mean M and rate I, computes A (g - (sum g) / N - (x - M) I^2 (sum g (x - M)) / N) with A = I * weight.
-    M = mu, I^2 = k / r and A = gamma r make its last term ours but for a constant a channel, which is added.
+    where a = d mu / d mu_b and k = -2 dr / d var_b. Where mu is mu_b, and so a = 1, the kernel of ordinary batch norm
+    computes all of it: told that the batch had mean M and rate I, it gives A (g - (sum g) / N - (x - M) I^2 (sum g
+    (x - M)) / N) with A = I * weight, which is ours for M = mu, I^2 = k / r and A = gamma r.
     """
 
     @staticmethod
@@ -146,25 +163,71 @@ class _Normalize(torch.autograd.Function):
         return torch.native_batch_norm(x, weight, shift, mu, one, False, 0.0, 0.0)[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_order()
         x, gamma, weight, mu, r, one, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         want_x = ctx.needs_input_grad[0]
         kernel = torch.ops.aten.native_batch_norm_backward
-        if rate_grad is None or not want_x:
-            mask = [want_x, True, True]
-            # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
-            dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
-        else:
+        if rate_grad is not None and mu_b is None and want_x:
             i = (rate_grad / r).clamp_min(_TINY).sqrt()
             dx, p_i, sum_g = kernel(g, x, weight / i, None, None, mu, i, True, 0.0, [True, True, True])
             p = p_i / i
-            count = x.numel() // x.shape[1]
-            mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
-            if mu_b is not None:  # else mu is the batch's mean and mean_grad is 1: no constant remains
-                constant = weight / count * ((1 - mean_grad) * sum_g + (mu_b - mu) * p_i * i)
-                dx += constant.view(-1, *[1] * (x.dim() - 2)).to(dx.dtype)
+        else:
+            mask = [want_x and rate_grad is None, True, True]
+            # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
+            dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
+            if want_x and rate_grad is not None and mu_b is not None:
+                mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
+                count = x.numel() // x.shape[1]
+                dx = input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, count)
         dgamma = None if gamma is None else (p * r).to(gamma.dtype)
         dbeta = None if ctx.beta_dtype is None else sum_g.to(ctx.beta_dtype)
         return dx, dgamma, dbeta, None, None, None, None, None
+
+
+def input_gradient(
+    g: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    weight: Tensor,
+    mu_b: Tensor,
+    mean_grad: float | Tensor,
+    rate_grad: Tensor,
+    p: Tensor,
+    sum_g: Tensor,
+    count: int,
+) -> Tensor:
+    """dL/dx of _Normalize from its two sums, in float32 at least and rounded to the dtype of x once, at the end.
+
+    Far from lambda the terms are large and cancel: rounded one by one, in bfloat16 or to a common offset, they lose
+    the digits that remain.
+    """
+    shape = (-1, *[1] * (x.dim() - 2))
+    slope = (p if gamma is None else gamma * p) * rate_grad / -count
+    offset = weight * mean_grad * sum_g / -count - slope * mu_b
+    weight, slope, offset = weight.view(shape), slope.view(shape), offset.view(shape)
+
+    def part(g: Tensor, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return torch.addcmul(offset, x, slope).addcmul_(g, weight)
+        # One operation more, but the CPU's vectorized loops take one operand of a number a channel, not two.
+        return torch.mul(x, slope).addcmul_(g, weight).add_(offset)
+
+    if x.dtype == weight.dtype or x.numel() <= _BLOCK or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return part(g, x).to(x.dtype)
+    # float32 copies of a whole bfloat16 batch cost four times as much as these, which stay in the cache.
+    dx = torch.empty_like(x)
+    records = max(1, _BLOCK * len(x) // x.numel())
+    for piece, *inputs in zip(dx.split(records), g.split(records), x.split(records), strict=True):
+        piece.copy_(part(*inputs))
+    return dx
+
+
+def check_first_order() -> None:
+    """Refuse, in a backward pass, to be differentiated again: the closed form is not, and would count as constant."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "DiminishingBatchNorm has first derivatives only, but this backward pass is to be differentiated again "
+            "(create_graph=True); leave create_graph out, or keep the layer out of what is differentiated twice."
+        )

@@ -91,8 +91,8 @@ class _Normalize(torch.autograd.Function):
         return torch.native_batch_norm(x, weight, shift, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        functional.check_first_order()
         x, gamma, weight, mu, r, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         if x.numel():
@@ -109,8 +109,5 @@ class _Normalize(torch.autograd.Function):
             sums = torch.stack([p, sum_g])
             dist.all_reduce(sums, group=ctx.group)
             p, sum_g = sums
-            shape = (-1, *[1] * (x.dim() - 2))
-            slope = (p * rate_grad if gamma is None else gamma * p * rate_grad) / ctx.count
-            constant = weight * mean_grad * sum_g / ctx.count - slope * mu_b
-            dx = (weight.view(shape) * g - slope.view(shape) * x - constant.view(shape)).to(x.dtype)
+            dx = functional.input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, ctx.count)
         return dx, dgamma, dbeta, *[None] * 7
