@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 from dbnrun.norm import functional
 from dbnrun.norm import sync as ranks
 from dbnrun.norm.schedules import Constant, Schedule, check_schedule
-
-# Forward passes by their autograd node: the layer's id, alpha(m), lambda(m). Activation checkpointing asks for them.
-_FORWARDS: weakref.WeakKeyDictionary[Any, tuple[int, float | Tensor, Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
 class DiminishingBatchNorm(nn.Module):
@@ -55,18 +51,17 @@ class DiminishingBatchNorm(nn.Module):
 
     Shape: x and y (N, C, …).
 
-    Activation checkpointing (torch.utils.checkpoint, use_reentrant=False) moves lambda once a step: a training-mode
-    forward inside a backward pass is taken for a recomputation, which uses alpha(m) and lambda(m) of the forward pass
-    that it repeats. That one must be this layer's only forward pass whose graph is alive. Under train_stats="batch",
-    where lambda steers nothing, reentrant checkpointing and several forward passes a backward pass work too.
+    Activation checkpointing (torch.utils.checkpoint) runs the forward pass a second time during the backward pass.
+    Under train_stats="batch" the second run leaves lambda where it is and gives the same result. Under
+    train_stats="lambda", or in a compiled layer, it is refused: lambda has moved since the first run.
 
-    Not supported: double backward (create_graph=True), torch.func transforms (grad, vjp, jvp, vmap), forward-mode
-    differentiation, torch.jit.script, checkpointing a layer that is compiled. Each raises an error.
+    Not supported either, each with an error: double backward (create_graph=True), torch.func.grad, vjp, jvp and vmap,
+    forward-mode differentiation, torch.jit.script.
 
     Raises:
-        ValueError: a wrong number of dimensions or channels; training with no value or one a channel; an unknown
-            axis value; alpha(m) outside [0, 1] for some m up to 10,000.
-        RuntimeError: checkpointing or double backward as above.
+        ValueError: a wrong number of dimensions or channels; training with fewer than two values a channel; an
+            unknown axis value; alpha(m) outside [0, 1] for some m up to 10,000.
+        RuntimeError: activation checkpointing or double backward, as above.
     """
 
     dims: tuple[int, ...] = ()  # accepted numbers of dimensions of x; empty: two or more
@@ -143,61 +138,36 @@ class DiminishingBatchNorm(nn.Module):
         if not self.training:
             return functional.normalize(x, self.weight, self.bias, self.mu, self._rate(self.spread))
         joined = self.sync and ranks.world_size(self.process_group) > 1
-        mu_b, var_b, count = self._moments(x, joined)
-        alpha, mu, spread = self._statistics(mu_b, functional.spread(var_b, self.average, self.eps))
-        r = self._rate(spread)
-        if not self.stats_grad:
-            y = functional.normalize(x, self.weight, self.bias, mu, r)
-        else:
-            slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
-            grads = {"mean_grad": alpha, "rate_grad": alpha * slope}
-            if joined:
-                whole = {"count": count, "group": self.process_group}
-                y = ranks.normalize(x, self.weight, self.bias, mu, r, mu_b=mu_b, **grads, **whole)
-            else:
-                # None where mu_b is mu itself: no tensor enters an autograd function twice, so that it compiles.
-                batch_mean = None if self.train_stats == "batch" else mu_b
-                y = functional.normalize(x, self.weight, self.bias, mu, r, mu_b=batch_mean, **grads)
-        self._remember(y, alpha, mu, spread)
-        return y
-
-    def _moments(self, x: Tensor, joined: bool) -> tuple[Tensor, Tensor, int]:
-        """The batch's mean and variance, over all ranks' shards where joined, and its number of values a channel."""
-        count = x.numel() // x.shape[1]
-        mu_b = var_b = x
         if joined:
             mu_b, var_b, count = ranks.joined_moments(x, self.process_group)
+        else:
+            (mu_b, var_b), count = functional.batch_moments(x), x.numel() // x.shape[1]
         if count <= 1:
             raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
-        if not joined:
-            mu_b, var_b = functional.batch_moments(x)
-        return mu_b, var_b, count
+        spread_b = functional.spread(var_b, self.average, self.eps)
+        alpha, mu, spread = self._statistics(mu_b, spread_b)
+        r = self._rate(spread)
+        if not self.stats_grad:
+            return functional.normalize(x, self.weight, self.bias, mu, r)
+        slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
+        if joined:
+            ours = {"mu_b": mu_b, "mean_grad": alpha, "rate_grad": alpha * slope}
+            group = self.process_group
+            return ranks.normalize(x, self.weight, self.bias, mu, r, **ours, count=count, group=group)
+        # mu_b is None where it is mu itself: no tensor enters an autograd function twice, so that it compiles.
+        batch_mean = None if self.train_stats == "batch" else mu_b
+        return functional.normalize(
+            x, self.weight, self.bias, mu, r, mu_b=batch_mean, mean_grad=alpha, rate_grad=alpha * slope
+        )
 
     def _statistics(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
-        """Move lambda, unless this forward repeats one; returns alpha, mean and spread that normalize the batch."""
-        moved = None if functional.within_backward() else self._update(mu_b, spread_b)
+        """Move lambda. Returns alpha, mean and spread that normalize the batch."""
         if self.train_stats == "batch":
+            if not functional.in_backward():
+                self._update(mu_b, spread_b)
             return 1.0, mu_b, spread_b
-        return self._recalled() if moved is None else moved
-
-    def _remember(self, y: Tensor, alpha: float | Tensor, mu: Tensor, spread: Tensor) -> None:
-        """Keep what normalized a batch for as long as the autograd graph of its output lives."""
-        if self.train_stats == "batch" or torch.compiler.is_compiling() or functional.within_backward():
-            return
-        if y.grad_fn is not None and y.numel():
-            _FORWARDS[y.grad_fn] = id(self), alpha, mu, spread
-
-    def _recalled(self) -> tuple[float | Tensor, Tensor, Tensor]:
-        """alpha(m) and lambda(m) of the forward pass that activation checkpointing repeats."""
-        alive = [used for layer, *used in _FORWARDS.values() if layer == id(self)]
-        if len(alive) != 1:
-            raise RuntimeError(
-                "activation checkpointing repeats a forward pass of this layer, whose lambda is not known: "
-                f"{len(alive)} of its forward passes have a live autograd graph, expected 1. Use use_reentrant=False, "
-                "call the layer once before each backward pass, keep no graph of an earlier step (loss.detach())."
-            )
-        alpha, mu, spread = alive[0]
-        return alpha, mu, spread
+        functional.refuse_second_run()
+        return self._update(mu_b, spread_b)
 
     @torch.no_grad()
     def _update(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:

@@ -14,19 +14,22 @@ from torch import Tensor
 
 # Stands for a vanishing squared rate where a kernel divides by it; far below any statistic, far above underflow.
 _TINY = 1e-30
-# Values that are computed at a time in float32 for a bfloat16 result on the CPU: 1 MB, which fits into its cache.
-_BLOCK = 2**18
+# Values of a bfloat16 batch that the CPU converts to float32 at a time: 1 MB, which stays in the cache.
+_PIECE = 2**18
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, in float32 at least. x (N, C, …) -> (C,), (C,).
 
-    Algorithm 1, lines 5 and 6, on a mini-batch. Carries no gradient: `normalize` supplies it in closed form.
+    Algorithm 1, lines 5 and 6, on a mini-batch; zeros where the batch is empty. Carries no gradient: `normalize`
+    supplies it in closed form.
     """
     x = x.detach()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if not x.numel():
+        return x.new_zeros(x.shape[1], dtype=wide), x.new_zeros(x.shape[1], dtype=wide)
     if torch.compiler.is_compiling():
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mu = torch.var_mean(wide, dim=[d for d in range(x.dim()) if d != 1], correction=0)
+        var, mu = torch.var_mean(x.to(wide), dim=[d for d in range(x.dim()) if d != 1], correction=0)
         return mu, var
     # The statistics half of the native batch norm: several times faster than var_mean on the CPU.
     running = None
@@ -35,18 +38,32 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
 
 
-def within_backward() -> bool:
-    """Whether a backward pass is under way, in which a forward pass repeats an earlier one; False while compiling."""
-    # torch has no public way to ask; its own checkpointing asks the same.
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
+    # torch has no public way to ask; torch.utils.checkpoint asks the same. A compiler traces no backward pass here.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _kept(x: Tensor) -> Tensor:
-    if torch._C._current_graph_task_id() != -1:
+def refuse_second_run() -> None:
+    """Raise RuntimeError where activation checkpointing runs a forward pass again that moves lambda."""
+    if in_backward():
         raise RuntimeError(
-            "activation checkpointing repeats a forward pass of a compiled DiminishingBatchNorm, which would move "
-            "lambda again; leave the layer uncompiled (torch.compiler.disable), or do not checkpoint it."
+            "activation checkpointing runs this layer's forward pass a second time, but lambda has moved since the "
+            'first; call the layer outside torch.utils.checkpoint, or uncompiled and with train_stats="batch".'
         )
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError in a backward pass that is to be differentiated: what `backward` computes has no gradient."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "DiminishingBatchNorm has first derivatives only, but create_graph=True asks for second ones; "
+            "leave create_graph out, or keep this layer out of what is differentiated twice."
+        )
+
+
+def _kept(x: Tensor) -> Tensor:
+    refuse_second_run()
     return x.clone()
 
 
@@ -136,9 +153,9 @@ class _Normalize(torch.autograd.Function):
         dL/dbeta = sum g        dL/dgamma = r P
         dL/dx = gamma r g  -  gamma r a (sum g) / N  -  gamma P k (x - mu_b) / N
 
-    where a = d mu / d mu_b and k = -2 dr / d var_b. Where mu is mu_b, and so a = 1, the kernel of ordinary batch norm
-    computes all of it: told that the batch had mean M and rate I, it gives A (g - (sum g) / N - (x - M) I^2 (sum g
-    (x - M)) / N) with A = I * weight, which is ours for M = mu, I^2 = k / r and A = gamma r.
+    where a = d mu / d mu_b and k = -2 dr / d var_b. The kernel of ordinary batch norm, told that the batch had
+    mean M and rate I, computes A (g - (sum g) / N - (x - M) I^2 (sum g (x - M)) / N) with A = I * weight.
+    Where mu is mu_b, so that a = 1, this is ours for M = mu, I^2 = k / r and A = gamma r.
     """
 
     @staticmethod
@@ -164,20 +181,20 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        check_first_order()
+        refuse_second_derivative()
         x, gamma, weight, mu, r, one, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         want_x = ctx.needs_input_grad[0]
         kernel = torch.ops.aten.native_batch_norm_backward
-        if rate_grad is not None and mu_b is None and want_x:
+        if want_x and rate_grad is not None and mu_b is None:
             i = (rate_grad / r).clamp_min(_TINY).sqrt()
             dx, p_i, sum_g = kernel(g, x, weight / i, None, None, mu, i, True, 0.0, [True, True, True])
             p = p_i / i
         else:
-            mask = [want_x and rate_grad is None, True, True]
+            mask = [want_x and mu_b is None, True, True]
             # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
             dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
-            if want_x and rate_grad is not None and mu_b is not None:
+            if want_x and mu_b is not None:
                 mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
                 count = x.numel() // x.shape[1]
                 dx = input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, count)
@@ -198,36 +215,19 @@ def input_gradient(
     sum_g: Tensor,
     count: int,
 ) -> Tensor:
-    """dL/dx of _Normalize from its two sums, in float32 at least and rounded to the dtype of x once, at the end.
+    """dL/dx of _Normalize from its two sums, computed in float32 at least and rounded to the dtype of x at the end.
 
-    Far from lambda the terms are large and cancel: rounded one by one, in bfloat16 or to a common offset, they lose
-    the digits that remain.
+    Far from lambda, and in low precision, its terms nearly cancel: each rounded on its own, they leave few digits.
     """
-    shape = (-1, *[1] * (x.dim() - 2))
     slope = (p if gamma is None else gamma * p) * rate_grad / -count
-    offset = weight * mean_grad * sum_g / -count - slope * mu_b
-    weight, slope, offset = weight.view(shape), slope.view(shape), offset.view(shape)
+    offset = weight * mean_grad * sum_g / -count
+    one, by_channel = torch.ones_like(mu_b), weight.view(-1, *[1] * (x.dim() - 2))
 
-    def part(g: Tensor, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return torch.addcmul(offset, x, slope).addcmul_(g, weight)
-        # One operation more, but the CPU's vectorized loops take one operand of a number a channel, not two.
-        return torch.mul(x, slope).addcmul_(g, weight).add_(offset)
+    def of_records(x: Tensor, g: Tensor) -> Tensor:
+        dx = torch.native_batch_norm(x.to(weight.dtype), slope, offset, mu_b, one, False, 0.0, 0.0)[0]
+        return dx.addcmul_(g, by_channel).to(x.dtype)
 
-    if x.dtype == weight.dtype or x.numel() <= _BLOCK or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return part(g, x).to(x.dtype)
-    # float32 copies of a whole bfloat16 batch cost four times as much as these, which stay in the cache.
-    dx = torch.empty_like(x)
-    records = max(1, _BLOCK * len(x) // x.numel())
-    for piece, *inputs in zip(dx.split(records), g.split(records), x.split(records), strict=True):
-        piece.copy_(part(*inputs))
-    return dx
-
-
-def check_first_order() -> None:
-    """Refuse, in a backward pass, to be differentiated again: the closed form is not, and would count as constant."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "DiminishingBatchNorm has first derivatives only, but this backward pass is to be differentiated again "
-            "(create_graph=True); leave create_graph out, or keep the layer out of what is differentiated twice."
-        )
+    if x.dtype == weight.dtype or x.numel() <= _PIECE or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return of_records(x, g)
+    records = max(1, _PIECE * len(x) // x.numel())
+    return torch.cat([of_records(*piece) for piece in zip(x.split(records), g.split(records), strict=True)])

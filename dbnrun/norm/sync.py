@@ -28,8 +28,7 @@ def joined_moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, int]:
     x (N_k, C, …) -> (C,), (C,), N; the same on every rank, to the last bit. Carries no gradient.
     """
     count = x.numel() // x.shape[1]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    mu, var = functional.batch_moments(x) if count else torch.zeros(2, x.shape[1], device=x.device, dtype=wide)
+    mu, var = functional.batch_moments(x)
     # float64 counts exactly, and one message does for all.
     mine = torch.cat([mu.double(), var.double(), mu.new_full((1,), count, dtype=torch.float64)])
     shards = [torch.empty_like(mine) for _ in range(world_size(group))]
@@ -92,7 +91,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        functional.check_first_order()
+        functional.refuse_second_derivative()
         x, gamma, weight, mu, r, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         if x.numel():

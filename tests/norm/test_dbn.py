@@ -259,12 +259,12 @@ def gradient_in_float64(x, g, alpha, init, eps):
     return torch.autograd.grad((x - mu) / (sigma + eps), x, g.double())[0]
 
 
-@pytest.mark.parametrize("distance", [0.0, 1.0, 30.0, 1e2, 1e4])
-@pytest.mark.parametrize("alpha", [0.9, 0.3, 0.01])
+@pytest.mark.parametrize("distance", [0.0, 30.0, 1e4])
+@pytest.mark.parametrize("alpha", [0.9, 0.01])
 @pytest.mark.parametrize(
     ("dtype", "bound"),
-    # float32: the two sums, of 64,000 terms. bfloat16: the rounding of the result, at most 2^-9 a value.
-    [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-9)],
+    # float32: the sums, of up to 64,000 terms. bfloat16: the rounding of the result, at most 2^-8 of each value.
+    [(torch.float32, 3e-5), (torch.bfloat16, 2.0**-8)],
 )
 def test_the_gradient_keeps_its_digits_however_far_lambda_lies_from_the_batch(distance, alpha, dtype, bound):
     rng = torch.Generator().manual_seed(0)
@@ -273,13 +273,15 @@ def test_the_gradient_keeps_its_digits_however_far_lambda_lies_from_the_batch(di
         ((40, 6, 40, 40), torch.contiguous_format),  # large: a bfloat16 gradient is computed piece by piece
         ((40, 6, 40, 40), torch.channels_last),
     ):
-        x, g = (torch.randn(shape, generator=rng).to(dtype).to(memory_format=layout) for _ in range(2))
+        # A gradient of mean 1: all but a tenth of it cancels where alpha is near 1.
+        x, g = (torch.randn(shape, generator=rng) * scale + mean for scale, mean in ((1, 0), (0.1, 1)))
+        x, g = (t.to(dtype).to(memory_format=layout) for t in (x, g))
         layer = DiminishingBatchNorm(6, alpha, init=(distance, 1.0), affine=False)
         layer(x.requires_grad_()).backward(g)
+        assert x.grad is not None and x.grad.stride() == x.stride()
         expected = gradient_in_float64(x, g, alpha, (distance, 1.0), layer.eps)
         error = (x.grad.double() - expected).norm() / expected.norm()
         assert error < bound
-        assert x.grad.stride() == x.stride()
 
 
 def deep(**axes):
@@ -297,40 +299,34 @@ def trained(model, forward):
     return [t.grad for t in (*inputs, *model.parameters())] + list(model.buffers())
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("stats_grad", [True, False])
-@pytest.mark.parametrize(("train_stats", "reentrant"), [("lambda", False), ("batch", False), ("batch", True)])
-def test_activation_checkpointing_gives_the_same_bits(train_stats, stats_grad, reentrant):
-    plain, model = (deep(train_stats=train_stats, stats_grad=stats_grad) for _ in range(2))
+def test_activation_checkpointing_changes_no_bit_under_batch_statistics(stats_grad, reentrant):
+    plain, model = (deep(train_stats="batch", stats_grad=stats_grad) for _ in range(2))
     expected = trained(plain, plain)
     got = trained(model, lambda x: checkpoint(model, x, use_reentrant=reentrant))
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
-def test_a_checkpointed_pass_uses_its_own_lambda_where_lambda_has_moved_on_without_a_graph():
-    plain, model = deep(), deep()
-    x, other = rand(8, 4).requires_grad_(), rand(8, 4, seed=1)
-    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
-    loss = checkpoint(model, x, use_reentrant=False).square().sum()
-    with torch.no_grad():
-        model(other)
-    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_refused_where_lambda_would_move_twice(reentrant):
+    model = deep()
+    loss = checkpoint(model, rand(8, 4).requires_grad_(), use_reentrant=reentrant).sum()
+    before = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(RuntimeError, match=r"lambda has moved since the first; call the layer outside"):
+        loss.backward()
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
 
 
-def test_checkpointing_is_refused_where_it_is_unknown_which_lambda_a_pass_used():
-    model, x = deep(), rand(8, 4).requires_grad_()
-    with pytest.raises(RuntimeError, match="0 of its forward passes have a live autograd graph, expected 1"):
-        checkpoint(model, x, use_reentrant=True).sum().backward()
-    both = checkpoint(model, x, use_reentrant=False) + checkpoint(model, x, use_reentrant=False)
-    with pytest.raises(RuntimeError, match="2 of its forward passes have a live autograd graph"):
-        both.sum().backward()
-
-
-def test_checkpointing_a_compiled_layer_is_refused():
+@pytest.mark.parametrize("train_stats", ["lambda", "batch"])
+def test_activation_checkpointing_of_a_compiled_layer_is_refused(train_stats):
     torch._dynamo.reset()
-    compiled = torch.compile(DiminishingBatchNorm1d(4, 0.3), backend="aot_eager", fullgraph=True)
+    layer = DiminishingBatchNorm1d(4, 0.3, train_stats=train_stats)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     y = checkpoint(compiled, rand(8, 4).float().requires_grad_(), use_reentrant=False)
-    with pytest.raises(RuntimeError, match="checkpointing repeats a forward pass of a compiled"):
+    with pytest.raises(RuntimeError, match="lambda has moved since the first"):
         y.sum().backward()
+    assert int(layer.m) == 1
 
 
 @pytest.mark.parametrize("training", [True, False])
