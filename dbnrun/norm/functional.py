@@ -221,18 +221,19 @@ def input_gradient(
     """
     slope = (p if gamma is None else gamma * p) * rate_grad / -count
     offset = weight * mean_grad * sum_g / -count
-    one, by_channel = torch.ones_like(mu_b), weight.view(-1, *[1] * (x.dim() - 2))
-
-    def of_records(x: Tensor, g: Tensor) -> Tensor:
-        return torch.native_batch_norm(x, slope, offset, mu_b, one, False, 0.0, 0.0)[0].addcmul_(g, by_channel)
-
-    wide = weight.dtype
-    if x.dtype == wide or x.numel() <= _PIECE or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return of_records(x.to(wide), g.to(wide)).to(x.dtype)
+    shape = (-1, *[1] * (x.dim() - 2))
+    by_channel = weight.view(shape)
+    if x.dtype == weight.dtype:
+        dx = torch.native_batch_norm(x, slope, offset, mu_b, torch.ones_like(mu_b), False, 0.0, 0.0)[0]
+        return dx.addcmul_(g, by_channel)
+    slope, constant = slope.view(shape), (offset - slope * mu_b).view(shape)
+    if x.device.type != "cpu" or x.numel() <= _PIECE or torch.compiler.is_compiling():
+        return torch.addcmul(constant, x, slope).addcmul_(g, by_channel).to(x.dtype)
     records = max(1, _PIECE * len(x) // x.numel())
     dx = torch.empty_like(x)
     # Used again for every piece: fresh memory costs more than the arithmetic.
-    wide_x, wide_g = (torch.empty_like(t[:records], dtype=wide) for t in (x, g))
+    wide_x, wide_g = (torch.empty_like(t[:records], dtype=weight.dtype) for t in (x, g))
     for part, x_part, g_part in zip(dx.split(records), x.split(records), g.split(records), strict=True):
-        part.copy_(of_records(wide_x[: len(part)].copy_(x_part), wide_g[: len(part)].copy_(g_part)))
+        terms = wide_x[: len(part)].copy_(x_part).mul_(slope)
+        part.copy_(terms.addcmul_(wide_g[: len(part)].copy_(g_part), by_channel).add_(constant))
     return dx
