@@ -40,7 +40,7 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def in_backward() -> bool:
     """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
-    # torch has no public way to ask; torch.utils.checkpoint asks the same. A compiler traces no backward pass here.
+    # torch has no public way to ask; torch.utils.checkpoint asks the same. While a compiler traces, `kept` asks later.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
