@@ -51,9 +51,17 @@ class DiminishingBatchNorm(nn.Module):
 
     Shape: x and y (N, C, …).
 
+    Activation checkpointing (torch.utils.checkpoint) runs the forward pass a second time during the backward pass.
+    Under train_stats="batch" the second run leaves lambda where it is and gives the same result. Under
+    train_stats="lambda", or in a compiled layer, it is refused: lambda has moved since the first run.
+
+    Not supported either, each with an error: double backward (create_graph=True), torch.func.grad, vjp, jvp and vmap,
+    forward-mode differentiation, torch.jit.script.
+
     Raises:
-        ValueError: a wrong number of dimensions or channels; training with one value a channel; an unknown axis
-            value; alpha(m) outside [0, 1] for some m up to 10,000.
+        ValueError: a wrong number of dimensions or channels; training with fewer than two values a channel; an
+            unknown axis value; alpha(m) outside [0, 1] for some m up to 10,000.
+        RuntimeError: activation checkpointing or double backward, as above.
     """
 
     dims: tuple[int, ...] = ()  # accepted numbers of dimensions of x; empty: two or more
@@ -137,9 +145,7 @@ class DiminishingBatchNorm(nn.Module):
         if count <= 1:
             raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         spread_b = functional.spread(var_b, self.average, self.eps)
-        alpha, mu, spread = self._update(mu_b, spread_b)
-        if self.train_stats == "batch":
-            alpha, mu, spread = 1.0, mu_b, spread_b
+        alpha, mu, spread = self._statistics(mu_b, spread_b)
         r = self._rate(spread)
         if not self.stats_grad:
             return functional.normalize(x, self.weight, self.bias, mu, r)
@@ -153,6 +159,15 @@ class DiminishingBatchNorm(nn.Module):
         return functional.normalize(
             x, self.weight, self.bias, mu, r, mu_b=batch_mean, mean_grad=alpha, rate_grad=alpha * slope
         )
+
+    def _statistics(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
+        """Move lambda. Returns alpha, mean and spread that normalize the batch."""
+        if self.train_stats == "batch":
+            if not functional.in_backward():
+                self._update(mu_b, spread_b)
+            return 1.0, mu_b, spread_b
+        functional.refuse_second_run()
+        return self._update(mu_b, spread_b)
 
     @torch.no_grad()
     def _update(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:

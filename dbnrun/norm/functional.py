@@ -14,17 +14,22 @@ from torch import Tensor
 
 # Stands for a vanishing squared rate where a kernel divides by it; far below any statistic, far above underflow.
 _TINY = 1e-30
+# Values of a bfloat16 batch that the CPU converts to float32 at a time: 2 MB, which stay in the cache.
+_PIECE = 2**19
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, in float32 at least. x (N, C, …) -> (C,), (C,).
 
-    Algorithm 1, lines 5 and 6, on a mini-batch. Carries no gradient: `normalize` supplies it in closed form.
+    Algorithm 1, lines 5 and 6, on a mini-batch; zeros where the batch is empty. Carries no gradient: `normalize`
+    supplies it in closed form.
     """
     x = x.detach()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if not x.numel():
+        return x.new_zeros(x.shape[1], dtype=wide), x.new_zeros(x.shape[1], dtype=wide)
     if torch.compiler.is_compiling():
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mu = torch.var_mean(wide, dim=[d for d in range(x.dim()) if d != 1], correction=0)
+        var, mu = torch.var_mean(x.to(wide), dim=[d for d in range(x.dim()) if d != 1], correction=0)
         return mu, var
     # The statistics half of the native batch norm: several times faster than var_mean on the CPU.
     running = None
@@ -33,10 +38,39 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
 
 
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
+    # torch has no public way to ask; torch.utils.checkpoint asks the same. While a compiler traces, `kept` asks later.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def refuse_second_run() -> None:
+    """Raise RuntimeError where activation checkpointing runs a forward pass again that moves lambda."""
+    if in_backward():
+        raise RuntimeError(
+            "activation checkpointing runs this layer's forward pass a second time, but lambda has moved since the "
+            'first; call the layer outside torch.utils.checkpoint, or uncompiled and with train_stats="batch".'
+        )
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError in a backward pass that is to be differentiated: what `backward` computes has no gradient."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "DiminishingBatchNorm has first derivatives only, but create_graph=True asks for second ones; "
+            "leave create_graph out, or keep this layer out of what is differentiated twice."
+        )
+
+
+def _kept(x: Tensor) -> Tensor:
+    refuse_second_run()
+    return x.clone()
+
+
 # Registered by hand: torch.library.custom_op takes three times as long a call.
 _LIBRARY = torch.library.Library("dbnrun", "FRAGMENT")
 _LIBRARY.define("kept(Tensor x) -> Tensor")
-_LIBRARY.impl("kept", Tensor.clone, "CompositeExplicitAutograd")
+_LIBRARY.impl("kept", _kept, "CompositeExplicitAutograd")
 
 
 def kept(x: Any) -> Any:
@@ -121,7 +155,7 @@ class _Normalize(torch.autograd.Function):
 
     where a = d mu / d mu_b and k = -2 dr / d var_b. The kernel of ordinary batch norm, told that the batch had
     mean M and rate I, computes A (g - (sum g) / N - (x - M) I^2 (sum g (x - M)) / N) with A = I * weight.
-    M = mu, I^2 = k / r and A = gamma r make its last term ours but for a constant a channel, which is added.
+    Where mu is mu_b, so that a = 1, this is ours for M = mu, I^2 = k / r and A = gamma r.
     """
 
     @staticmethod
@@ -146,25 +180,60 @@ class _Normalize(torch.autograd.Function):
         return torch.native_batch_norm(x, weight, shift, mu, one, False, 0.0, 0.0)[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         x, gamma, weight, mu, r, one, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         want_x = ctx.needs_input_grad[0]
         kernel = torch.ops.aten.native_batch_norm_backward
-        if rate_grad is None or not want_x:
-            mask = [want_x, True, True]
-            # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
-            dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
-        else:
+        if want_x and rate_grad is not None and mu_b is None:
             i = (rate_grad / r).clamp_min(_TINY).sqrt()
             dx, p_i, sum_g = kernel(g, x, weight / i, None, None, mu, i, True, 0.0, [True, True, True])
             p = p_i / i
-            count = x.numel() // x.shape[1]
-            mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
-            if mu_b is not None:  # else mu is the batch's mean and mean_grad is 1: no constant remains
-                constant = weight / count * ((1 - mean_grad) * sum_g + (mu_b - mu) * p_i * i)
-                dx += constant.view(-1, *[1] * (x.dim() - 2)).to(dx.dtype)
+        else:
+            mask = [want_x and mu_b is None, True, True]
+            # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
+            dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
+            if want_x and mu_b is not None:
+                mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
+                count = x.numel() // x.shape[1]
+                dx = input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, count)
         dgamma = None if gamma is None else (p * r).to(gamma.dtype)
         dbeta = None if ctx.beta_dtype is None else sum_g.to(ctx.beta_dtype)
         return dx, dgamma, dbeta, None, None, None, None, None
+
+
+def input_gradient(
+    g: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    weight: Tensor,
+    mu_b: Tensor,
+    mean_grad: float | Tensor,
+    rate_grad: Tensor,
+    p: Tensor,
+    sum_g: Tensor,
+    count: int,
+) -> Tensor:
+    """dL/dx of _Normalize from its two sums, computed in float32 at least and rounded to the dtype of x at the end.
+
+    Far from lambda, and in low precision, its terms nearly cancel: each rounded on its own, they leave few digits.
+    """
+    slope = (p if gamma is None else gamma * p) * rate_grad / -count
+    offset = weight * mean_grad * sum_g / -count
+    shape = (-1, *[1] * (x.dim() - 2))
+    by_channel = weight.view(shape)
+    if x.dtype == weight.dtype:
+        dx = torch.native_batch_norm(x, slope, offset, mu_b, torch.ones_like(mu_b), False, 0.0, 0.0)[0]
+        return dx.addcmul_(g, by_channel)
+    slope, constant = slope.view(shape), (offset - slope * mu_b).view(shape)
+    if x.device.type != "cpu" or x.numel() <= _PIECE or torch.compiler.is_compiling():
+        return torch.addcmul(constant, x, slope).addcmul_(g, by_channel).to(x.dtype)
+    records = max(1, _PIECE * len(x) // x.numel())
+    dx = torch.empty_like(x)
+    # Used again for every piece: fresh memory costs more than the arithmetic.
+    wide_x, wide_g = (torch.empty_like(t[:records], dtype=weight.dtype) for t in (x, g))
+    for part, x_part, g_part in zip(dx.split(records), x.split(records), g.split(records), strict=True):
+        terms = wide_x[: len(part)].copy_(x_part).mul_(slope)
+        part.copy_(terms.addcmul_(wide_g[: len(part)].copy_(g_part), by_channel).add_(constant))
+    return dx

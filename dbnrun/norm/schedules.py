@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dbnrun.config import ScheduleConfig
 
 Schedule = Callable[[Any], Any]
@@ -64,10 +67,23 @@ class PerEpoch:
 
 def check_schedule(schedule: Schedule, up_to: int = 10_000) -> None:
     """Raise ValueError at the first m in 1 … up_to at which alpha(m) is not a number in [0, 1]."""
-    for m in range(1, up_to + 1):
-        alpha = float(schedule(m))
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"schedule {schedule} gives alpha = {alpha:g} at m = {m}; expected a number in [0, 1]")
+    alphas = _alphas(schedule, up_to)
+    wrong = ~((alphas >= 0) & (alphas <= 1))  # true of NaN too
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        alpha = float(alphas[at])
+        raise ValueError(f"schedule {schedule} gives alpha = {alpha:g} at m = {at + 1}; expected a number in [0, 1]")
+
+
+def _alphas(schedule: Schedule, up_to: int) -> Tensor:
+    """alpha(1), …, alpha(up_to): of all m in one call, or one by one where the schedule takes single numbers only."""
+    cpu = torch.device("cpu")  # whatever device is the default where a layer is built
+    try:
+        alphas = schedule(torch.arange(1, up_to + 1, dtype=torch.float64, device=cpu))
+        return torch.as_tensor(alphas, device=cpu).expand(up_to)  # a constant looks at no m
+    except Exception:  # a schedule is anybody's function: what it raises on a tensor says nothing
+        alphas = [float(schedule(m)) for m in range(1, up_to + 1)]
+        return torch.tensor(alphas, dtype=torch.float64, device=cpu)
 
 
 def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:

@@ -28,8 +28,7 @@ def joined_moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, int]:
     x (N_k, C, …) -> (C,), (C,), N; the same on every rank, to the last bit. Carries no gradient.
     """
     count = x.numel() // x.shape[1]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    mu, var = functional.batch_moments(x) if count else torch.zeros(2, x.shape[1], device=x.device, dtype=wide)
+    mu, var = functional.batch_moments(x)
     # float64 counts exactly, and one message does for all.
     mine = torch.cat([mu.double(), var.double(), mu.new_full((1,), count, dtype=torch.float64)])
     shards = [torch.empty_like(mine) for _ in range(world_size(group))]
@@ -91,8 +90,8 @@ class _Normalize(torch.autograd.Function):
         return torch.native_batch_norm(x, weight, shift, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        functional.refuse_second_derivative()
         x, gamma, weight, mu, r, mu_b, mean_grad, rate_grad = ctx.saved_tensors
         g = grads[0]
         if x.numel():
@@ -109,8 +108,5 @@ class _Normalize(torch.autograd.Function):
             sums = torch.stack([p, sum_g])
             dist.all_reduce(sums, group=ctx.group)
             p, sum_g = sums
-            shape = (-1, *[1] * (x.dim() - 2))
-            slope = (p * rate_grad if gamma is None else gamma * p * rate_grad) / ctx.count
-            constant = weight * mean_grad * sum_g / ctx.count - slope * mu_b
-            dx = (weight.view(shape) * g - slope.view(shape) * x - constant.view(shape)).to(x.dtype)
+            dx = functional.input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, ctx.count)
         return dx, dgamma, dbeta, *[None] * 7

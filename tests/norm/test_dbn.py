@@ -2,15 +2,17 @@
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
 from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power
+from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power, check_schedule
 
 PAIRS = [
     (DiminishingBatchNorm1d, nn.BatchNorm1d, (7, 3)),
@@ -175,12 +177,16 @@ def test_per_epoch_schedule_holds_alpha_through_an_epoch_and_moves_lambda_at_eve
         ((4,), "2-D or 3-D"),
         ((4, 5), "3 channels, got 5"),
         ((1, 3), "more than 1 value per channel"),
+        ((0, 3), r"more than 1 value per channel when training, got shape \(0, 3\)"),
+        ((4, 3, 0), "more than 1 value per channel"),
         ((2, 3, 4, 4), "got 4-D"),
     ],
 )
 def test_a_wrong_input_is_refused_with_what_came_and_what_was_expected(shape, message):
+    layer = DiminishingBatchNorm1d(3)
     with pytest.raises(ValueError, match=message):
-        DiminishingBatchNorm1d(3)(torch.zeros(shape))
+        layer(torch.zeros(shape))
+    assert int(layer.m) == 0
 
 
 def test_one_value_a_channel_is_fine_in_evaluation():
@@ -201,6 +207,159 @@ def test_one_value_a_channel_is_fine_in_evaluation():
 def test_an_impossible_axis_is_refused_at_construction(axes, message):
     with pytest.raises(ValueError, match=message):
         DiminishingBatchNorm1d(3, **axes)
+
+
+# Schedules that take single numbers only, which no tensor of several m can be given to.
+ONE_BY_ONE = {
+    "max": lambda m: max(1 / m, 0.1),
+    "branch": lambda m: 1.0 if m <= 7000 else 1.5,
+    "math": lambda m: math.exp(-m / 100),
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "m", "alpha"),
+    [
+        (ONE_BY_ONE["branch"], 7001, "1.5"),
+        (lambda m: 1 - m / 9999, 10000, "-0.00010001"),
+        (lambda m: (m - 4) / m, 1, "-3"),
+        (lambda m: m / m if m != 3 else float("nan"), 3, "nan"),
+        (lambda m: np.where(m > 8, 2.0, 0.5), 9, "2"),
+    ],
+)
+def test_a_schedule_is_refused_at_the_first_m_where_alpha_is_no_weight(schedule, m, alpha):
+    with pytest.raises(ValueError, match=f"alpha = {alpha} at m = {m}; expected a number in"):
+        check_schedule(schedule)
+
+
+@pytest.mark.parametrize("schedule", [*ONE_BY_ONE.values(), torch.reciprocal, lambda m: (1 / m) ** 0.5, lambda m: 0.5])
+def test_any_function_of_m_within_bounds_is_a_schedule_under_any_default_device(schedule):
+    with torch.device("meta"):
+        check_schedule(schedule, up_to=5000)
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.3), Harmonic(), InverseSquare(), Power(0.7), PerEpoch(Harmonic(), 9)])
+def test_the_papers_schedules_are_checked_in_one_call(schedule):
+    calls = []
+
+    def counted(m):
+        calls.append(m)
+        return schedule(m)
+
+    check_schedule(counted)
+    assert len(calls) == 1
+
+
+def gradient_in_float64(x, g, alpha, init, eps):
+    """dL/dx of Algorithm 1, line 7 and equation 3, written out and differentiated by torch."""
+    x = x.detach().double().requires_grad_()
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    mu = alpha * x.mean(axes, keepdim=True) + (1 - alpha) * init[0]
+    sigma = alpha * x.std(axes, correction=0, keepdim=True) + (1 - alpha) * init[1]
+    return torch.autograd.grad((x - mu) / (sigma + eps), x, g.double())[0]
+
+
+@pytest.mark.parametrize("distance", [0.0, 30.0, 1e4])
+@pytest.mark.parametrize("alpha", [0.9, 0.01])
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    # float32: the sums, of up to 96,000 terms. bfloat16: the rounding of the result, at most 2^-8 of each value.
+    [(torch.float32, 3e-5), (torch.bfloat16, 2.0**-8)],
+)
+def test_the_gradient_keeps_its_digits_however_far_lambda_lies_from_the_batch(distance, alpha, dtype, bound):
+    rng = torch.Generator().manual_seed(0)
+    for shape, layout in (
+        ((100, 6), torch.contiguous_format),
+        ((60, 6, 40, 40), torch.contiguous_format),  # large: a bfloat16 gradient is computed piece by piece
+        ((60, 6, 40, 40), torch.channels_last),
+    ):
+        # A gradient of mean 1: all but a tenth of it cancels where alpha is near 1.
+        x, g = (torch.randn(shape, generator=rng) * scale + mean for scale, mean in ((1, 0), (0.1, 1)))
+        x, g = (t.to(dtype).to(memory_format=layout) for t in (x, g))
+        layer = DiminishingBatchNorm(6, alpha, init=(distance, 1.0), affine=False)
+        layer(x.requires_grad_()).backward(g)
+        assert x.grad is not None and x.grad.stride() == x.stride()
+        expected = gradient_in_float64(x, g, alpha, (distance, 1.0), layer.eps)
+        error = (x.grad.double() - expected).norm() / expected.norm()
+        assert error < bound
+
+
+def deep(**axes):
+    """Two DBN layers, of which the second's input depends on how the first normalizes."""
+    torch.manual_seed(0)
+    first, second = (DiminishingBatchNorm1d(c, Harmonic(), **axes) for c in (6, 5))
+    return nn.Sequential(nn.Linear(4, 6), first, nn.ReLU(), nn.Linear(6, 5), second, nn.Tanh()).double()
+
+
+def trained(model, forward):
+    """Input gradients, parameter gradients and statistics after four steps."""
+    inputs = [rand(8, 4, seed=seed).requires_grad_() for seed in range(4)]
+    for x in inputs:
+        forward(x).square().sum().backward()
+    return [t.grad for t in (*inputs, *model.parameters())] + list(model.buffers())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("stats_grad", [True, False])
+def test_activation_checkpointing_changes_no_bit_under_batch_statistics(stats_grad, reentrant):
+    plain, model = (deep(train_stats="batch", stats_grad=stats_grad) for _ in range(2))
+    expected = trained(plain, plain)
+    got = trained(model, lambda x: checkpoint(model, x, use_reentrant=reentrant))
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_refused_where_lambda_would_move_twice(reentrant):
+    model = deep()
+    loss = checkpoint(model, rand(8, 4).requires_grad_(), use_reentrant=reentrant).sum()
+    before = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(RuntimeError, match=r"lambda has moved since the first; call the layer outside"):
+        loss.backward()
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
+
+
+@pytest.mark.parametrize("train_stats", ["lambda", "batch"])
+def test_activation_checkpointing_of_a_compiled_layer_is_refused(train_stats):
+    torch._dynamo.reset()
+    layer = DiminishingBatchNorm1d(4, 0.3, train_stats=train_stats)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    y = checkpoint(compiled, rand(8, 4).float().requires_grad_(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="lambda has moved since the first"):
+        y.sum().backward()
+    assert int(layer.m) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("second", [torch.autograd.functional.hessian, torch.autograd.functional.hvp])
+def test_a_second_derivative_is_refused_rather_than_zero(training, second):
+    layer, x = DiminishingBatchNorm1d(3, 0.3).double().train(training), rand(5, 3)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        second(lambda x: layer(x).square().sum(), x, *([x] if second is torch.autograd.functional.hvp else []))
+
+
+def forward_mode(layer, x):
+    with torch.autograd.forward_ad.dual_level():
+        return layer(torch.autograd.forward_ad.make_dual(x, x))
+
+
+# By torch itself, each with an error of its own.
+UNSUPPORTED = {
+    "grad": lambda layer, x: torch.func.grad(lambda x: layer(x).sum())(x),
+    "vjp": torch.func.vjp,
+    "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (x,)),
+    "vmap": lambda layer, x: torch.func.vmap(layer)(torch.stack([x, x])),
+    "forward mode": forward_mode,
+    "script": lambda layer, x: torch.jit.script(layer)(x),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_docstring_calls_unsupported_raises(kind, training):
+    layer = DiminishingBatchNorm1d(3, 0.3).train(training)
+    with pytest.raises((RuntimeError, NotImplementedError, ValueError)):
+        UNSUPPORTED[kind](layer, torch.ones(5, 3) * torch.arange(3))
 
 
 @pytest.mark.parametrize("train_stats", ["lambda", "batch"])
@@ -257,10 +416,11 @@ def test_state_dict_round_trip_and_deepcopy_keep_lambda_and_its_counter():
         layer(rand(5, 3, seed=seed).float())
     fresh = DiminishingBatchNorm1d(3, Harmonic())
     fresh.load_state_dict(layer.state_dict())
-    x = rand(5, 3, seed=9).float()
     twin = copy.deepcopy(layer)
-    assert torch.equal(layer(x), fresh(x)) and torch.equal(twin(x), fresh.train()(x)) is False  # fresh moved on
-    assert torch.equal(layer.mu, twin.mu) and int(layer.m) == int(twin.m) == 5
+    x = rand(5, 3, seed=9).float()
+    y = layer(x)
+    for other in (fresh, twin):
+        assert torch.equal(other(x), y) and torch.equal(other.mu, layer.mu) and int(other.m) == int(layer.m) == 5
 
 
 def test_it_is_a_drop_in_norm_layer_for_resnet18():
