@@ -206,11 +206,16 @@ def differences(expected: Sequence[Row], got: Sequence[Row], rtol: float) -> lis
     if len(expected) != len(got):
         return [f"{len(expected)} rows are written down, {len(got)} came"]
     return [
-        f"epoch {now['epoch']}, {name}: {then.get(name)} is written down, {value} came"
+        f"epoch {now['epoch']}, {name}: {then.get(name)} is written down, {now[name]} came"
         for then, now in zip(expected, got, strict=True)
-        for name, value in now.items()
-        if not distance(name, then.get(name), value) <= tolerance(name, rtol)
+        for name in now
+        if not of_tolerance(name, then, now, rtol) <= 1
     ]
+
+
+def of_tolerance(name: str, then: Row, now: Row, rtol: float) -> float:
+    """How far the values of a column lie apart, as a share of how far they may."""
+    return distance(name, then.get(name), now[name]) / tolerance(name, rtol)
 
 
 def tolerance(name: str, rtol: float) -> float:
