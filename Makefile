@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check figures reproduce bench clean
+.PHONY: venv demo test golden check figures reproduce bench clean
 
 venv: .venv/.ready
 
@@ -18,6 +18,9 @@ demo: venv    # BN against DBN on real digits: trains 15 small cells, prints a t
 
 test: venv    # on the CPU; with DBNRUN_DATA set, on the real data too
 	$(BIN)/pytest -q -n auto
+
+golden: venv  # train the short runs of tests/golden again and write down what differs; set DBNRUN_DATA to remake all of them
+	$(BIN)/python tests/golden/remake.py
 
 check: venv
 	$(BIN)/ruff format --check .

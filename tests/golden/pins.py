@@ -2,6 +2,8 @@
 
     make golden    # trains them all again, writes down what differs, and says what; then read the diff
 
+Set DBNRUN_DATA to the folder of the real data first: pins whose data are not at hand keep their rows.
+
 A change of the numbers is declared by what that diff shows, by a higher number in dbnrun.records.RESULTS_VERSIONS, and
 by a line in CHANGELOG.md. `layers.py` has the same for one step of each layer in float64.
 """
@@ -28,7 +30,13 @@ ROWS = Path(__file__).with_name("rows.csv")
 
 # How far a row may lie from the one written down, as a share of each loss, gradient norm and drift.
 #
-# Another processor rounds otherwise. TODO
+# Another processor rounds otherwise. Measured on 2026-11-25 against these rows, alone and together, with
+# ATEN_CPU_CAPABILITY=default, avx2 and avx512, with ONEDNN_MAX_CPU_ISA=SSE41 and AVX2, with 1 and 2 threads, and with
+# all the lowest at once (MKL_CBWR=COMPATIBLE too): the furthest row was off by 1.3e-6 where all functions are smooth,
+# by 5.9e-5 where rectifiers and max-pooling make a unit change sides by rounding, and by 3.8e-4 in bfloat16.
+# (Convolutions add their own: on a CPU torch sums a channel in channels-last order in float32, one value after the
+# other. Over the 10^5 values of a CIFAR-10 batch its variance is off by 6e-4, so CIFAR-10 is pinned without it.)
+# Of the changes planted in test_pins.py the smallest moves every cell by 2.3e-4, 2.3e-3 and 0.1.
 SMOOTH, KINKS, BFLOAT16 = 2e-5, 1e-3, 5e-3
 # Two of the 240 validation records of the digits, the smallest part: a record near the border between two classes
 # changes sides by rounding.
@@ -200,7 +208,6 @@ def trained(pin: Pin, way: str) -> list[list[Row]]:
     return rows
 
 
-
 def differences(expected: Sequence[Row], got: Sequence[Row], rtol: float) -> list[str]:
     """What differs between the rows of a cell by more than rounding, in a line each."""
     if len(expected) != len(got):
@@ -221,7 +228,7 @@ def of_tolerance(name: str, then: Row, now: Row, rtol: float) -> float:
 def tolerance(name: str, rtol: float) -> float:
     """How far a column's values may lie apart."""
     if name in ("signature", "epoch", "step", "alpha", "lr"):
-        return 1e-8  # written down with nine digits, and known before any training
+        return 1e-7  # written down with nine digits, and known before any training
     return ERROR_PCT if "error_pct" in name else rtol
 
 

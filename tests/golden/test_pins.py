@@ -5,6 +5,7 @@ from dataclasses import replace
 import layers
 import pins
 import pytest
+import remake
 
 from dbnrun import experiment, norm
 from dbnrun.config import (
@@ -44,6 +45,22 @@ def test_what_is_written_down_is_what_is_pinned():
     assert list(pins.read()) == [(name, cell) for name, pin in pins.PINS.items() for cell in pin.cells]
 
 
+def test_remaking_keeps_the_digits_of_rows_that_match_and_replaces_the_others(monkeypatch, tmp_path):
+    pin = {"two_layer dbn": pins.PINS["two_layer dbn"]}
+    matching, other = ((name, cell) for name in pin for cell in pin[name].cells)
+    written = {cell: [dict(row) for row in pins.read()[cell]] for cell in (matching, other)}
+    written[matching][0]["train_loss"] *= 1 + 1e-5
+    right, written[other][0]["train_loss"] = written[other][0]["train_loss"], 1.0
+    monkeypatch.setattr(pins, "PINS", pin)
+    monkeypatch.setattr(pins, "ROWS", tmp_path / "rows.csv")
+    pins.write(written)
+    (said, _) = remake.remade_rows()
+    remade = pins.read()
+    assert said.startswith("two_layer dbn, schedule=alpha_0.25 seed=1: epoch 1, train_loss: 1.0 is written down")
+    assert remade[matching][0]["train_loss"] == pytest.approx(written[matching][0]["train_loss"], rel=1e-8)
+    assert remade[other][0]["train_loss"] == pytest.approx(right, rel=pins.SMOOTH)
+
+
 def test_the_pins_have_every_choice_and_every_way_of_running():
     configs = [config for pin in pins.PINS.values() for config in pins.configs(pin)]
     dbn = [config.norm for config in configs if config.norm.name == "dbn"]
@@ -61,11 +78,15 @@ def test_the_pins_have_every_choice_and_every_way_of_running():
     steered = [config for config in configs if config.norm.name == "dbn"]
     assert {config.schedule.name for config in steered} == set(SCHEDULE_FIELDS)
     assert {config.schedule.unit for config in steered} == {"step", "epoch"}
-    assert {(own.train_stats, own.stats_grad) for own in dbn} == {(s, g) for s in ("lambda", "batch") for g in (True, False)}
+    assert {(own.train_stats, own.stats_grad) for own in dbn} == {
+        (s, g) for s in ("lambda", "batch") for g in (True, False)
+    }
     assert {(own.train_stats, own.average) for own in dbn} == {
         (stats, average) for stats in ("lambda", "batch") for average in ("std", "var", "inv_std")
     }
-    assert {(own.train_stats, own.eps_at) for own in dbn} == {(s, at) for s in ("lambda", "batch") for at in ("std", "var")}
+    assert {(own.train_stats, own.eps_at) for own in dbn} == {
+        (s, at) for s in ("lambda", "batch") for at in ("std", "var")
+    }
     shapes = {(len(runs), max(map(len, runs))) for pin in pins.PINS.values() for runs in pins.stacks(pin, "together")}
     assert {(1, 1), (1, 5), (2, 1), (4, 1), (2, 2)} <= shapes  # runs in a stack, cells that share a run
 

@@ -29,7 +29,9 @@ def typed(recorded: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
     ignored = {
         "dataset": {"fnn_widths": [1]},
         "norm": {"eps_at": "std"} if recorded["norm"].get("average") == "inv_std" else {},
-        "schedule": {"name": "constant", "alpha": 0.5, "unit": "epoch"} if "schedule" not in recorded else {"unit": "step"},
+        "schedule": {"name": "constant", "alpha": 0.5, "unit": "epoch"}
+        if "schedule" not in recorded
+        else {"unit": "step"},
         "optimizer": {"lr": 0.5},
     }
     schema = OmegaConf.structured(RunConfig)
