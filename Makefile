@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test test-all check figures reproduce bench clean
+.PHONY: venv demo test test-all golden check figures reproduce bench clean
 
 venv: .venv/.ready
 
@@ -21,6 +21,9 @@ test: venv    # what a change is likely to break, in minutes, on the CPU; with D
 
 test-all: test # then the tests marked slow
 	$(BIN)/pytest -q -n auto -m slow
+
+golden: venv  # train the short runs of tests/golden again and write down what differs; set DBNRUN_DATA to remake all of them
+	$(BIN)/python tests/golden/remake.py
 
 check: venv
 	$(BIN)/ruff format --check .
