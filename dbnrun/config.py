@@ -247,7 +247,7 @@ class TrainConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     limit_batches: int | None = None
-    eval_every: int = MISSING
+    eval_every: int = 1
     limit_eval: int | None = None
 
     def __post_init__(self) -> None:

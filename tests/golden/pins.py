@@ -22,8 +22,8 @@ from pathlib import Path
 
 from dbnrun import records
 from dbnrun.config import RunConfig
+from dbnrun.experiment import run_all
 from dbnrun.fused.grouping import grouped
-from dbnrun.fused.run import run_stack
 from dbnrun.overrides import composed
 
 ROWS = Path(__file__).with_name("rows.csv")
@@ -197,7 +197,7 @@ def trained(pin: Pin, way: str) -> list[list[Row]]:
     with tempfile.TemporaryDirectory() as results:
         cells = [replace(config, results_dir=results) for config in configs(pin)]
         for runs in stacks(pin, way):
-            outcomes = run_stack([[cells[number] for number in run] for run in runs])
+            outcomes = run_all([[cells[number] for number in run] for run in runs])
             for number, outcome in zip(chain.from_iterable(runs), chain.from_iterable(outcomes), strict=True):
                 assert outcome.status == "done", outcome.message
                 signature = outcome.name.rsplit("-", 1)[1]
