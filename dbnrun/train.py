@@ -204,7 +204,7 @@ class Program(Protocol):
 class Alone:
     """One run as a program."""
 
-    drawing = (0,)
+    drawing: Sequence[int] = (0,)
     uniform = True
 
     def __init__(self, run: Run) -> None:

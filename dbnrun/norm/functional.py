@@ -194,7 +194,7 @@ class _Normalize(torch.autograd.Function):
             mask = [want_x and mu_b is None, True, True]
             # mu and one a second time: on CUDA some layouts ask for saved statistics in evaluation mode too.
             dx, p, sum_g = kernel(g, x, weight, mu, one, mu, one, False, 0.0, mask)
-            if want_x and mu_b is not None:
+            if want_x and mu_b is not None and rate_grad is not None:
                 mean_grad = ctx.mean_grad if mean_grad is None else mean_grad
                 count = x.numel() // x.shape[1]
                 dx = input_gradient(g, x, gamma, weight, mu_b, mean_grad, rate_grad, p, sum_g, count)
