@@ -54,7 +54,7 @@ def stop(kind: str, epochs: int, results: Path, after: float, how: signal.Signal
     """Train into `results` and send the signal `after` so many seconds; return what is to be counted of it."""
     started = time.monotonic()
     process = subprocess.Popen(
-        command(kind, epochs, results), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(kind, epochs, results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     time.sleep(after)
     early = not catches_sigterm(process.pid)
@@ -63,10 +63,10 @@ def stop(kind: str, epochs: int, results: Path, after: float, how: signal.Signal
     sent = time.monotonic() - started
     process.send_signal(how)
     try:
-        _, said = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         process.kill()
-        _, said = process.communicate()
+        said, _ = process.communicate()
     wrong = faults(process.returncode, said, results)
     if wrong:
         print(f"{how.name} after {sent:.3f} s, {kind}: {', '.join(wrong)}\n{said}", file=sys.stderr, flush=True)
@@ -92,9 +92,8 @@ def main() -> int:
     parser.add_argument("--resume", type=int, default=6, help="how many go on to their end")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # a script in the background; its children would ignore it too
+    # In the background of a shell Ctrl-C is ignored, and would be by the trainings.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.parallel) as pool:

@@ -33,13 +33,14 @@ GROUP_NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 def kind_of(layers: Sequence[Any], known: Collection[type]) -> type:
-    """The networks' kind of layer. Raises UserError where it is not one of `known`: a subclass may do anything else."""
-    kind = next((kind for kind in map(type, layers) if kind not in known), type(layers[0]))
-    if kind in known:
-        return kind
+    """The one kind of these layers. Raises UserError where it is not one of `known`, as a subclass is not."""
+    kinds = {type(layer) for layer in layers}
+    if len(kinds) == 1 and kinds <= set(known):
+        return kinds.pop()
+    came = ", ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))
     raise UserError(
-        f"{kind.__module__}.{kind.__qualname__}: expected {', '.join(one.__name__ for one in known)}, for a stack does "
-        "not know what else a layer does; use hydra.launcher.max_stack=1, which trains such a network alone."
+        f"{came}: expected one of {', '.join(kind.__name__ for kind in known)} in every network of a stack, which does "
+        "not know how to stack others; set hydra.launcher.max_stack=1 to train each network alone."
     )
 
 

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from dbnrun import data as datasets
-from dbnrun import experiment, records
-from dbnrun.config import RunConfig
+from dbnrun import experiment, recording, records
+from dbnrun.config import RunConfig, UserError
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell, run_all
 from dbnrun.fused import memory
 from dbnrun.fused.grouping import grouped
+from dbnrun.fused.stack import stacked
+from dbnrun.models.layers import Dropout
+from dbnrun.norm.dbn import DiminishingBatchNorm1d
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optimizer import build_optimizer
 from dbnrun.overrides import composed
@@ -205,6 +209,70 @@ def test_a_stack_that_has_diverged_whole_stops(tmp_path, monkeypatch):
     results = run_all([[config(*sick, f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
     assert [outcome.status for (outcome,) in results] == ["diverged"] * 2
     assert len(steps) == 3 * max(len(rows_of(outcome)) for (outcome,) in results) < 27
+
+
+def test_a_stack_whose_first_run_has_diverged_keeps_checkpoints_as_seldom_as_before(tmp_path, monkeypatch):
+    """By a clock that only this test moves: one second an update, a checkpoint due every 5 s within an epoch."""
+    now, kept = [0.0], []
+    monkeypatch.setattr(recording.time, "monotonic", lambda: now[0])
+    step, save = Step.__call__, Recording.checkpoint
+
+    def second(*given):
+        step(*given)
+        now[0] += 1
+
+    def counted(self, state):
+        kept.append((self.config.seed, *position_of(state)))
+        save(self, state)
+
+    monkeypatch.setattr(Step, "__call__", second)
+    monkeypatch.setattr(Recording, "checkpoint", counted)
+    words = ["norm=none", "optimizer=sgd", "train.limit_batches=8", f"checkpoint.minutes={5 / 60}"]
+    sick, healthy = (config(*words, *own, results=tmp_path) for own in (["optimizer.lr=1e30"], ["seed=1"]))
+    outcomes = run_all([[sick], [healthy]])
+    assert [outcome.status for (outcome,) in outcomes] == ["diverged", "done"]
+    both_runs = [(seed, *position) for position in ((0, 5), (1, 0)) for seed in (0, 1)]
+    assert kept == [*both_runs, (1, 1, 5), (1, 2, 0)]
+
+
+class Quieter(DiminishingBatchNorm1d):
+    """A user's own, which does otherwise than the layer that it extends."""
+
+
+@pytest.mark.parametrize("own", [nn.InstanceNorm1d, Quieter])
+def test_a_stack_refuses_a_normalizer_that_it_does_not_know_and_trains_nothing(tmp_path, monkeypatch, own):
+    monkeypatch.setattr(experiment, "norm_factory", lambda *_: lambda features, _spatial: own(features))
+    (first,), (second,) = run_all([[config("norm=bn", f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
+    assert first.status == second.status == "refused" and "\n" not in first.message
+    assert f"{own.__module__}.{own.__qualname__}: expected one of DiminishingBatchNorm1d" in first.message
+    assert "max_stack=1" in first.message and not list(tmp_path.glob("runs/*/metrics.csv"))
+
+
+class SteeperLeakyReLU(nn.LeakyReLU):
+    pass
+
+
+class Noise(Dropout):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("network", "path", "layer"),
+    [
+        (["model=fnn"], "hidden.0.linear", nn.Bilinear(2, 2, 2)),
+        (["model=fnn"], "hidden.0.act", SteeperLeakyReLU()),
+        (["model=fnn"], "hidden.0.act", nn.Sigmoid()),  # known, but not what the other network has
+        (["model=two_layer"], "a", nn.Softplus()),
+        (CNN, "convs.0.linear", nn.ConvTranspose2d(1, 2, 3)),
+        (CNN, "dropouts.0", Noise(0.5, torch.Generator())),
+    ],
+)
+def test_a_stack_refuses_a_layer_that_is_not_exactly_what_it_knows_in_every_network(network, path, layer):
+    first, second = (cell.model for cell in built([config(*network, f"seed={seed}") for seed in (0, 1)], digits()))
+    stacked([first, second], [0, 1])
+    second.set_submodule(path, layer)
+    with pytest.raises(UserError, match=f"{type(layer).__qualname__}.*: expected one of .*max_stack=1"):
+        stacked([first, second], [0, 1])
 
 
 @pytest.mark.parametrize("moment", [(1, 0, 0), (2, 0, 2), (2, 0, 0), (1, 3, 1), (0, 2, 2), (2, 1, 0)])
