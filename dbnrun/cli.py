@@ -163,11 +163,10 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
 def _hydra(arguments: list[str]) -> None:
     """Let Hydra compose and run: one cell here, or a sweep through dbnrun.sweep. Raises what ends with an exit code."""
     import hydra
-    from hydra.core.config_store import ConfigStore
 
     from dbnrun import sweep
-    from dbnrun.config import RunConfig, UserError
-    from dbnrun.overrides import conf_dir
+    from dbnrun.choices import UserError, conf_dir
+    from dbnrun.config import store_schema
 
     outcomes = []
 
@@ -175,7 +174,7 @@ def _hydra(arguments: list[str]) -> None:
         outcomes.append(_cell(cfg))
         return outcomes[-1]
 
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    store_schema()
     # Our files for other people's launchers bear their names, and are checked against their schema: as meant.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
@@ -362,14 +361,16 @@ def _own_folder(paths: Sequence[Path]) -> Path | None:
 
 
 def _data(arguments: list[str]) -> int:
-    from dbnrun.config import DATASET_FIELDS, UserError, nearest
+    from dbnrun import choices
+    from dbnrun.choices import UserError, nearest
 
-    names = [name for name in DATASET_FIELDS if name != "digits"]
+    known = choices.of("dataset")
+    names = [name for name in known if name != "digits"]
     parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in DATASET_FIELDS]
+    unknown = [name for name in options.names if name not in known]
     if unknown:
         return _refuse(
             f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{nearest(unknown[0], names)}"

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dbnrun import data as datasets
-from dbnrun import interrupt
+from dbnrun import choices, interrupt
 from dbnrun.compiling import check_compiler
-from dbnrun.config import DatasetConfig, RunConfig, UserError
+from dbnrun.config import RunConfig, UserError
 from dbnrun.data.augment import flip_crop
+from dbnrun.data.options import Dataset
 from dbnrun.data.parts import Data
 from dbnrun.fused.program import Stacked
 from dbnrun.lease import Held
-from dbnrun.models import Network, build_model
-from dbnrun.norm import norm_factory
+from dbnrun.models.layers import Network
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.norm.schedules import Schedule, build_schedule
-from dbnrun.optimizer import build_optimizer, load_state
+from dbnrun.norm.options import Normalizers
+from dbnrun.norm.schedules import Schedule
+from dbnrun.optim.groups import build_optimizer, load_state
 from dbnrun.recording import Finished, Position, Recording
 from dbnrun.records import EpochRow, Outcome
 from dbnrun.streams import Streams
@@ -48,7 +48,7 @@ class Cell:
     schedule: Schedule
 
     def view(self) -> View:
-        return View(self.model, self.schedule if self.config.norm.name == "dbn" else None)
+        return View(self.model, self.schedule if self.config.norm.scheduled else None)
 
     def state(self, epoch: int, under_way: UnderWay | None = None) -> dict[str, Any]:
         """Where everything stands after `epoch` epochs, and so much of the next one, for a checkpoint."""
@@ -282,9 +282,10 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
             f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
             "training records after the validation split; choose a smaller batch."
         )
-    schedule = build_schedule(config.schedule, steps_per_epoch(len(data.train), config.train))
+    schedule = config.schedule.build(steps_per_epoch(len(data.train), config.train))
     streams = Streams.of(config.seed, device)
-    model = build_model(config.model, data.input_shape, data.num_classes, norm_factory(config.norm, schedule), streams)
+    norm = Normalizers(config.norm, schedule)
+    model = config.model.network(data.input_shape, data.num_classes, norm, streams)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     return Cell(config, model, build_optimizer(config.optimizer, model, config.compile), streams, schedule)
 
@@ -315,7 +316,7 @@ def prepare_device(config: RunConfig) -> torch.device:
 
 @functools.lru_cache(maxsize=1)
 def _load(key: str, data_dir: Path, device: torch.device) -> Data:
-    return datasets.load(DatasetConfig(**json.loads(key)), data_dir).to(device)
+    return choices.make("dataset", **json.loads(key)).load(data_dir).to(device)
 
 
 def load_data(config: RunConfig, device: torch.device) -> Data:
@@ -330,9 +331,9 @@ def captured(config: RunConfig, device: torch.device) -> bool:
     return config.cuda_graphs and device.type == "cuda"
 
 
-def augmentation(config: DatasetConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+def augmentation(config: Dataset) -> Callable[[Tensor, torch.Generator], Tensor] | None:
     """What conf/dataset asks to do with each training batch; None for nothing."""
-    return flip_crop if config.augment == "flip_crop" else None
+    return flip_crop if getattr(config, "augment", "none") == "flip_crop" else None
 
 
 def progress(config: RunConfig, steps: int, position: Position) -> tqdm:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from dbnrun.config import RunConfig, UserError, checked, known_keys, nearest
-
-
-def conf_dir() -> Path:
-    """conf/: beside the package in a checkout, inside it in an installed wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+from dbnrun.choices import Choice, UserError, conf_dir, files, nearest, owners
+from dbnrun.config import RunConfig, checked, known_keys, store_schema
 
 
 def composed(overrides: Sequence[str]) -> RunConfig:
     """The checked configuration of one cell, as the command composes it."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return checked(compose("config", list(overrides)))
-
-
-def choices() -> dict[str, list[str]]:
-    """The config groups and the names one can choose in each."""
-    groups = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
 
 
 def check_overrides(typed: Sequence[str]) -> None:
@@ -44,7 +31,7 @@ def check_overrides(typed: Sequence[str]) -> None:
             f"{error.override!r}: expected key=value, of plain letters unless quoted. "
             "A verb, such as report, comes first; quote a value with special characters: 'key=\"value\"'."
         ) from None
-    known = choices()
+    known = files()
     for override in parsed:
         if override.is_delete():
             raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
@@ -92,7 +79,7 @@ def without_effect(typed: Sequence[str], config: RunConfig) -> list[str]:
     """What a user typed for one cell that decides nothing there, in a line each."""
     keys = [line.partition("=")[0].lstrip("+") for line in typed]
     idle = [line for line, key in zip(typed, keys, strict=True) if key.partition(".")[0] == "schedule"]
-    if config.norm.name == "dbn":
+    if config.norm.scheduled:
         return []
     return [f"{line}: has no part in this cell; norm={config.norm.name} has no schedule." for line in idle]
 
@@ -103,25 +90,48 @@ def refusal(error: BaseException) -> UserError | None:
         return error
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    missing = (
-        r"hydra_plugins\.hydra_(joblib|submitit|ray)_launcher|Could not find 'hydra/launcher/(joblib|submitit|ray)"
-    )
-    if match := re.search(missing, str(error)):
-        name = match[1] or match[2]
-        extra = {"submitit": "slurm"}.get(name, name)
-        return UserError(f"hydra/launcher: the {name} launcher is not installed; pip install 'dbnrun[{extra}]'.")
+    if line := _not_installed(str(error)):
+        return UserError(line)
     cause = error
     while isinstance(cause.__cause__, HydraException | OmegaConfBaseException | UserError):
         cause = cause.__cause__
     if isinstance(cause, UserError):
         return cause
+    return UserError(_said(error, cause))
+
+
+def _not_installed(text: str) -> str:
+    """That a launcher is not installed, where this is what Hydra says; else ''."""
+    missing = (
+        r"hydra_plugins\.hydra_(joblib|submitit|ray)_launcher|Could not find 'hydra/launcher/(joblib|submitit|ray)"
+    )
+    match = re.search(missing, text)
+    if not match:
+        return ""
+    name = match[1] or match[2]
+    extra = {"submitit": "slurm"}.get(name, name)
+    return f"hydra/launcher: the {name} launcher is not installed; pip install 'dbnrun[{extra}]'."
+
+
+def _said(error: BaseException, cause: BaseException) -> str:
+    """What Hydra or OmegaConf found wrong, in one line that begins with what was typed."""
     text = str(error)
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return UserError(f"{match[1]}: several values; expected one, or -m in front of them to sweep.")
+        return f"{match[1]}: several values; expected one, or -m in front of them to sweep."
+    kind = getattr(cause, "object_type", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(kind, type) and issubclass(kind, Choice):
+        return _not_an_option(str(cause.full_key), kind)
     override = re.match(r"Error merging override (.*)", text)
     typed = f"{override[1].rstrip('.')}: " if override else ""
     key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
-    return UserError(f"{typed or key}{first_line(cause)}")
+    return f"{typed or key}{first_line(cause)}"
+
+
+def _not_an_option(key: str, kind: type[Choice]) -> str:
+    """Why an option is refused that a choice does not have."""
+    name = key.rpartition(".")[2]
+    belongs = f"it belongs to {', '.join(known)}" if (known := owners(kind.group, name)) else "there is none"
+    return f"{key}: {kind.group} {kind.registered!r} takes no {name}; {belongs}. Leave it out."
 
 
 def first_line(error: object) -> str:

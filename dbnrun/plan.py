@@ -15,7 +15,6 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -23,9 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from dbnrun import interrupt, lease, recorded, records
-from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
+from dbnrun.choices import UserError, conf_dir, files
+from dbnrun.config import SETTINGS, RunConfig, cell_of, checked, readable_name, signature, store_schema
 from dbnrun.data import expected_digest, source
-from dbnrun.overrides import check_overrides, choices, conf_dir
+from dbnrun.overrides import check_overrides
 
 # How a cell can stand, in the order in which `dbnrun plan` counts them.
 STANDINGS = {
@@ -80,7 +80,7 @@ class Composer:
 
     @functools.cached_property
     def groups(self) -> frozenset[str]:
-        return frozenset(choices())
+        return frozenset(files())
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -264,7 +264,7 @@ def as_json(asked: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
 def asked(arguments: Sequence[str]) -> Plan:
     """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
     check_overrides(arguments)
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)

@@ -20,10 +20,9 @@ from torch import Generator, Tensor, nn
 from dbnrun import compiling, graphs, interrupt
 from dbnrun.config import TrainConfig
 from dbnrun.data.parts import Data, Part, shortened
-from dbnrun.models import Network
-from dbnrun.models.layers import Dropout
+from dbnrun.models.layers import Dropout, Network
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
-from dbnrun.optimizer import add_penalty, bare_step, lr_of
+from dbnrun.optim.groups import add_penalty, bare_step, lr_of
 from dbnrun.records import NOT_EVALUATED, EpochRow, is_evaluated
 from dbnrun.streams import Streams
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dbnrun.config import UserError
 from dbnrun.experiment import Cell, build_cell, load_data, prepare_device, training_of
-from dbnrun.models import FNN
+from dbnrun.models.fnn import FNN
 from dbnrun.norm.following import dbn_layers
 from dbnrun.overrides import check_overrides, composed, refusal
 

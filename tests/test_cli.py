@@ -116,10 +116,10 @@ def test_help_answers_without_hydra_or_torch(dbnrun):
 
 
 def test_help_names_every_choice_and_verb(dbnrun):
+    from dbnrun.choices import files
     from dbnrun.cli import HELP, VERBS
-    from dbnrun.overrides import choices
 
-    for group, names in choices().items():
+    for group, names in files().items():
         assert group in HELP
         assert all(name in HELP for name in names if not name.startswith("alpha_"))
     assert all(f"dbnrun {verb}" in HELP for verb in VERBS)

@@ -9,12 +9,11 @@ import torch
 import torch._dynamo
 
 from dbnrun import compiling, experiment
-from dbnrun import data as datasets
 from dbnrun.config import UserError
 from dbnrun.data.parts import Part
 from dbnrun.experiment import build_cell, training_of
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.optimizer import build_optimizer
+from dbnrun.optim.groups import build_optimizer
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording
 from dbnrun.records import TIME_COLUMNS
@@ -37,7 +36,7 @@ def config(*overrides, results="unused"):
 
 
 def digits():
-    data = datasets.load(config().dataset, None)
+    data = config().dataset.load(None)
     parts = {name: getattr(data, name) for name in ("train", "val", "test")}
     return replace(data, **{name: Part(part.x.double(), part.y) for name, part in parts.items()})
 
@@ -98,7 +97,7 @@ def test_compiled_steps_on_a_device_give_the_numbers_of_the_steps_as_written(cap
     device, rows = torch.device("cuda"), {}
     for compiled in (False, True):
         one = config("device=cuda", "norm=dbn", "schedule=harmonic", "optimizer=sgd", f"compile={compiled}")
-        data = datasets.load(one.dataset, None).to(device)
+        data = one.dataset.load(None).to(device)
         cell = build_cell(one, data, device)
         training = training_of([[cell]], data, captured=captured and compiled)
         rows[compiled] = [row for ((row,),) in training.epochs()]

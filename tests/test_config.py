@@ -4,17 +4,16 @@ import copy
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature
-from dbnrun.overrides import choices, conf_dir
+from dbnrun.choices import conf_dir, files
+from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature, store_schema
 
 
 @pytest.fixture(scope="module")
 def composed():
     """Compose a configuration from overrides, as the command does."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield lambda *overrides: checked(compose("config", list(overrides)))
 
@@ -24,7 +23,7 @@ def sig(composed):
     return lambda *overrides: signature(cell_of(composed(*overrides)), "digest")
 
 
-EVERY = [(group, name) for group, names in choices().items() for name in names if group != "experiment"]
+EVERY = [(group, name) for group, names in files().items() for name in names if group != "experiment"]
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
@@ -33,7 +32,7 @@ def test_every_choice_composes_and_passes_the_schema(composed, group, name):
     assert isinstance(config, RunConfig)
 
 
-@pytest.mark.parametrize("name", choices()["experiment"])
+@pytest.mark.parametrize("name", files()["experiment"])
 def test_every_experiment_composes(composed, name):
     assert composed(f"experiment={name}").dataset.name in ("digits", "mnist", "ni", "cifar10")
 
@@ -50,7 +49,7 @@ def test_a_data_set_brings_the_papers_network_unless_another_is_named(composed, 
 
 def test_table_1s_constants_are_the_constant_schedule(sig):
     assert sig("norm=dbn", "schedule=alpha_0.75") == sig("norm=dbn", "schedule=constant", "schedule.alpha=0.75")
-    alphas = [name.removeprefix("alpha_") for name in choices()["schedule"] if name.startswith("alpha_")]
+    alphas = [name.removeprefix("alpha_") for name in files()["schedule"] if name.startswith("alpha_")]
     assert sorted(map(float, alphas)) == [0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1]
 
 

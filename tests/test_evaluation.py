@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dbnrun import data as datasets
 from dbnrun import experiment, records, status, sweep
 from dbnrun.config import UserError
 from dbnrun.data.parts import Data, Part, mixed, shortened
@@ -135,7 +134,7 @@ def error_pct(logits, y):
 def test_the_limited_numbers_are_those_of_the_saved_model_on_the_first_records_of_each_part(cell):
     config = cell("norm=bn", "train.limit_eval=230", "save_weights=true")
     outcome = experiment.run(config)
-    row, digits = numbers_of(outcome)[-1], datasets.load(config.dataset, None)
+    row, digits = numbers_of(outcome)[-1], config.dataset.load(None)
     weights = torch.load(outcome.folder / "weights.pt", weights_only=True)
     weights = {key: value.double() for key, value in weights.items()}
     running = [tuple(weights[f"hidden.{i}.norm.running_{name}"] for name in ("mean", "var")) for i in range(2)]

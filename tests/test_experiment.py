@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dbnrun import experiment, plan, records, status
+from dbnrun import choices, experiment, plan, records, status
 from dbnrun.config import RunConfig, UserError
 from dbnrun.data.parts import Part
 from dbnrun.experiment import build_cell, load_data
@@ -237,8 +237,7 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     import torch.nn.functional as F
 
     from dbnrun import data
-    from dbnrun.models import build_model
-    from dbnrun.norm import norm_factory
+    from dbnrun.norm.options import Normalizers
     from dbnrun.norm.schedules import Constant
     from dbnrun.streams import Streams
 
@@ -246,7 +245,7 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     row = rows_of(experiment.run(config))[0]
     torch.use_deterministic_algorithms(True)
     streams, digits = Streams.of(0), data.load(config.dataset, Path())
-    model = build_model(config.model, (1, 8, 8), 10, norm_factory(config.norm, Constant(1.0)), streams)
+    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(1.0)), streams)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order, losses, norms, wrong = torch.randperm(1197, generator=streams.order), [], [], 0
@@ -386,7 +385,7 @@ def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_agai
         raise RuntimeError("no luck\nat all")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "build_model", broken)
+        patch.setattr(choices.of("model")["fnn"], "build", broken)
         outcome = experiment.run(cell())
         assert (outcome.status, outcome.message) == ("failed", "RuntimeError: no luck")
         assert "Traceback" in (outcome.folder / "run.log").read_text()

@@ -6,13 +6,12 @@ import pytest
 import torch
 from emulated_graph import emulate
 
-from dbnrun import data as datasets
 from dbnrun import graphs
 from dbnrun.config import RunConfig
 from dbnrun.experiment import build_cell, training_of
 from dbnrun.fused.stack import stacked
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.optimizer import load_state
+from dbnrun.optim.groups import load_state
 from dbnrun.overrides import composed
 from dbnrun.records import TIME_COLUMNS
 from dbnrun.streams import Streams
@@ -37,7 +36,7 @@ def config(*overrides, device="cpu") -> RunConfig:
 
 
 def built(one, device="cpu"):
-    data = datasets.load(one.dataset, None).to(torch.device(device))
+    data = one.dataset.load(None).to(torch.device(device))
     cell = build_cell(one, data, torch.device(device))
     if device == "cpu" and one.optimizer.name == "adagrad":  # as on CUDA, where it has no fused form
         for group in cell.optimizer.param_groups:

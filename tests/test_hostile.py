@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dbnrun import lease, plan, records
+from dbnrun.choices import files
 from dbnrun.cli import main
 from dbnrun.config import UserError, known_keys
 from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.overrides import choices
 from dbnrun.records import COLUMNS, csv_text, read_rows
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -48,7 +48,7 @@ WRONG = {
     "retry": WORDS.filter(lambda word: word not in ("failed", "null")),
     "fail_fast": st.sampled_from(["maybe", "[true]", "nan"]),
 }
-CHOICES = choices()
+CHOICES = files()
 
 
 def typed(*words):

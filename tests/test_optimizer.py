@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dbnrun.config import GroupConfig, OptimizerConfig, UserError
-from dbnrun.optimizer import add_penalty, build_optimizer, group_parameters, lr_of
+from dbnrun import choices
+from dbnrun.choices import UserError
+from dbnrun.optim.groups import add_penalty, build_optimizer, group_parameters, lr_of
+from dbnrun.optim.options import Group
 
 OPTIONS = {
     "adagrad": {"eps": 1e-10, "initial_accumulator": 0.0},
@@ -28,7 +30,7 @@ class Net(nn.Module):
 
 def groups(**decay):
     patterns = {"norm": "*norm*", "biases": "*.bias", "weights": "*.weight"}
-    return {name: GroupConfig(pattern=p, lr=0.05, weight_decay=decay.get(name, 0.0)) for name, p in patterns.items()}
+    return {name: Group(pattern=p, lr=0.05, weight_decay=decay.get(name, 0.0)) for name, p in patterns.items()}
 
 
 def test_every_parameter_lies_in_exactly_one_group_the_first_that_fits():
@@ -42,7 +44,7 @@ def test_every_parameter_lies_in_exactly_one_group_the_first_that_fits():
 def test_a_parameter_that_no_pattern_fits_is_named():
     with pytest.raises(UserError, match=r"miss 2 parameter\(s\), first 'linear.bias'; groups tried, in order: weights"):
         group_parameters(nn.ModuleDict({"linear": nn.Linear(2, 2), "out": nn.Linear(2, 2)}).named_parameters(),
-                         {"weights": GroupConfig(pattern="*.weight", lr=1, weight_decay=0)})  # fmt: skip
+                         {"weights": Group(pattern="*.weight", lr=1, weight_decay=0)})  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -50,7 +52,7 @@ def test_ten_steps_equal_torchs_own_optimizer_with_its_weight_decay(name):
     torch.manual_seed(0)
     ours, theirs = Net().double(), Net().double()
     theirs.load_state_dict(ours.state_dict())
-    config = OptimizerConfig(name=name, lr=0.05, groups=groups(weights=0.01), **OPTIONS[name])
+    config = choices.make("optimizer", name, lr=0.05, groups=groups(weights=0.01), **OPTIONS[name])
     mine = build_optimizer(config, ours)
     decayed = [theirs.linear.weight, theirs.out.weight]
     rest = [p for p in theirs.parameters() if all(p is not d for d in decayed)]
@@ -79,7 +81,7 @@ def test_ten_steps_equal_torchs_own_optimizer_with_its_weight_decay(name):
 
 def test_the_gradient_norm_is_that_of_loss_plus_l2():
     net = Net().double()
-    config = OptimizerConfig(name="adagrad", lr=0.05, groups=groups(weights=0.3), **OPTIONS["adagrad"])
+    config = choices.make("optimizer", "adagrad", lr=0.05, groups=groups(weights=0.3), **OPTIONS["adagrad"])
     optimizer = build_optimizer(config, net)
     x, y = torch.randn(8, 4).double(), torch.randint(0, 2, (8,))
     nn.functional.cross_entropy(net(x), y).backward()
@@ -95,7 +97,7 @@ def test_the_gradient_norm_is_that_of_loss_plus_l2():
 def test_a_group_has_its_own_learning_rate_and_empty_groups_vanish():
     own = groups()
     own["norm"].lr = 0.5
-    own["unused"] = GroupConfig(pattern="nothing", lr=9, weight_decay=0)
-    optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.05, groups=own, **OPTIONS["sgd"]), Net())
+    own["unused"] = Group(pattern="nothing", lr=9, weight_decay=0)
+    optimizer = build_optimizer(choices.make("optimizer", "sgd", lr=0.05, groups=own, **OPTIONS["sgd"]), Net())
     assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"norm": 0.5, "biases": 0.05, "weights": 0.05}
     assert lr_of(optimizer) == 0.05 and lr_of(optimizer, "norm") == 0.5

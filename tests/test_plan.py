@@ -9,14 +9,13 @@ from collections import Counter
 import pandas as pd
 import pytest
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import open_dict
 
 from dbnrun import records
-from dbnrun.config import RunConfig, UserError, checked
-from dbnrun.overrides import choices, conf_dir
+from dbnrun.choices import conf_dir, files
+from dbnrun.config import RunConfig, UserError, checked, store_schema
 from dbnrun.plan import Composer, duration
 
 VALUES = {
@@ -37,7 +36,7 @@ VALUES = {
 }
 GROUPS = {
     group: [name for name in names if name not in ("cnn", "two_layer")]
-    for group, names in choices().items()
+    for group, names in files().items()
     if group != "experiment"
 }
 
@@ -60,7 +59,7 @@ def outcome(compose, job):
 
 @pytest.mark.slow
 def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    store_schema()
     generator = random.Random(0)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

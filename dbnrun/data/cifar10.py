@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbnrun.config import DatasetConfig
+from dbnrun.data import options
 from dbnrun.data.parts import Data, Part, split_off
 from dbnrun.data.source import ensure, expected_digest
 from dbnrun.data.torchvision_shim import torchvision
@@ -23,7 +23,7 @@ class CIFAR10(torchvision.datasets.CIFAR10):
         return True
 
 
-def load(config: DatasetConfig, data_dir: Path) -> Data:
+def load(config: options.CIFAR10, data_dir: Path) -> Data:
     """Images (3, 32, 32), each channel standardized by its mean and standard deviation over the training part."""
     ensure("cifar10", data_dir)
     train_x, train_y = _official(data_dir, train=True)

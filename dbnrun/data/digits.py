@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dbnrun.config import DatasetConfig, UserError
+from dbnrun.choices import UserError
+from dbnrun.data import options
 from dbnrun.data.parts import SPLIT_SEED, Data, Part, split_off
 from dbnrun.data.source import expected_digest
 
 TEST_RECORDS = 360
 
 
-def load(config: DatasetConfig, _data_dir: Path) -> Data:
+def load(config: options.Digits, _data_dir: Path) -> Data:
     """Images (1, 8, 8) in [0, 1]: 360 test records, `val_size` for validation, the rest for training."""
     from sklearn.datasets import load_digits
 

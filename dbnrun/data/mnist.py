@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbnrun.config import DatasetConfig
+from dbnrun.data import options
 from dbnrun.data.parts import Data, Part, split_off
 from dbnrun.data.source import ensure, expected_digest
 from dbnrun.data.torchvision_shim import torchvision
@@ -23,7 +23,7 @@ class MNIST(torchvision.datasets.MNIST):
         return False
 
 
-def load(config: DatasetConfig, data_dir: Path) -> Data:
+def load(config: options.MNIST, data_dir: Path) -> Data:
     """Images (1, 28, 28) in [0, 1]."""
     ensure("mnist", data_dir)
 

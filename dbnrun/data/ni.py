@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbnrun.config import DatasetConfig, UserError
+from dbnrun.choices import UserError
+from dbnrun.data import options
 from dbnrun.data.parts import SPLIT_SEED, Data, Part, mixed, validation_count
 from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault, missing, whole
 
@@ -73,7 +74,7 @@ class Encoded:
     sizes: np.ndarray  # (3,) categories of protocol, service, flag
 
 
-def load(config: DatasetConfig, data_dir: Path) -> Data:
+def load(config: options.NI, data_dir: Path) -> Data:
     """Features (118,), in [0, 1] on the training part where `features` is log. See the module's docstring."""
     encoded = _cached(data_dir)
     train, val = split_groups(encoded.train_group, config.val_size)
@@ -98,12 +99,12 @@ def load(config: DatasetConfig, data_dir: Path) -> Data:
     return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), expected_digest("ni"), mixing)
 
 
-def _transformed(column: np.ndarray, config: DatasetConfig) -> np.ndarray:
+def _transformed(column: np.ndarray, config: options.NI) -> np.ndarray:
     column = column.astype(np.float64)
     return np.log1p(column) if config.features == "log" else column
 
 
-def _scaling(column: np.ndarray, config: DatasetConfig) -> tuple[float, float]:
+def _scaling(column: np.ndarray, config: options.NI) -> tuple[float, float]:
     """Offset and factor from a column's training part; one that is constant there becomes 0."""
     low, high = column.min(), column.max()
     if low == high:  # asked of the values, since rounding can leave a constant's deviation above 0

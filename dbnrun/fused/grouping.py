@@ -18,9 +18,9 @@ def trajectory(config: RunConfig) -> str:
     Under train_stats=batch the schedule steers lambda alone, and lambda only serves at evaluation.
     """
     parts = asdict(config)
-    if config.norm.name != "dbn" or config.norm.train_stats == "batch":
+    if config.norm.shares_runs or not config.norm.scheduled:
         parts["schedule"] = None
-    if config.norm.train_stats == "batch":
+    if config.norm.shares_runs:
         parts["norm"]["init"] = None
     return json.dumps(parts)  # in order: the first group that fits a parameter takes it
 
@@ -46,7 +46,8 @@ def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> 
     """
     runs = _by_key(range(len(configs)), lambda position: trajectory(configs[position]))
     for kind in _by_key(runs, lambda run: stack(configs[run[0]])):
-        size = limit(configs[kind[0][0]]) if len(kind) > 1 else 1
+        first = configs[kind[0][0]]
+        size = limit(first) if len(kind) > 1 and first.norm.stacks else 1
         yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 

@@ -13,17 +13,13 @@ from dbnrun.data.parts import Data
 from dbnrun.experiment import build_cell, load_data, prepare_device
 from dbnrun.train import autocast
 
-# Beyond these a stack gains nothing (docs/performance.md): on the CPU twenty networks leave its caches, and one
-# convolutional network fills it.
-MOST = {"cpu": {"fnn": 20, "two_layer": 20, "cnn": 1}, "cuda": {"fnn": 200, "two_layer": 200, "cnn": 200}}
-
 
 def fitting(config: RunConfig) -> int:
     """Runs like this one that fit into a quarter of the memory that is free; at least 1, and 1 where none can train."""
     try:
         device = prepare_device(config)
         data = load_data(config, device)
-        most = MOST[device.type][config.model.name]
+        most = config.model.most_stacked[device.type]
         return max(1, min(most, free_bytes(device) // 4 // step_bytes(config, data, device)))
     except UserError:
         return 1  # training it says why

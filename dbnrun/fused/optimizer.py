@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dbnrun.fused.stack import Leaf
-from dbnrun.optimizer import bare_step, has_fused
+from dbnrun.optim.groups import bare_step, has_fused
 
 
 class StackedOptimizer:

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbnrun.config import UserError
-from dbnrun.models import CNN, FNN, Network, TwoLayer
-from dbnrun.models.layers import ACTIVATIONS, Dropout
+from dbnrun.models.cnn import CNN
+from dbnrun.models.fnn import FNN
+from dbnrun.models.layers import ACTIVATIONS, Dropout, Network
+from dbnrun.models.two_layer import TwoLayer
 from dbnrun.norm.dbn import DiminishingBatchNorm, DiminishingBatchNorm1d, DiminishingBatchNorm2d
 from dbnrun.norm.schedules import Schedule
 from dbnrun.train import at_least_float32

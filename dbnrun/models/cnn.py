@@ -29,11 +29,11 @@ class CNN(Network):
         self.convs = nn.ModuleList()
         for width in widths[:4]:
             layer = norm(width, 2)
-            conv = nn.Conv2d(channels, width, 3, padding=1, bias=needs_bias(layer, norm_position))
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=needs_bias(norm, norm_position))
             self.convs.append(block(conv, layer, activation, norm_position))
             channels = width
         layer = norm(widths[4], 0)
-        linear = nn.Linear(channels * (height // 4) * (length // 4), widths[4], bias=needs_bias(layer, norm_position))
+        linear = nn.Linear(channels * (height // 4) * (length // 4), widths[4], bias=needs_bias(norm, norm_position))
         self.hidden = block(linear, layer, activation, norm_position)
         self.pool = nn.MaxPool2d(2)
         self.dropouts = nn.ModuleList(Dropout(rate, dropout_stream) for rate in dropout)

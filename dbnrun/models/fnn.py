@@ -17,7 +17,7 @@ class FNN(Network):
         self.hidden = nn.ModuleList()
         for width in widths:
             layer = norm(width, 0)
-            linear = nn.Linear(inputs, width, bias=needs_bias(layer, norm_position))
+            linear = nn.Linear(inputs, width, bias=needs_bias(norm, norm_position))
             self.hidden.append(block(linear, layer, activation, norm_position))
             inputs = width
         self.out = nn.Linear(inputs, num_classes)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
-# Makes the normalizer of so many units (spatial = 0, inputs (N, C)) or channels (spatial = 2, inputs (N, C, H, W)).
-NormFactory = Callable[[int, int], nn.Module]
+
+class NormFactory(Protocol):
+    """Makes the normalizers of a network: norm(features, spatial)."""
+
+    @property
+    def centers(self) -> bool:
+        """Whether they subtract each unit's mean."""
+        ...
+
+    def __call__(self, features: int, spatial: int) -> nn.Module:
+        """The normalizer of inputs (N, features), or (N, features, H, W) where spatial is 2."""
+        ...
+
+
+def needs_bias(norm: NormFactory, norm_position: str) -> bool:
+    """Whether the map before a normalizer has a bias: not where what follows directly subtracts each unit's mean."""
+    return norm_position == "after" or not norm.centers
+
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -94,11 +111,6 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.suffix(self.prefix(x))
-
-
-def needs_bias(norm: nn.Module, norm_position: str) -> bool:
-    """Whether the map before `norm` has a bias: not where what follows directly subtracts each unit's mean."""
-    return norm_position == "after" or isinstance(norm, nn.Identity | nn.LayerNorm | nn.GroupNorm)
 
 
 @torch.no_grad()

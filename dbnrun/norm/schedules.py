@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbnrun.config import ScheduleConfig
-
 Schedule = Callable[[Any], Any]
 
 
@@ -84,16 +82,3 @@ def _alphas(schedule: Schedule, up_to: int) -> Tensor:
     except Exception:  # a schedule is anybody's function: what it raises on a tensor says nothing
         alphas = [float(schedule(m)) for m in range(1, up_to + 1)]
         return torch.tensor(alphas, dtype=torch.float64, device=cpu)
-
-
-def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
-    """The schedule that conf/schedule names."""
-    schedules: dict[str, Callable[[], Schedule]] = {
-        "constant": lambda: Constant(config.alpha or 0.0),
-        "harmonic": Harmonic,
-        "inverse_square": InverseSquare,
-        "power": lambda: Power(config.exponent or 0.0),
-    }
-    schedule = schedules[config.name]()
-    counts_epochs = config.unit == "epoch" and config.name != "constant"
-    return PerEpoch(schedule, steps_per_epoch) if counts_epochs else schedule

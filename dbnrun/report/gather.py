@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dbnrun import records
+from dbnrun import choices, records
 from dbnrun.config import UserError, norm_label, signature
 from dbnrun.records import EpochRow
 from dbnrun.report.protocols import PEER_NAMES, name_of, number_text, protocol_of, schedule_key
@@ -246,7 +246,7 @@ def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
     groups = cell["optimizer"]["groups"]
     return (
         cell["dataset"]["name"] in records.RESULTS_VERSIONS
-        and cell["norm"]["name"] in (*PEER_NAMES, "dbn")
+        and cell["norm"]["name"] in choices.of("norm")
         and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
         and cell["seed"] >= 0
         and all([schedule_key(cell), cell["model"]["name"], cell["model"]["widths"], cell["train"]["batch_size"]])

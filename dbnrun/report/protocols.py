@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from dbnrun import choices
 from dbnrun.config import norm_label
 
-DATASETS = {"digits": "Digits", "mnist": "MNIST", "ni": "NI (KDD Cup 1999)", "cifar10": "CIFAR-10"}
+DATASETS = {name: kind.label for name, kind in choices.of("dataset").items()}
 PAPER_DATASETS = ("mnist", "ni", "cifar10")
-# Test records: what the binomial noise of a single reading depends on.
-TEST_RECORDS = {"digits": 360, "mnist": 10_000, "ni": 311_029, "cifar10": 10_000}
+TEST_RECORDS = {name: kind.test_records for name, kind in choices.of("dataset").items()}
 
 PROTOCOLS = {
     "dbn_inference": "batch statistics in training, λ at test",
@@ -21,7 +21,7 @@ PROTOCOLS = {
 }
 LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C"}
 
-PEER_NAMES = {"bn": "BN (PyTorch)", "ln": "LN", "gn": "GN", "none": "no norm"}
+PEER_NAMES = {name: kind.label for name, kind in choices.of("norm").items() if not kind.scheduled}
 
 # What the sensitivity runs vary: the dotted keys (globs) and the value of the paper's runs.
 KNOBS: dict[str, tuple[str, Any]] = {
@@ -31,14 +31,12 @@ KNOBS: dict[str, tuple[str, Any]] = {
     "average": ("norm.average", "std"),
     "features": ("dataset.features", "log"),
 }
+PROTOCOL_AXES = ("train_stats", "stats_grad", "average")  # what makes a protocol, or is a knob of its own above
 ADAGRAD_KNOBS = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
-# The other axes of each normalizer, as the paper's runs have them; one off that is a knob as well.
+# The other options of each normalizer, at their defaults in the paper's runs; one off that is a knob as well.
 NORM_AXES: dict[str, dict[str, Any]] = {
-    "dbn": {"eps": 1e-4, "affine": True, "eps_at": "std", "init": [0.0, 1.0]},
-    "bn": {"eps": 1e-5, "affine": True, "momentum": 0.1},
-    "ln": {"eps": 1e-5, "affine": True},
-    "gn": {"eps": 1e-5, "affine": True, "num_groups": 8},
-    "none": {},
+    name: {key: value for key, value in choices.defaults_of(kind).items() if key not in PROTOCOL_AXES}
+    for name, kind in choices.of("norm").items()
 }
 
 

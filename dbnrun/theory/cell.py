@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def line(config: RunConfig) -> str:
     """One line on the conditions for the cell's alpha(m), and for its step sizes where the theorem knows such."""
-    if config.norm.name != "dbn":
+    if not config.norm.scheduled:
         return f"theory: norm={config.norm.name} has no alpha(m); the theorem is about norm=dbn."
     alpha = _alpha(config)
-    if config.norm.train_stats == "batch":
+    if config.norm.shares_runs:
         return (
             "theory: norm.train_stats=batch: training normalizes each batch by its own statistics. λ, averaged with "
             f"alpha(m) = {alpha}, plays no part in it and serves evaluation alone: the theorem does not apply."

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbnrun.config import DatasetConfig, UserError
+from dbnrun import choices
+from dbnrun.choices import UserError
 from dbnrun.theory.settings import LOSSES
 
 _aten = torch.ops.aten
@@ -85,10 +86,9 @@ def build(data: str, records: int | None, activation: str, loss: str, seed: int,
 
 
 def _images(data: str, records: int | None, seed: int, data_dir: Path) -> tuple[Tensor, Tensor]:
-    from dbnrun import data as datasets
 
     val_size = {"digits": 240, "mnist": 10000}[data]
-    part = datasets.load(DatasetConfig(data, val_size, [], augment="none"), data_dir).train
+    part = choices.make("dataset", data, val_size=val_size, fnn_widths=[]).load(data_dir).train
     wanted = records or {"digits": len(part), "mnist": 1000}[data]
     if wanted > len(part):
         raise UserError(f"--records {wanted}: {data} has {len(part)} training records; choose fewer.")

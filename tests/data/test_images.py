@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dbnrun.config import DatasetConfig, UserError
-from dbnrun.data import expected_digest, load, source
+from dbnrun import choices
+from dbnrun.choices import UserError
+from dbnrun.data import expected_digest, source
 from dbnrun.data.parts import split_off
 from dbnrun.data.source import DataFile, Download
 
 
 def mnist(val_size=10000):
-    return DatasetConfig(name="mnist", val_size=val_size, fnn_widths=[300], augment="none")
+    return choices.make("dataset", "mnist", val_size=val_size, fnn_widths=[300], augment="none")
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_mnist_is_read_from_the_verified_raw_files_and_from_no_others(small_mnis
     for name in ("training.pt", "test.pt"):
         planted = torch.zeros(40, 28, 28, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64)
         torch.save(planted, folder / "MNIST" / "processed" / name)
-    data = load(mnist(val_size=5), folder)
+    data = mnist(val_size=5).load(folder)
     train, val = split_off(30, 5)
     np.testing.assert_allclose(data.train.x[:, 0].numpy(), pixels[train] / np.float32(255), rtol=1e-6)
     assert data.val.y.tolist() == [i % 10 for i in val]
@@ -62,11 +63,11 @@ def test_an_altered_mnist_file_is_refused_by_name(small_mnist):
     labels = folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\7")
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte: its content is not the official file's"):
-        load(mnist(val_size=5), folder)
+        mnist(val_size=5).load(folder)
 
 
 def test_mnist_holds_the_official_pixels(real_data):
-    data = load(mnist(), real_data)
+    data = mnist().load(real_data)
     raw = real_data / "MNIST" / "raw"
     pixels = np.frombuffer((raw / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
@@ -79,7 +80,7 @@ def test_mnist_holds_the_official_pixels(real_data):
 
 
 def test_cifar10_is_standardized_by_channel_on_the_training_part(real_data):
-    data = load(DatasetConfig(name="cifar10", val_size=5000, fnn_widths=[300], augment="none"), real_data)
+    data = choices.make("dataset", "cifar10", val_size=5000, fnn_widths=[300], augment="none").load(real_data)
     assert (len(data.train), len(data.val), len(data.test)) == (45000, 5000, 10000)
     folder = real_data / "cifar-10-batches-py"  # `load` has verified every byte of it
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbnrun.config import DatasetConfig, UserError
-from dbnrun.data import load, ni
+from dbnrun import choices
+from dbnrun.choices import UserError
+from dbnrun.data import ni
 from dbnrun.data.ni import CLASSES, encode, first_malformed, parse, split_groups
 from dbnrun.data.source import DataFile, Download
 
@@ -59,7 +60,7 @@ def small(tmp_path, monkeypatch):
 
 
 def config(**changes):
-    return DatasetConfig(**{"name": "ni", "val_size": 0.2, "fnn_widths": [5], "features": "log", **changes})
+    return choices.make("dataset", **{"name": "ni", "val_size": 0.2, "fnn_widths": [5], "features": "log", **changes})
 
 
 def test_records_are_parsed_into_numbers_categories_and_classes():
@@ -147,7 +148,7 @@ def test_a_category_that_training_never_saw_is_all_zeros():
 
 
 def test_features_are_scaled_on_the_training_part_alone(small):
-    data = load(config(), small)
+    data = config().load(small)
     train, numeric = data.train.x[:, :38], ni.NUMERIC.index(4)
     assert data.input_shape == (38 + 3 + 3 + 2,)
     assert train.min() == 0 and train.max() == 1
@@ -160,7 +161,7 @@ def test_features_are_scaled_on_the_training_part_alone(small):
 
 @pytest.mark.parametrize("features", ["log", "standard"])
 def test_features_equal_those_worked_out_record_by_record(small, features):
-    data = load(config(features=features, val_size=0.3), small)
+    data = config(features=features, val_size=0.3).load(small)
     rows = [record.split(",") for record in TRAIN]
     val = set(split_groups(parse(content(*TRAIN), WHERE).group, 0.3)[1].tolist())
     seen = [sorted({row[block] for row in rows}) for block in ni.CATEGORICAL]
@@ -194,7 +195,7 @@ def test_a_constant_column_becomes_zero_whatever_its_value(small):
 
 
 def test_standard_features_have_mean_zero_and_deviation_one_on_the_training_part(small):
-    train = load(config(features="standard"), small).train.x[:, :38].numpy().astype(float)
+    train = config(features="standard").load(small).train.x[:, :38].numpy().astype(float)
     varying = train.std(0) > 0
     assert 0 < varying.sum() < 38
     np.testing.assert_allclose(train[:, varying].mean(0), 0, atol=1e-6)
@@ -212,29 +213,29 @@ def test_identical_records_lie_on_one_side_of_the_split(group, share):
 
 
 def test_a_second_load_reads_the_cache_and_gives_the_same(small, monkeypatch):
-    first = load(config(), small)
+    first = config().load(small)
     monkeypatch.setattr(ni, "parse", lambda *_: pytest.fail("parsed again"))
-    second = load(config(), small)
+    second = config().load(small)
     assert torch.equal(first.train.x, second.train.x) and torch.equal(first.val.y, second.val.y)
-    load(config(features="standard", val_size=0.4), small)  # another encoding, the same cache
+    config(features="standard", val_size=0.4).load(small)  # another encoding, the same cache
 
 
 def test_a_damaged_cache_is_read_anew_and_an_unwritable_one_does_without(small, monkeypatch):
-    first = load(config(), small)
+    first = config().load(small)
     (cache,) = (small / "cache").iterdir()
     cache.write_bytes(cache.read_bytes()[:-100])
-    assert torch.equal(load(config(), small).train.x, first.train.x)
+    assert torch.equal(config().load(small).train.x, first.train.x)
     cache.unlink()
     (small / "cache").rmdir()
     (small / "cache").write_text("in the way")
-    assert torch.equal(load(config(), small).train.x, first.train.x)
+    assert torch.equal(config().load(small).train.x, first.train.x)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_cache_with_altered_bytes_is_read_right_or_not_at_all(small, data):
     if not (small / "cache").exists():
-        load(config(), small)
+        config().load(small)
     (cache,) = (small / "cache").glob("ni-*.npz")
     sound, truth = cache.read_bytes(), ni._read_cache(cache)
     assert truth is not None
@@ -251,39 +252,39 @@ def test_a_cache_with_altered_bytes_is_read_right_or_not_at_all(small, data):
 
 
 def test_a_cache_of_another_shape_is_parsed_anew(small):
-    first = load(config(), small)
+    first = config().load(small)
     (cache,) = (small / "cache").iterdir()
     with np.load(cache) as arrays:
         np.savez(cache, **{**arrays, "train_numeric": arrays["train_numeric"][:, :5]})
-    assert torch.equal(load(config(), small).train.x, first.train.x)
+    assert torch.equal(config().load(small).train.x, first.train.x)
 
 
 def test_a_recompressed_file_loads(small):
-    first = load(config(), small)
+    first = config().load(small)
     path = small / "ni" / "corrected.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    assert torch.equal(load(config(), small).test.x, first.test.x)
+    assert torch.equal(config().load(small).test.x, first.test.x)
 
 
 def test_an_altered_file_is_refused_with_the_line_that_is_malformed(small):
     path = small / "ni" / "corrected.gz"
     path.write_bytes(gzip.compress(content(TEST[0], "half a rec")))
     with pytest.raises(UserError, match=r"corrected.gz: line 2: 1 fields, expected 42. Fetch it again"):
-        load(config(), small)
+        config().load(small)
     path.write_bytes(gzip.compress(content(*TEST[::-1])))
     with pytest.raises(UserError, match="SHA-256 differs"):
-        load(config(), small)
+        config().load(small)
     # A sound record too many: no line is malformed, and the piece read of it is not called so.
     path.write_bytes(gzip.compress(content(*TEST, line())))
     with pytest.raises(UserError, match=r"corrected.gz: more than \d+ bytes, expected"):
-        load(config(), small)
+        config().load(small)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="truncated or damaged"):
-        load(config(), small)
+        config().load(small)
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match="cannot be read"):
-        load(config(), small)
+        config().load(small)
     assert not (small / "cache").exists()
 
 
@@ -292,7 +293,7 @@ def test_a_missing_file_that_cannot_be_fetched_is_said_in_one_line(small):
     with pytest.raises(
         UserError, match=r"Put the official file at \S*/ni/corrected\.gz, .*`dbnrun data ni`"
     ) as refused:
-        load(config(), small)
+        config().load(small)
     assert "\n" not in str(refused.value)
 
 
@@ -305,7 +306,7 @@ def test_the_families_are_those_of_the_published_map(real_data):
 
 
 def test_the_real_files_have_the_published_counts_and_118_columns(real_data):
-    data = load(config(val_size=0.1), real_data)
+    data = config(val_size=0.1).load(real_data)
     counts = lambda part: torch.bincount(part.y, minlength=5).tolist()  # noqa: E731
     both = [a + b for a, b in zip(counts(data.train), counts(data.val), strict=True)]
     assert both == [97278, 4107, 391458, 52, 1126]

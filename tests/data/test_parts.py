@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dbnrun.config import DatasetConfig, UserError
-from dbnrun.data import load
+from dbnrun import choices
+from dbnrun.choices import UserError
 from dbnrun.data.augment import PADDING, flip_crop
 from dbnrun.data.parts import split_off
 
-DIGITS = DatasetConfig(name="digits", val_size=240, fnn_widths=[64], augment="none")
+DIGITS = choices.make("dataset", "digits", val_size=240, fnn_widths=[64], augment="none")
 
 
 def test_a_split_is_fixed_disjoint_and_complete():
@@ -29,7 +29,7 @@ def test_a_split_that_leaves_nothing_is_refused(val_size):
 
 
 def test_digits_parts_are_scikit_learns_images_each_once():
-    data = load(DIGITS, Path("unused"))
+    data = DIGITS.load(Path("unused"))
     parts = (data.train, data.val, data.test)
     assert [len(part) for part in parts] == [1197, 240, 360]
     assert all(part.x.shape[1:] == data.input_shape == (1, 8, 8) for part in parts)

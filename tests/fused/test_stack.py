@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dbnrun import data as datasets
-from dbnrun import experiment, recording, records
+from dbnrun import choices, experiment, recording, records
 from dbnrun.config import RunConfig, UserError
 from dbnrun.data.parts import Data, Part
 from dbnrun.experiment import Cell, build_cell, run_all
@@ -20,7 +19,7 @@ from dbnrun.fused.stack import stacked
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.dbn import DiminishingBatchNorm1d
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.optimizer import build_optimizer
+from dbnrun.optim.groups import build_optimizer
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording, position_of
 from dbnrun.train import Step
@@ -34,7 +33,7 @@ def config(*overrides, results="unused") -> RunConfig:
 
 
 def digits(dtype=torch.float32) -> Data:
-    data = datasets.load(config().dataset, None)  # type: ignore[arg-type] # embedded
+    data = config().dataset.load(None)  # type: ignore[arg-type] # embedded
     parts = {name: Part(part.x.to(dtype), part.y) for name in ("train", "val", "test") if (part := getattr(data, name))}
     return replace(data, **parts)
 
@@ -241,7 +240,7 @@ class Quieter(DiminishingBatchNorm1d):
 
 @pytest.mark.parametrize("own", [nn.InstanceNorm1d, Quieter])
 def test_a_stack_refuses_a_normalizer_that_it_does_not_know_and_trains_nothing(tmp_path, monkeypatch, own):
-    monkeypatch.setattr(experiment, "norm_factory", lambda *_: lambda features, _spatial: own(features))
+    monkeypatch.setattr(choices.of("norm")["bn"], "build", lambda _options, features, *_: own(features))
     (first,), (second,) = run_all([[config("norm=bn", f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
     assert first.status == second.status == "refused" and "\n" not in first.message
     assert f"{own.__module__}.{own.__qualname__}: expected one of DiminishingBatchNorm1d" in first.message

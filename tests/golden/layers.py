@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbnrun import norm
-from dbnrun.config import NormConfig, ScheduleConfig
-from dbnrun.norm.schedules import Constant, build_schedule
+from dbnrun import choices
+from dbnrun.norm.options import Norm, ScheduleOptions
+from dbnrun.norm.schedules import Constant
 
 LAYERS = Path(__file__).with_name("layers.json")
 # Written down with 13 digits; no instruction set and number of threads tried in pins.py was off by more than the last
@@ -34,12 +34,12 @@ def computed() -> dict[str, Numbers]:
     maps = [(name, config) for name, config in norms() if config.name != "dbn" or config.average == "std"]
     found |= {f"{name}, maps": step(config, (2, FEATURES, 2, 1)) for name, config in maps}
     for config in schedules():
-        alpha = build_schedule(config, STEPS_PER_EPOCH)
+        alpha = config.build(STEPS_PER_EPOCH)
         found[f"schedule {config.name}, unit={config.unit}"] = {"alpha": [float(alpha(m)) for m in COUNTS]}
     return found
 
 
-def norms() -> Iterator[tuple[str, NormConfig]]:
+def norms() -> Iterator[tuple[str, Norm]]:
     """Every normalizer with every combination of its choices, by name."""
     axes = itertools.product(("lambda", "batch"), (True, False), ("std", "var", "inv_std"), ("std", "var"))
     for train_stats, stats_grad, average, eps_at in axes:
@@ -47,24 +47,24 @@ def norms() -> Iterator[tuple[str, NormConfig]]:
             continue  # eps_at means nothing to it
         chosen = {"train_stats": train_stats, "stats_grad": stats_grad, "average": average, "eps_at": eps_at}
         name = ", ".join(["dbn", *(f"{axis}={value}" for axis, value in chosen.items())])
-        yield name, NormConfig("dbn", eps=1e-4, affine=True, init=[0.5, 2.0], **chosen)
-    yield "bn", NormConfig("bn", eps=1e-5, affine=True, momentum=0.1)
-    yield "ln", NormConfig("ln", eps=1e-5, affine=True)
-    yield "gn", NormConfig("gn", eps=1e-5, affine=True, num_groups=2)
-    yield "none", NormConfig("none")
+        yield name, choices.make("norm", "dbn", init=[0.5, 2.0], **chosen)
+    yield "bn", choices.make("norm", "bn")
+    yield "ln", choices.make("norm", "ln")
+    yield "gn", choices.make("norm", "gn", num_groups=2)
+    yield "none", choices.make("norm", "none")
 
 
-def schedules() -> Iterator[ScheduleConfig]:
+def schedules() -> Iterator[ScheduleOptions]:
     for unit in ("step", "epoch"):
-        yield ScheduleConfig("constant", unit, alpha=0.25)
-        yield ScheduleConfig("harmonic", unit)
-        yield ScheduleConfig("inverse_square", unit)
-        yield ScheduleConfig("power", unit, exponent=0.7)
+        yield choices.make("schedule", "constant", unit=unit, alpha=0.25)
+        yield choices.make("schedule", "harmonic", unit=unit)
+        yield choices.make("schedule", "inverse_square", unit=unit)
+        yield choices.make("schedule", "power", unit=unit, exponent=0.7)
 
 
-def step(config: NormConfig, shape: tuple[int, ...]) -> Numbers:
+def step(config: Norm, shape: tuple[int, ...]) -> Numbers:
     """Output, gradients and statistics of a layer's training step, and its output in evaluation afterwards."""
-    layer = norm.norm_factory(config, Constant(0.25))(FEATURES, len(shape) - 2).double()
+    layer = config.build(FEATURES, len(shape) - 2, Constant(0.25)).double()
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = waves(parameter.shape, 0.9 + number) + 0.3
     x = (2 * waves(shape, 1.1) + 0.5).requires_grad_()

@@ -7,15 +7,8 @@ import pins
 import pytest
 import remake
 
-from dbnrun import experiment, norm
-from dbnrun.config import (
-    ACTIVATIONS,
-    DATASET_FIELDS,
-    MODEL_FIELDS,
-    NORM_FIELDS,
-    OPTIMIZER_FIELDS,
-    SCHEDULE_FIELDS,
-)
+from dbnrun import choices, experiment
+from dbnrun.models.options import ACTIVATIONS
 from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.train import Dealer
 
@@ -64,19 +57,19 @@ def test_remaking_keeps_the_digits_of_rows_that_match_and_replaces_the_others(mo
 def test_the_pins_have_every_choice_and_every_way_of_running():
     configs = [config for pin in pins.PINS.values() for config in pins.configs(pin)]
     dbn = [config.norm for config in configs if config.norm.name == "dbn"]
-    assert {config.dataset.name for config in configs} == set(DATASET_FIELDS)
-    assert {config.dataset.augment for config in configs} == {None, "none", "flip_crop"}
-    assert {config.dataset.features for config in configs} == {None, "log", "standard"}
+    assert {config.dataset.name for config in configs} == set(choices.of("dataset"))
+    assert {getattr(config.dataset, "augment", None) for config in configs} == {None, "none", "flip_crop"}
+    assert {getattr(config.dataset, "features", None) for config in configs} == {None, "log", "standard"}
     assert {(config.model.name, config.norm.name) for config in configs} >= {
-        (model, name) for model in ("fnn", "cnn") for name in NORM_FIELDS
+        (model, name) for model in ("fnn", "cnn") for name in choices.of("norm")
     }
-    assert {config.model.name for config in configs} == set(MODEL_FIELDS)
+    assert {config.model.name for config in configs} == set(choices.of("model"))
     assert {config.model.activation for config in configs} == set(ACTIVATIONS)
-    assert {config.model.norm_position for config in configs} == {None, "before", "after"}
-    assert {config.optimizer.name for config in configs} == set(OPTIMIZER_FIELDS)
+    assert {getattr(config.model, "norm_position", None) for config in configs} == {None, "before", "after"}
+    assert {config.optimizer.name for config in configs} == set(choices.of("optimizer"))
     assert {config.precision for config in configs} == {"fp32", "bf16"}  # tf32 is a mode of CUDA devices
     steered = [config for config in configs if config.norm.name == "dbn"]
-    assert {config.schedule.name for config in steered} == set(SCHEDULE_FIELDS)
+    assert {config.schedule.name for config in steered} == set(choices.of("schedule"))
     assert {config.schedule.unit for config in steered} == {"step", "epoch"}
     assert {(own.train_stats, own.stats_grad) for own in dbn} == {
         (s, g) for s in ("lambda", "batch") for g in (True, False)
@@ -125,20 +118,22 @@ def lambda_moves_after_the_normalization(monkeypatch):
 
 
 def eps_one_percent_larger(monkeypatch):
-    for name, build in list(norm.LAYERS.items()):
+    for name, kind in choices.of("norm").items():
+        if name == "none":
+            continue
 
-        def larger(config, *rest, build=build):
-            return build(replace(config, eps=config.eps and 1.01 * config.eps), *rest)
+        def larger(config, *rest, build=kind.build):
+            return build(replace(config, eps=1.01 * config.eps), *rest)
 
-        monkeypatch.setitem(norm.LAYERS, name, larger)
+        monkeypatch.setattr(kind, "build", larger)
 
 
 # Each with the cells that it concerns.
 PLANTED = {
     two_batches_swapped: lambda _config: True,
     no_l2_penalty: lambda c: c.optimizer.name != "adamw" and c.optimizer.groups["weights"].weight_decay >= 0.01,
-    lambda_moves_after_the_normalization: lambda config: config.norm.train_stats == "lambda",
-    eps_one_percent_larger: lambda config: config.norm.eps == 0.1,
+    lambda_moves_after_the_normalization: lambda config: getattr(config.norm, "train_stats", "") == "lambda",
+    eps_one_percent_larger: lambda config: getattr(config.norm, "eps", 0) == 0.1,
 }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dbnrun.config import RunConfig, cell_of, checked, signature
+from dbnrun import choices
+from dbnrun.config import GROUPS, RunConfig, cell_of, checked, signature
 from dbnrun.data import expected_digest
 from dbnrun.overrides import composed
 
@@ -26,17 +27,19 @@ def curves(path: Path) -> Iterator[tuple[dict[str, Any], str, list[tuple[str, in
 
 
 @functools.cache
-def chosen(*choices: str) -> dict[str, Any]:
+def chosen(*words: str) -> dict[str, Any]:
     """What the command composes from these choices."""
-    return asdict(composed(choices))
+    return asdict(composed(words))
 
 
 def typed(recorded: dict[str, Any]) -> RunConfig:
     """A recorded configuration as the command checks it; what it leaves out is as conf/ has it today."""
-    groups = [group for group in ("dataset", "model", "norm", "schedule", "optimizer") if group in recorded]
-    base = chosen(*(f"{group}={recorded[group]['name']}" for group in groups))
+    names = {group: recorded[group]["name"] for group in GROUPS if group in recorded}
+    base = chosen(*(f"{group}={name}" for group, name in names.items()))
     parts = {key: base[key] | value if isinstance(value, dict) else value for key, value in recorded.items()}
-    return checked(OmegaConf.merge(OmegaConf.structured(RunConfig), base | parts))  # type: ignore[arg-type]
+    schema = OmegaConf.structured(RunConfig)
+    options = {group: OmegaConf.structured(choices.of(group)[base[group]["name"]]) for group in GROUPS}
+    return checked(OmegaConf.merge(schema, options, base | parts))  # type: ignore[arg-type]
 
 
 def test_the_records_hold_over_a_thousand_runs():

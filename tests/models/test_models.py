@@ -6,44 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dbnrun.config import ModelConfig, NormConfig
-from dbnrun.models import TwoLayer, build_model
+from dbnrun import choices
 from dbnrun.models.layers import ACTIVATIONS, Dropout
-from dbnrun.norm import DiminishingBatchNorm1d, norm_factory
+from dbnrun.models.two_layer import TwoLayer
+from dbnrun.norm import DiminishingBatchNorm1d
+from dbnrun.norm.options import Normalizers
 from dbnrun.norm.schedules import Power
 from dbnrun.streams import Streams
 
-BN = NormConfig(name="bn", eps=1e-5, affine=True, momentum=0.1)
-NORMS = {
-    "bn": BN,
-    "dbn": NormConfig(
-        name="dbn",
-        eps=1e-4,
-        affine=True,
-        train_stats="lambda",
-        stats_grad=True,
-        average="std",
-        eps_at="std",
-        init=[0, 1],
-    ),
-    "ln": NormConfig(name="ln", eps=1e-5, affine=True),
-    "gn": NormConfig(name="gn", eps=1e-5, affine=True, num_groups=8),
-    "none": NormConfig(name="none"),
-}
+NORMS = {name: choices.make("norm", name) for name in choices.of("norm")}
 SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 
 
-def model_config(name, **changes):
-    widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
-    extra = {} if name == "two_layer" else {"norm_position": "before"}
-    if name == "cnn":
-        extra["dropout"] = [0.25, 0.25, 0.5]
-    return ModelConfig(**{"name": name, "widths": widths, "activation": "relu", **extra, **changes})
-
-
 def build(name, norm="bn", seed=0, **changes):
-    factory = norm_factory(NORMS[norm], Power(1.0))
-    return build_model(model_config(name, **changes), SHAPES[name], 10, factory, Streams.of(seed))
+    widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
+    model = choices.make("model", name, **{"widths": widths, **changes})
+    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(1.0)), Streams.of(seed))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -105,14 +105,13 @@ def test_statistics_come_back_when_the_pass_is_cut_short():
 def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
 
-    from dbnrun import data as datasets
     from dbnrun import train
     from dbnrun.data.parts import Part, mixed
     from dbnrun.experiment import build_cell
     from dbnrun.overrides import composed
 
     config = composed(["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"])
-    data = datasets.load(config.dataset, None)
+    data = config.dataset.load(None)
     grouped = data.train.y.argsort(stable=True)
     part = Part(data.train.x[grouped], data.train.y[grouped])
     order = mixed(len(grouped))

@@ -10,9 +10,10 @@ from synthetic import SCHEDULES, cell, constant, write_run
 
 from dbnrun import lease, records
 from dbnrun import recorded as committed
+from dbnrun.choices import files
 from dbnrun.cli import main
 from dbnrun.config import UserError, cell_of
-from dbnrun.overrides import choices, composed
+from dbnrun.overrides import composed
 from dbnrun.report import archive, publish, readme
 from dbnrun.report.gather import read_runs, settings_of
 from dbnrun.report.protocols import NORM_AXES, experiment_of, turned
@@ -238,7 +239,7 @@ def test_a_knob_off_the_papers_runs_makes_a_sensitivity_run(group, key, value):
     assert experiment_of(content) == "mnist_sensitivity"
 
 
-@pytest.mark.parametrize("norm", choices()["norm"])
+@pytest.mark.parametrize("norm", files()["norm"])
 def test_a_cell_as_it_is_composed_has_every_knob_where_the_papers_runs_have_it(norm):
     content = cell_of(composed(["dataset=ni", f"norm={norm}"]))
     assert turned(content) == {}

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from dbnrun.config import GroupConfig, OptimizerConfig, UserError
+from dbnrun.choices import UserError
+from dbnrun.optim.options import Group, Optimizer
 
 
 def group_parameters(
-    named: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, GroupConfig]
+    named: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, Group]
 ) -> dict[str, list[nn.Parameter]]:
     """Each parameter in the first group whose pattern (a glob over its name) fits; empty groups are left out.
 
@@ -38,46 +39,28 @@ def group_parameters(
     return {name: parameters for name, parameters in members.items() if parameters}
 
 
-def _options(config: OptimizerConfig) -> dict[str, Any]:
-    if config.name == "adagrad":
-        return {"eps": config.eps, "initial_accumulator_value": config.initial_accumulator}
-    if config.name == "sgd":
-        return {"momentum": config.momentum, "nesterov": config.nesterov}
-    assert config.betas is not None
-    return {"betas": (config.betas[0], config.betas[1]), "eps": config.eps}
-
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-
-
-def build_optimizer(config: OptimizerConfig, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(config: Optimizer, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
     """The optimizer that conf/optimizer names, over the named groups of `model`'s parameters.
 
     Weight decay is a penalty w/2 |theta|^2 whose gradient `add_penalty` adds, kept in each group under "l2"; in
     AdamW it is decoupled and the optimizer's own. `compiled`: as operations that a compiler can join with others.
     """
-    decoupled = config.name == "adamw"
     members = group_parameters(model.named_parameters(), config.groups)
     groups = [
         {
             "params": parameters,
             "name": name,
             "lr": config.groups[name].lr,
-            "weight_decay": config.groups[name].weight_decay if decoupled else 0.0,
-            "l2": 0.0 if decoupled else config.groups[name].weight_decay,
+            "weight_decay": config.groups[name].weight_decay if config.decoupled else 0.0,
+            "l2": 0.0 if config.decoupled else config.groups[name].weight_decay,
         }
         for name, parameters in members.items()
     ]
     device = next(model.parameters()).device
-    kind = OPTIMIZERS[config.name]
+    kind = config.kind
     fused = not compiled and has_fused(kind, device)
-    options = _options(config)
-    if device.type == "cuda" and config.name in ("adam", "adamw"):
+    options = config.settings()
+    if device.type == "cuda" and issubclass(kind, torch.optim.Adam):
         options["capturable"] = True  # its counters on the device, so that a graph can move them
     return kind(groups, lr=config.lr, fused=fused or None, **options)  # pyright: ignore[reportCallIssue]
 
