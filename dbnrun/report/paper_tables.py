@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from dbnrun.report.tables import describe, markdown, number, paper_number, write
 
 REFERENCES = {"vs_alpha_1": ALPHA_ONE, "vs_bn": MODERN_BN}
 COMPARED = ("n", "diff", "low", "high", "p", "p_holm", "word")  # what is said against each reference
-OF_VARIANT = ("dataset", "knob", "value", "paper_value", "protocol", "family", "main", "setting")
-SENSITIVITY = (
-    *OF_VARIANT,
-    "curve",
-    *(field.name for field in fields(stats.Summary)),
-    "best_on_test_mean",
-    *(f"vs_alpha_1_{name}" for name in COMPARED),
-)
 NOTE = f"""
 Test error [%] over n seeds: mean [95 % Student t interval]. *Best on test* chooses each run's epoch by its test error,
 as the paper does: optimistic. NI's validation part shares the training distribution and its test set does not: its
@@ -55,18 +47,6 @@ Last-epoch test error [%], mean [95 % interval], and the paired difference [pp] 
 p is the exact two-sided sign-flip test, Holm-corrected over the schedules of that value.
 
 """
-SENSITIVITY_HEADS = (
-    "data set",
-    "setting",
-    "protocol",
-    "knob",
-    "value",
-    "curve",
-    "n",
-    "test error",
-    "to α = 1",
-    "p",
-)
 
 
 def statistics(setting: Setting) -> pd.DataFrame:
@@ -76,61 +56,62 @@ def statistics(setting: Setting) -> pd.DataFrame:
         column = compare.series_of(setting, protocol)
         references = {name: compare.reference_of(setting, protocol, key) for name, key in REFERENCES.items()}
         for selection in stats.SELECTIONS:
-            rows += [
-                {"dataset": setting.dataset, "protocol": letter(protocol)} | row
-                for row in _measured(column, selection, references)
-            ]
+            measure = compare.selected_error(selection)
+            differences = _differences(column, measure, references)
+            for key, series in column.items():
+                error = compare.summary(series, measure)
+                row = {
+                    "dataset": setting.dataset,
+                    "protocol": letter(protocol),
+                    "curve": key,
+                    "selection": selection,
+                    **asdict(error),
+                    "noise_floor": stats.noise_floor(error.mean, TEST_RECORDS[setting.dataset]),
+                    "paper": paper_number(series.cell),
+                }
+                rows.append(row | differences[key])
     return pd.DataFrame(rows)
 
 
 def sensitivity(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row a knob's value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
     families = list(dict.fromkeys(variant.family for variant in variants))
+    last, best = compare.selected_error("last"), compare.selected_error("best_on_test")
     rows = []
     for variant in variants:
-        own = {
-            "dataset": variant.dataset,
-            "knob": variant.knob,
-            "value": variant.value,
-            "paper_value": variant.reference,
-            "protocol": letter(variant.protocol),
-            "family": families.index(variant.family),
-            "main": variant.main,
-            "setting": describe(variant.cell),
-        }
-        best = {row["curve"]: row["mean"] for row in _measured(variant.series, "best_on_test", {})}
-        last = _measured(variant.series, "last", {"vs_alpha_1": variant.series.get(ALPHA_ONE)})
-        rows += [own | row | {"best_on_test_mean": best[row["curve"]]} for row in last]
-    return pd.DataFrame(rows, columns=SENSITIVITY)
+        differences = _differences(variant.series, last, {"vs_alpha_1": variant.series.get(ALPHA_ONE)})
+        for key, series in variant.series.items():
+            row = {
+                "dataset": variant.dataset,
+                "knob": variant.knob,
+                "value": variant.value,
+                "paper_value": variant.reference,
+                "protocol": letter(variant.protocol),
+                "family": families.index(variant.family),
+                "main": variant.main,
+                "setting": describe(variant.cell),
+                "curve": key,
+                **asdict(compare.summary(series, last)),
+                "best_on_test_mean": compare.summary(series, best).mean,
+            }
+            rows.append(row | differences[key])
+    return pd.DataFrame(rows)
 
 
-def _measured(
-    column: Mapping[str, Series], selection: str, references: Mapping[str, Series | None]
-) -> Iterator[dict[str, Any]]:
-    """A row a series of one column, which is what Holm's correction covers."""
-    measure = compare.selected_error(selection)
-    against = {name: compare.against(base, column, measure) if base else {} for name, base in references.items()}
-    for key, series in column.items():
-        error = compare.summary(series, measure)
-        row = {
-            "curve": key,
-            "selection": selection,
-            **asdict(error),
-            "noise_floor": stats.noise_floor(error.mean, TEST_RECORDS[series.cell["dataset"]["name"]]),
-            "paper": paper_number(series.cell),
-        }
-        for name, compared in against.items():
-            row |= _compared(name, compared.get(key))
-        yield row
-
-
-def _compared(name: str, one: compare.Comparison | None) -> dict[str, Any]:
-    """The columns of one comparison; empty where a series is the reference itself, or has none."""
-    values: tuple[Any, ...] = (None, *[float("nan")] * 5, "")
-    if one:
-        d = one.difference
-        values = (d.n, d.mean, d.low, d.high, one.p, one.p_holm, one.word)
-    return {f"{name}_{part}": value for part, value in zip(COMPARED, values, strict=True)}
+def _differences(
+    column: Mapping[str, Series], measure: compare.Measure, references: Mapping[str, Series | None]
+) -> dict[str, dict[str, Any]]:
+    """By series of a column, its comparison with each reference; empty where it is the reference, or has none."""
+    columns: dict[str, dict[str, Any]] = {key: {} for key in column}
+    for name, base in references.items():
+        compared = compare.against(base, column, measure) if base else {}
+        for key in column:
+            values: Sequence[Any] = (None, *[float("nan")] * 5, "")
+            if one := compared.get(key):
+                d = one.difference
+                values = (d.n, d.mean, d.low, d.high, one.p, one.p_holm, one.word)
+            columns[key] |= {f"{name}_{part}": value for part, value in zip(COMPARED, values, strict=True)}
+    return columns
 
 
 def population(setting: Setting) -> dict[str, float]:
@@ -154,8 +135,8 @@ def write(book: Book, folder: Path) -> list[Path]:
     }
     knobs = sensitivity(book.variants)
     if len(knobs):
-        table = markdown(SENSITIVITY_HEADS, map(_sensitivity_cells, knobs.to_dict("records")))
-        texts |= {"sensitivity.csv": _csv(knobs), "sensitivity.md": f"{SENSITIVITY_NOTE}{table}\n"}
+        text = SENSITIVITY_NOTE + markdown(_sensitivity_texts(knobs)) + "\n"
+        texts |= {"sensitivity.csv": _csv(knobs), "sensitivity.md": text}
     return write_texts(folder, texts)
 
 
@@ -167,7 +148,7 @@ def _markdown(setting: Setting, table: pd.DataFrame) -> str:
     parts = [f"## {DATASETS.get(setting.dataset, setting.dataset)}: {describe(setting.cell)}\n"]
     for protocol, column in table.groupby("protocol", sort=False):
         title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
-        parts.append(f"### {title}\n\n{markdown(HEADS, cells(column))}\n")
+        parts.append(f"### {title}\n\n{markdown(pd.DataFrame(cells(column), columns=HEADS))}\n")
     return "\n".join(parts)
 
 
@@ -186,19 +167,22 @@ def cells(column: Any) -> Iterator[list[str]]:
         ]
 
 
-def _sensitivity_cells(row: Mapping[Any, Any]) -> list[str]:
-    return [
-        row["dataset"],
-        row["setting"],
-        row["protocol"],
-        row["knob"],
-        row["value"] + (" (paper's runs)" if row["paper_value"] else ""),
-        name_of(row["curve"]),
-        str(row["n"]),
-        with_interval(row),
-        difference(row),
-        p_text(row),
-    ]
+def _sensitivity_texts(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "data set": row["dataset"],
+            "setting": row["setting"],
+            "protocol": row["protocol"],
+            "knob": row["knob"],
+            "value": row["value"] + (" (paper's runs)" if row["paper_value"] else ""),
+            "curve": name_of(row["curve"]),
+            "n": str(row["n"]),
+            "test error": with_interval(row),
+            "to α = 1": difference(row),
+            "p": p_text(row),
+        }
+        for row in table.to_dict("records")
+    )
 
 
 def with_interval(row: Mapping[Any, Any]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dbnrun.config import UserError
 from dbnrun.records import write_atomic
 from dbnrun.report import paper_tables, verdicts
@@ -50,31 +52,35 @@ def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> st
     def block(found: re.Match[str]) -> str:
         begin = found[0].partition("\n")[0]
         words = (found["columns"] or "").split()
-        if not words:
-            content = results(book, judged)
-        elif words[1:2] == ["sensitivity"]:
-            content = sensitivity(book, words[0], *words[2:])
-        else:
-            content = by_schedule(book, *words)
-        return f"{begin}\n{content}\n{END}"
+        return f"{begin}\n{_content(book, judged, words)}\n{END}"
 
     return BLOCK.sub(block, text)
+
+
+def _content(book: Book, judged: list[Verdict], words: Sequence[str]) -> str:
+    """What the words of a marker ask for."""
+    match words:
+        case [dataset, "sensitivity", *letters]:
+            return sensitivity(book, dataset, *letters)
+        case [dataset, *letters]:
+            return by_schedule(book, dataset, *letters)
+    return results(book, judged)
 
 
 def by_schedule(book: Book, dataset: str, *letters: str) -> str:
     """A data set's test errors and their differences to α = 1 at the last epoch, as Markdown, protocol by protocol."""
     if dataset not in book.mains:
         return NOTHING
-    heads, columns = [DATASETS[dataset]], []
+    heads, columns, last = [DATASETS[dataset]], [], _last(book, dataset)
     for letter in letters:
-        rows = _last(book, dataset, letter)
+        rows = [row for row in last if row["protocol"] == letter]
         heads += [f"{letter}{_count(rows)}: test error [%]", "to its α = 1 [pp]"]
         columns += [(_by_curve(rows, with_interval), NOT_RUN), (_by_curve(rows, difference), "")]
     lines = _beside(columns)
     if lines and letters == (LIKELIEST,):
         population = paper_tables.population(book.mains[dataset])
         lines.append(["the same weights, population statistics", with_interval(population), difference(population)])
-    return markdown(heads, lines)
+    return markdown(pd.DataFrame(lines, columns=heads))
 
 
 def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
@@ -83,20 +89,26 @@ def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
     m counts epochs under A, where that is what tells the paper's rows apart, and steps under the others.
     """
     table: Any = paper_tables.sensitivity(book.variants)
-    table = table[(table["dataset"] == dataset) & (table["protocol"] == letter) & table["main"].astype(bool)]
+    if len(table):
+        table = table[(table["dataset"] == dataset) & (table["protocol"] == letter) & table["main"]]
     if not len(table):
         return NOTHING
     unit = "epochs" if letter == LIKELIEST else "steps"
     keys = [*SHOWN, f"1/m {unit}", f"1/m^2 {unit}"]
-    heads = ["n", "α = 1: test error [%]", *(f"{name_of(key)} [pp]" for key in keys), "α = 0: test error [%]"]
     lines = []
     for (knob, value), found in table.groupby(["knob", "value"], sort=False):
         rows = found.to_dict("records")
         errors, gains = _by_curve(rows, with_interval), _by_curve(rows, difference)
-        name = f"{knob} {value}" + (" (main)" if rows[0]["paper_value"] else "")
-        shown = [errors.get("1", NOT_RUN), *(gains.get(key, NOT_RUN) for key in keys), errors.get("0", NOT_RUN)]
-        lines.append([name, from_to(row["n"] for row in rows), *shown])
-    return markdown([DATASETS[dataset], *heads], lines)
+        lines.append(
+            {
+                DATASETS[dataset]: f"{knob} {value}" + (" (main)" if rows[0]["paper_value"] else ""),
+                "n": from_to(row["n"] for row in rows),
+                "α = 1: test error [%]": errors.get("1", NOT_RUN),
+                **{f"{name_of(key)} [pp]": gains.get(key, NOT_RUN) for key in keys},
+                "α = 0: test error [%]": errors.get("0", NOT_RUN),
+            }
+        )
+    return markdown(pd.DataFrame(lines))
 
 
 def results(book: Book, judged: list[Verdict]) -> str:
@@ -105,7 +117,7 @@ def results(book: Book, judged: list[Verdict]) -> str:
         return NOTHING
     heads, columns = [""], []
     for name in PAPER_DATASETS:
-        rows = _last(book, name, LIKELIEST, "baselines")
+        rows = [row for row in _last(book, name) if row["protocol"] in (LIKELIEST, "baselines")]
         heads.append(SHORT[name] + _count(rows))
         columns.append((_by_curve(rows, _with_paper), NOT_RUN))
     runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in book.mains.items())
@@ -114,20 +126,20 @@ Test error [%] at the last epoch, mean over seeds [95 % interval], schedules und
 each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the
 test set. {runs}.
 
-{markdown(heads, _beside(columns))}
+{markdown(pd.DataFrame(_beside(columns), columns=heads))}
 
 The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in
 parentheses against PyTorch's BN, where that differs:
 
-{markdown(["", *(SHORT[name] for name in PAPER_DATASETS)], _verdicts(judged))}"""
+{markdown(pd.DataFrame(_verdicts(judged)))}"""
 
 
-def _last(book: Book, dataset: str, *letters: str) -> list[dict[Any, Any]]:
-    """The last-epoch rows of a data set's main setting under some protocols; none where they have not been run."""
+def _last(book: Book, dataset: str) -> list[dict[Any, Any]]:
+    """The last-epoch rows of a data set's main setting; none where it has not been run."""
     if dataset not in book.mains:
         return []
-    table = paper_tables.statistics(book.mains[dataset])
-    return table[(table["selection"] == "last") & table["protocol"].isin(letters)].to_dict("records")
+    table: Any = paper_tables.statistics(book.mains[dataset])
+    return table[table["selection"] == "last"].to_dict("records")
 
 
 def _by_curve(rows: Rows, text: Callable[[Mapping[Any, Any]], str]) -> dict[str, str]:
@@ -149,7 +161,7 @@ def _with_paper(row: Mapping[Any, Any]) -> str:
     return with_interval(row) + (f" ({paper})" if paper else "")
 
 
-def _verdicts(judged: Sequence[Verdict]) -> Iterator[list[str]]:
+def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
     """The verdicts under protocol A by the last epoch, a line a claim."""
     found = {
         (one.claim, one.dataset, one.reference): one.verdict
@@ -157,9 +169,9 @@ def _verdicts(judged: Sequence[Verdict]) -> Iterator[list[str]]:
         if one.protocol == "dbn_inference" and one.selection in (verdicts.PRIMARY, "")
     }
     for claim, text in verdicts.CLAIMS.items():
-        line = [f"{claim.partition(' ')[0]}: {text}"]
+        line = {"": f"{claim.partition(' ')[0]}: {text}"}
         for name in PAPER_DATASETS:
             mine = found.get((claim, "all", "")) or found[claim, name, ALPHA_ONE]
             modern = found.get((claim, name, MODERN_BN), verdicts.NOT_RUN)
-            line.append(mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})")
+            line[SHORT[name]] = mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"
         yield line

@@ -25,7 +25,7 @@ MEASURES = {
     "best_on_test": compare.selected_error("best_on_test"),
     "population": compare.population_error,
 }
-HEADS = ("training", "curve", "last epoch", "best on test", "population", "paper", "n", "left out")
+COLUMNS = {"last": "last epoch", "best_on_test": "best on test", "population": "population"}
 NOTE = f"""
 Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
 Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
@@ -45,8 +45,8 @@ def paper_numbers() -> pd.DataFrame:
 
 def paper_number(cell: Mapping[str, Any]) -> float:
     """The paper's number beside a cell, NaN where it has none. The paper does not say what its m counts."""
-    row, _, _ = schedule_key(cell).partition(" ")
-    return float(paper_numbers().get(cell["dataset"]["name"], {}).get(row, float("nan")))
+    paper, dataset, row = paper_numbers(), cell["dataset"]["name"], schedule_key(cell).partition(" ")[0]
+    return float(paper.loc[row, dataset]) if row in paper.index and dataset in paper else float("nan")
 
 
 def rows(setting: Setting) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
     """Write table1.csv and table1.md below `folder`; return both."""
     tables = [rows(setting) for setting in settings]
     parts = [
-        f"## {setting.slug}: {describe(setting.cell)}\n\n{markdown(HEADS, _fields(table, best='**'))}\n"
+        f"## {setting.slug}: {describe(setting.cell)}\n\n{markdown(_texts(table, best='**'))}\n"
         for setting, table in zip(settings, tables, strict=True)
     ]
     text = "# Test error [%] by normalizer and schedule\n\n" + "\n".join(parts) + NOTE
@@ -85,36 +85,30 @@ def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
 
 def as_text(setting: Setting) -> str:
     """The same for a terminal: one block a setting, a line a series."""
-    table = pd.DataFrame(_fields(rows(setting)), columns=HEADS).set_index(list(HEADS[:2]))
+    table = _texts(rows(setting)).set_index(["training", "curve"])
+    shown = table.loc[:, table.ne("").any()]
     title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
-    return f"{title}\n{table.to_string()}\n(best on test: chosen by the test set, as in the paper; optimistic)"
+    return f"{title}\n{shown.to_string()}\n(best on test: chosen by the test set, as in the paper; optimistic)"
 
 
-def _fields(table: pd.DataFrame, best: str = "") -> list[list[str]]:
-    """The texts under HEADS of each row; `best` on both sides of a number that is among the three best."""
-    lines = []
-    for row in table.to_dict("records"):
-        last, best_on_test, population = (_mean_and_sd(row[f"{name}_mean"], row[f"{name}_sd"]) for name in MEASURES)
-        around = {name: best if row[f"{name}_top"] else "" for name in ("last", "best_on_test")}
-        lines.append(
-            [
-                row["protocol"] or "peer",
-                row["curve"],
-                around["last"] + last + around["last"],
-                around["best_on_test"] + best_on_test + around["best_on_test"],
-                population,
-                number(row["paper"]),
-                str(row["n"]),
-                row["left_out"],
-            ]
-        )
-    return lines
+def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
+    """What a reader sees of `rows`; `best` stands on both sides of a number that is among the three best."""
+    return pd.DataFrame(
+        {
+            "training": row["protocol"] or "peer",
+            "curve": row["curve"],
+            **{head: _mean_and_sd(row, name, best if row.get(f"{name}_top") else "") for name, head in COLUMNS.items()},
+            "paper": number(row["paper"]),
+            "n": str(row["n"]),
+            "left out": row["left_out"],
+        }
+        for row in table.to_dict("records")
+    )
 
 
-def _mean_and_sd(mean: float, sd: float) -> str:
-    if np.isnan(mean):
-        return "–"
-    return number(mean) + ("" if np.isnan(sd) else f" ± {number(sd)}")
+def _mean_and_sd(row: Mapping[Any, Any], name: str, around: str) -> str:
+    mean, sd = number(row[f"{name}_mean"]), number(row[f"{name}_sd"])
+    return around + (f"{mean} ± {sd}" if sd else mean or "–") + around
 
 
 def number(value: float) -> str:
@@ -122,10 +116,11 @@ def number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.2f}"
 
 
-def markdown(heads: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    head = "".join(f"| {text} " if text else "| " for text in heads) + "|"
-    return "\n".join([head, "|" + "---|" * len(heads), *("| " + " | ".join(line) + " |" for line in lines)])
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts as Markdown, without its index."""
+    head = "".join(f"| {text} " if text else "| " for text in table.columns) + "|"
+    lines = ["| " + " | ".join(texts) + " |" for texts in table.to_numpy()]
+    return "\n".join([head, "|" + "---|" * len(table.columns), *lines])
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
