@@ -1,16 +1,19 @@
 """A signal is noted when it comes and looked at where stopping is safe."""
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from dbnrun import experiment, interrupt, plan, records, train
+from dbnrun import cli, experiment, interrupt, plan, records, sweep, train
 from dbnrun.data.parts import Part
 from dbnrun.experiment import build_cell, load_data, run_all
 from dbnrun.lease import Lease
@@ -70,6 +73,23 @@ def test_work_that_does_not_look_is_interrupted_where_it_is_and_at_once_by_what_
         send()
         with pytest.raises(KeyboardInterrupt), interrupt.raising():
             pytest.fail("entered")
+
+
+def test_a_verb_is_interrupted_where_it_is(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "status", lambda _: (send(), pytest.fail("went on")))
+    assert cli.main(["status"]) == interrupt.EXIT_CODE == 130
+    assert capsys.readouterr().err.startswith("dbnrun: interrupted")
+
+
+@pytest.mark.parametrize(("launcher", "seen"), [({}, []), ({"inner": None}, ["launched"])], ids=["other", "fused"])
+def test_waiting_for_another_launchers_jobs_is_interrupted_and_training_here_is_not(launcher, seen):
+    launched = []
+    sweeper = sweep.CellSweeper()
+    sweeper.master = OmegaConf.create({"hydra": {"launcher": launcher}})
+    sweeper.runner = SimpleNamespace(launch=lambda *_, **__: (send(), launched.append("launched"), [])[2])
+    with interrupt.noting(), contextlib.suppress(KeyboardInterrupt):
+        sweeper._launched([])
+    assert launched == seen
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
