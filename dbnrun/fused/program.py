@@ -21,7 +21,7 @@ class Stacked:
         distinct = list(dict.fromkeys(seeds))
         self.runs = runs
         self.batch_of = [distinct.index(seed) for seed in seeds]
-        self.drawing = [seeds.index(seed) for seed in distinct]  # one run a seed draws for all
+        self.drawing: Sequence[int] = [seeds.index(seed) for seed in distinct]  # one run a seed draws for all
         self.logits = stacked([run.model for run in runs], self.batch_of)
         for run in runs:
             for view in run.views[1:]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 # Stands for a vanishing squared rate where a kernel divides by it; far below any statistic, far above underflow.
 _TINY = 1e-30
-# Values of a bfloat16 batch that the CPU converts to float32 at a time: 2 MB, which stay in the cache.
-_PIECE = 2**19
+# Values of a bfloat16 batch that the CPU converts to float32 at a time: 1 MB, which stays in the cache.
+_PIECE = 2**18
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from dbnrun.records import write_atomic
@@ -22,13 +22,14 @@ from dbnrun.report.gather import Series, Setting
 from dbnrun.report.protocols import DATASETS, PROTOCOLS
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 
-FAR = 1.5  # times the usual height: drawn in a strip of its own
-LOG_BEYOND = 2.5  # a log axis where values span more than this ratio: the end of a curve needs the room
+CROWDED = 0.4  # of the whole axis: curves that share less than this get most of a broken one
+LINEAR_TICKS = 2.5  # a log axis that spans less than this ratio has evenly spaced numbers
+MARGIN = 0.12  # of what an axis shows, above and below
 CROWD, BAND = 6, 0.11  # a band's opacity, half of it where more curves than that share the axes
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
 LEFT, AXES, LEADER, SAMPLE = 0.72, 5.1, 0.26, 0.3
-TITLE_LINE, PANEL_TITLE, STRIP, GAP, MAIN, X_AXIS = 0.19, 0.28, 1.1, 0.09, 3.2, 0.56
+TITLE_LINE, PANEL_TITLE, STRIP, GAP, MAIN, X_AXIS = 0.19, 0.28, 1.3, 0.12, 3.2, 0.56
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -85,10 +86,10 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
 
 
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
-    """A panel a protocol; curves far above the others get a strip of their own on top, so that both can be read."""
-    split = {protocol: _far_and_near(panel, column) for protocol, panel in panels.items()}
+    """A panel a protocol, every axis logarithmic; an axis is broken where no curve crosses the break."""
+    parts = {protocol: _parts(panel, column) for protocol, panel in panels.items()}
     head = TITLE_LINE * (title.count("\n") + 1) + 0.12
-    tall = head + sum(PANEL_TITLE + (STRIP + GAP if far else 0) + MAIN + X_AXIS for far, _ in split.values())
+    tall = head + sum(PANEL_TITLE + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS for part in parts.values())
     labels = [series.label for panel in panels.values() for series in panel]
     size = (LEFT + AXES + LEADER + SAMPLE + _widest(labels) + 0.15, tall)
     figure = Figure(figsize=size, dpi=150)
@@ -96,28 +97,29 @@ def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str)
     figure.text(0.1 / size[0], 1 - 0.1 / size[1], title, fontsize=9.5, ha="left", va="top", linespacing=1.25)
     longest = max(series.epochs[-1] for panel in panels.values() for series in panel)
     bottom, drawn = tall - head, []
-    for protocol, (far, near) in split.items():
-        strip = STRIP + GAP if far else 0.0
-        bottom -= PANEL_TITLE + strip + MAIN + X_AXIS
+    for protocol, part in parts.items():
+        strips = (len(part) - 1) * (STRIP + GAP)
+        bottom -= PANEL_TITLE + strips + MAIN + X_AXIS
         main = _axes(figure, bottom + X_AXIS, MAIN)
         main.set_xlabel("epoch")
         main.set_ylabel(unit)
-        main.yaxis.set_label_coords(-0.48 / AXES, (MAIN + strip) / MAIN / 2)  # the middle of strip and main
-        drawn.append((main, near))
-        if far:
-            drawn.append((_axes(figure, bottom + X_AXIS + MAIN + GAP, STRIP), far))
-            drawn[-1][0].tick_params(labelbottom=False)
+        main.yaxis.set_label_coords(-0.48 / AXES, (MAIN + strips) / MAIN / 2)  # the middle of strip and main
+        axes = [main]
+        if strips:
+            axes.append(_axes(figure, bottom + X_AXIS + MAIN + GAP, STRIP))
+            _mark_break(*axes)
         heading = "; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panels[protocol])]))
-        drawn[-1][0].set_title(heading, loc="left")
-    for ax, shown in drawn:
+        axes[-1].set_title(heading, loc="left")
+        drawn += zip(axes, part, _limits(part, column), strict=True)
+    for ax, shown, limits in drawn:
         markers = _markers(shown)
         for series in shown:
             _curve(ax, series, column, markers[id(series)], BAND if len(shown) <= CROWD else BAND / 2)
         ax.set_xlim(1 - 0.012 * longest, longest + 0.012 * longest)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _scale(ax, shown, column)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _scale(ax, limits)
     figure.canvas.draw()  # fixes the transforms that labels are placed by
-    for ax, shown in drawn:
+    for ax, shown, _ in drawn:
         _label_ends(ax, shown, column)
     return figure
 
@@ -136,19 +138,54 @@ def _widest(labels: Sequence[str]) -> float:
     return max((text.get_window_extent(renderer).width for text in texts), default=0.0) / 150
 
 
-def _far_and_near(panel: Sequence[Series], column: str) -> tuple[list[Series], list[Series]]:
-    """The curves that run, in their last half, at more than FAR times the usual height, and the others."""
-    heights = {id(series): _height(_mean(series, column)) for series in panel}
-    usual = float(np.median(list(heights.values()))) if heights else 0.0
-    far = [s for s in panel if heights[id(s)] > FAR * usual > 0]
-    return far, [s for s in panel if s not in far]
+def _parts(panel: Sequence[Series], column: str) -> list[list[Series]]:
+    """The panel's curves; two lists of them, lower and upper, where the axis is broken between the two.
+
+    It is broken at the widest gap that no curve enters in any epoch, below which lie at least half of the curves and,
+    left whole, less than CROWDED of the axis.
+    """
+    spans = {id(series): _span([series], column) for series in panel}
+    known = sorted((s for s in panel if spans[id(s)]), key=lambda series: spans[id(series)])
+    if not known:
+        return [list(panel)]
+    low, high = _span(known, column)
+    best, lower = 1.0, known
+    for count in range((len(known) + 1) // 2, len(known)):
+        top = max(spans[id(series)][1] for series in known[:count])
+        gap = spans[id(known[count])][0] / top
+        if gap > best and np.log(top / low) < CROWDED * np.log(high / low):
+            best, lower = gap, known[:count]
+    upper = [series for series in panel if series in known and series not in lower]
+    return [[series for series in panel if series not in upper], *([upper] if upper else [])]
 
 
-def _height(mean: np.ndarray) -> float:
-    """The median of a curve's last half; 0 where it has no number there."""
-    half = mean[len(mean) // 2 :]
-    half = half[np.isfinite(half)]
-    return float(np.median(half)) if len(half) else 0.0
+def _span(panel: Sequence[Series], column: str) -> tuple[float, ...]:
+    """The least and the largest mean of the curves that a log axis can show; () where there is none."""
+    means = np.concatenate([_mean(series, column) for series in panel])
+    means = means[np.isfinite(means) & (means > 0)]
+    return (float(means.min()), float(means.max())) if len(means) else ()
+
+
+def _limits(parts: Sequence[Sequence[Series]], column: str) -> list[tuple[float, float]]:
+    """The range of each part's axis: what it shows and a margin, up to the middle of the break between two parts."""
+    spans = [_span(part, column) or (1.0, 1.0) for part in parts]
+    margins = [max((high / low) ** MARGIN, 1.02) for low, high in spans]
+    limits = [[low / margin, high * margin] for (low, high), margin in zip(spans, margins, strict=True)]
+    if len(parts) == 2:
+        middle = (spans[0][1] * spans[1][0]) ** 0.5
+        limits[0][1], limits[1][0] = min(limits[0][1], middle), max(limits[1][0], middle)
+    if column.endswith("pct"):
+        limits[-1][1] = min(limits[-1][1], 100.0)
+    return [(low, high) for low, high in limits]
+
+
+def _mark_break(lower: Axes, upper: Axes) -> None:
+    """Two strokes across the left spine where the axis is broken."""
+    upper.tick_params(bottom=False, labelbottom=False)
+    upper.spines["bottom"].set_visible(False)
+    for ax, end in ((lower, 1), (upper, 0)):
+        stroke = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 7, "color": "black", "mew": 0.8, "clip_on": False}
+        ax.plot([0], [end], ls="none", transform=ax.transAxes, **stroke)
 
 
 def _counted(panel: Sequence[Series]) -> str:
@@ -221,20 +258,16 @@ def line_style(series: Series) -> dict[str, Any]:
     return {"color": color, "ls": dash, "lw": 1.8 if name == "bn" else 1.5}
 
 
-def _scale(ax: Axes, panel: Sequence[Series], column: str) -> None:
-    """A log axis with plain numbers where the values span it; otherwise linear."""
-    means = np.concatenate([_mean(series, column) for series in panel] or [np.ones(1)])
-    means = means[np.isfinite(means) & (means > 0)]
-    if not len(means) or means.max() / means.min() < LOG_BEYOND:
-        return
+def _scale(ax: Axes, limits: tuple[float, float]) -> None:
+    """A log axis with plain numbers: enough to read the end of a curve by, and never a crowd."""
     ax.set_yscale("log")
-    ax.set_ylim(means.min() * 0.85, min(means.max() * 1.25, 100 if column.endswith("pct") else np.inf))
-    ratio = means.max() / means.min()
-    # Enough labels to read the end of a curve by, and never a crowd.
+    ax.set_ylim(*limits)
+    ratio = limits[1] / limits[0]
     subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 10 else (1, 2, 3, 5, 7) if ratio < 50 else (1, 2, 5)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs if ratio < 500 else (1,), numticks=20))
+    logs = LogLocator(subs=subs if ratio < 500 else (1,), numticks=20)
+    ax.yaxis.set_major_locator(MaxNLocator(6) if ratio < LINEAR_TICKS else logs)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _label_ends(ax: Axes, panel: Sequence[Series], column: str) -> None:

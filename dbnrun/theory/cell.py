@@ -14,10 +14,15 @@ def line(config: RunConfig) -> str:
     """One line on the conditions for the cell's alpha(m), and for its step sizes where the theorem knows such."""
     if config.norm.name != "dbn":
         return f"theory: norm={config.norm.name} has no alpha(m); the theorem is about norm=dbn."
+    alpha = _alpha(config)
+    if config.norm.train_stats == "batch":
+        return (
+            "theory: norm.train_stats=batch: training normalizes each batch by its own statistics. λ, averaged with "
+            f"alpha(m) = {alpha}, plays no part in it and serves evaluation alone: the theorem does not apply."
+        )
     from dbnrun.theory import expression  # sympy takes its time, and few cells ask
     from dbnrun.theory.conditions import check
 
-    alpha = _alpha(config)
     # A step per epoch in place of one per update stretches m by a factor, which moves no condition for these schedules.
     text = f"theory: alpha(m) = {alpha}: "
     if config.optimizer.name == "sgd" and not config.optimizer.momentum:

@@ -8,6 +8,7 @@ exponent on a boundary is seen to lie on it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import operator
 import warnings
@@ -20,9 +21,8 @@ import numpy as np
 import sympy
 
 from dbnrun.config import UserError
+from dbnrun.theory.growth import ONE, Exact, M, Undecided, Undefined, degree, leading, sign
 
-Exact = Any  # a sympy expression; its annotations know less than its objects
-M = sympy.Symbol("m", positive=True, integer=True)
 NAMED = {"harmonic": "1/m", "inverse_square": "1/m**2"}
 GRAMMAR = "expected harmonic, inverse_square or an expression of numbers, m, + - * / **, log, exp, sqrt, min, max"
 
@@ -30,6 +30,7 @@ MAX_LENGTH = 200
 MAX_DEPTH = 25
 MAX_EXPONENT = 100  # of one power, and of powers within powers multiplied
 MAX_NUMBER = 1e100
+MAX_LOG = 1000  # natural logarithm of a power of constants
 CHECKED_TO = 1_000_000  # every m up to here is evaluated; beyond it, a few up to 1e15
 
 _BINARY: dict[type[ast.operator], tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -43,8 +44,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], range]] = {
     "log": (sympy.log, np.log, range(1, 2)),
     "exp": (sympy.exp, np.exp, range(1, 2)),
     "sqrt": (sympy.sqrt, np.sqrt, range(1, 2)),
-    "min": (sympy.Min, lambda *a: reduce(np.minimum, a), range(2, 5)),
-    "max": (sympy.Max, lambda *a: reduce(np.maximum, a), range(2, 5)),
+    "min": (lambda *a: _extreme(sympy.Min, a), lambda *a: reduce(np.minimum, a), range(2, 5)),
+    "max": (lambda *a: _extreme(sympy.Max, a), lambda *a: reduce(np.maximum, a), range(2, 5)),
 }
 
 
@@ -86,7 +87,7 @@ def parse(text: str, name: str = "expression") -> Expression:
     try:
         _check_tree(tree)
         return Expression(text.strip(), _symbolic(tree), tree)
-    except _Refused as refused:
+    except (_Refused, Undecided) as refused:
         raise UserError(f"{shown}: {refused}.") from None
 
 
@@ -160,15 +161,44 @@ def _symbolic(node: ast.expr) -> Exact:
             divisor = b if isinstance(op, ast.Div) else a if isinstance(op, ast.Pow) and not b.is_nonnegative else None
             if divisor is not None:
                 _check_divisor(divisor)
+            if isinstance(op, ast.Pow):
+                _check_power(a, b)
             return _real(_BINARY[type(op)][0](a, b))
         case ast.Call(func=ast.Name(id=name), args=args):
-            return _real(_FUNCTIONS[name][0](*map(_symbolic, args)))
+            values = [_symbolic(arg) for arg in args]
+            if name == "exp":
+                _check_power(sympy.E, values[0])
+            return _real(_FUNCTIONS[name][0](*values))
         case _:
             return M
 
 
+def _extreme(kind: Exact, values: tuple[Exact, ...]) -> Exact:
+    """The largest or smallest. Left as it stands where it depends on m: sympy's simplification of it raises errors."""
+    if any(value.has(M) for value in values):
+        return kind(*values, evaluate=False)
+    way = 1 if kind is sympy.Max else -1
+    return reduce(lambda best, value: value if sign(value - best) == way else best, values)
+
+
+def _check_power(base: Exact, exponent: Exact) -> None:
+    """Refuse a power that sympy would write out as a number of very many digits; exp(c log f) becomes f^c, too."""
+    for term in sympy.Add.make_args(exponent):
+        factor, rest = term.as_independent(M)
+        if base == sympy.E and isinstance(rest, sympy.log):
+            powered = rest.args[0]
+        elif rest == ONE and base != 0:
+            powered = base
+        else:
+            continue  # a power with m in its exponent stays as it stands
+        if not powered.has(M):
+            factor *= sympy.log(abs(powered)) / MAX_LOG * MAX_EXPONENT
+        if not abs(factor.evalf()) <= MAX_EXPONENT:
+            raise _Refused(f"a power too large to be exact; expected exponents of at most {MAX_EXPONENT} in size")
+
+
 def _real(value: Exact) -> Exact:
-    if value.has(sympy.zoo, sympy.oo, sympy.nan, sympy.I):
+    if value.has(sympy.zoo, sympy.oo, sympy.nan, sympy.I) or (not value.has(M) and value.is_extended_real is False):
         raise _Refused("a constant part of it is not a finite real number (division by zero, log 0, root of -1)")
     return value
 
@@ -179,18 +209,16 @@ def _check_divisor(divisor: Exact) -> None:
         if divisor.is_zero:
             raise _Refused("division by zero")
         return
-    if not divisor.is_polynomial(M) or degree(divisor) > 4:
-        return
-    for root in sympy.Poly(divisor, M).ground_roots():
-        if root.is_integer and root.is_positive:
-            raise _Refused(f"division by zero at m = {root}")
-
-
-def degree(e: Exact) -> int:
-    """An upper bound of the degree of a polynomial or of numerator and denominator together, without expanding."""
-    if isinstance(e, sympy.Pow) and isinstance(e.exp, sympy.Integer):
-        return abs(int(e.exp)) * degree(e.base)
-    return 1 if e == M else sum(degree(part) for part in e.args)
+    with contextlib.suppress(Undecided):
+        if leading(divisor).is_zero:
+            raise _Refused("division by zero for large m")
+    for factor in sympy.Mul.make_args(divisor):
+        base = factor.base if isinstance(factor, sympy.Pow) else factor
+        if not base.is_polynomial(M) or degree(base) > 4:
+            continue
+        for root in sympy.Poly(base, M).ground_roots():
+            if root.is_integer and root.is_positive:
+                raise _Refused(f"division by zero at m = {root}")
 
 
 def _value(node: ast.expr, m: Any) -> Any:
@@ -212,18 +240,40 @@ def _value(node: ast.expr, m: Any) -> Any:
 def _checked(text: str, name: str, most: float) -> Expression:
     expression = parse(text, name)
     wanted = "a number in [0, 1]" if most == 1 else "a number of at least 0"
+    why = _wrong_somewhere(expression, most) or _wrong_in_the_end(expression.symbolic, most)
+    if why:
+        raise UserError(
+            f"{name} {_shortened(text)}: {why}; expected {wanted} at every m = 1, 2, …; "
+            "shift m, such as log(m + 1), or bound it with min and max."
+        )
+    return expression
+
+
+def _wrong_somewhere(expression: Expression, most: float) -> str:
+    """'gives -1 at m = 3' for the first m that is tried and whose value is not in [0, most]; '' where all are."""
     for m in _blocks():
         values = expression(m)
         # Rounding may put 1 a little above 1; NaN fails every comparison.
         wrong = np.flatnonzero(~((values >= -1e-12) & (values <= most * (1 + 1e-12)) & np.isfinite(values)))
         if len(wrong):
             at, value = m[wrong[0]], values[wrong[0]]
-            why = "" if np.isfinite(value) else " (division by zero, or overflow)"
-            raise UserError(
-                f"{name} {_shortened(text)}: gives {value:.6g} at m = {at:.0f}{why}; expected {wanted} at every m = 1, "
-                "2, …; shift m, such as log(m + 1), or bound it with min and max."
-            )
-    return expression
+            why = "" if np.isfinite(value) else " (division by zero, overflow, or the root or log of a negative number)"
+            return f"gives {value:.6g} at m = {at:.0f}{why}"
+    return ""
+
+
+def _wrong_in_the_end(e: Exact, most: float) -> str:
+    """'is negative for large m, …' where the leading term proves values outside [0, most]; '' where it does not."""
+    try:
+        end = leading(e)
+        if sign(end.c) < 0:
+            return f"is negative for large m, where it is like {end.text()}"
+        above = most == 1 and sign(leading(e - ONE).c) > 0
+        return f"exceeds 1 for large m, where it is like {end.text()}" if above else ""
+    except Undefined as undefined:
+        return f"is undefined for large m ({undefined})"
+    except Undecided:  # nothing is proved against it, nor will any condition be
+        return ""
 
 
 def _blocks() -> Iterator[np.ndarray]:

@@ -12,13 +12,17 @@ from typing import Any
 
 import sympy
 
-from dbnrun.theory.expression import Exact, M, degree
-
+Exact = Any  # a sympy expression; its annotations know less than its objects
+M = sympy.Symbol("m", positive=True, integer=True)
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 
 class Undecided(Exception):
     """The sequence has no leading term of the form that is decided here; the message says what stood in the way."""
+
+
+class Undefined(Undecided):
+    """The sequence is no real number for large m."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class Growth:
         """The power s, a real number."""
         if self.is_zero and sign(s) > 0:
             return self
-        if self.is_zero or (sign(self.c) < 0 and not s.is_integer):
-            raise Undecided(f"the power {s} of a term that is not positive")
+        if self.is_zero:
+            raise Undefined(f"the power {number(s)} of 0")
+        if sign(self.c) < 0 and not s.is_integer:
+            raise Undefined(f"the power {number(s)} of a negative number")
         return Growth(self.c**s, self.r**s, self.p * s, self.q * s)
 
     def text(self) -> str:
@@ -55,11 +61,21 @@ class Growth:
         factors += [f"{_based(number(self.r))}^m"] if self.r != 1 else []
         factors += [power("m", self.p)] if self.p != 0 else []
         factors += [power("log(m)", self.q)] if self.q != 0 else []
+        if len(factors) > 1 and " " in factors[0]:
+            factors[0] = f"({factors[0]})"
         return " ".join(factors)
 
 
 def number(x: Any) -> str:
-    """A sympy number as people write it: 0.75 for 3/4, 1/3 as it is, sqrt(2) as it is."""
+    """A sympy number as people write it: 0.75 for 3/4, 1/3 and sqrt(2) as they are, '1 + 1e-20' close to 1."""
+    text = _short(x)
+    if text != "1" or x == 1:
+        return text
+    beyond = float(x - 1)  # of a ratio, what decides
+    return f"1 {'+' if beyond > 0 else '-'} {abs(beyond):.3g}"
+
+
+def _short(x: Any) -> str:
     if isinstance(x, sympy.Rational) and x.q != 1:
         short = f"{float(x):.6g}"
         return short if sympy.Rational(short) == x or x.p > 10**6 or x.q > 10**6 else str(x)
@@ -91,6 +107,13 @@ def sign(x: Any) -> int:
 def compare(a: Growth, b: Growth) -> int:
     """1 where |a| outgrows |b|, -1 where b does, 0 where they differ by a factor. Neither is zero."""
     return sign(a.r - b.r) or sign(a.p - b.p) or sign(a.q - b.q)
+
+
+def degree(e: Exact) -> int:
+    """An upper bound of the degree of a polynomial or of numerator and denominator together, without expanding."""
+    if isinstance(e, sympy.Pow) and isinstance(e.exp, sympy.Integer):
+        return abs(int(e.exp)) * degree(e.base)
+    return 1 if e == M else sum(degree(part) for part in e.args)
 
 
 def leading(e: Exact) -> Growth:
@@ -156,15 +179,22 @@ def _exponential(e: Exact) -> Growth:
         if not growth.is_zero and compare(growth, Growth()) < 0:
             continue
         if not term.has(M):
-            result *= Growth(sympy.exp(term))
+            result *= Growth(_exact_exp(term))
         elif not slope.has(M) and term == slope * M:
             # exp(m log(9/10)) is (9/10)^m: rates stay rational where they are.
-            result *= Growth(r=sympy.exp(slope))
+            result *= Growth(r=_exact_exp(slope))
         elif not rest.has(M) and term == rest * sympy.log(M):
             result *= Growth(p=rest)
         else:
             raise Undecided(f"exp({term}) is neither geometric nor a power of m")
     return result
+
+
+def _exact_exp(x: Exact) -> Exact:
+    """exp(x) of a constant. sympy writes exp(c log 2) out as a number, which asks for a moderate c."""
+    if x.has(sympy.log) and not abs(x.evalf()) <= 1000:
+        raise Undecided(f"exp({x.evalf(6)}) is too far from 1 to be written out")
+    return sympy.exp(x)
 
 
 def _terms(e: Exact) -> tuple[Exact, ...]:
@@ -175,7 +205,7 @@ def _log(e: Exact) -> Growth:
     """log of c r^m m^p (log m)^q, whose parts add up: m log r outgrows p log m, and that log c."""
     inner = leading(e.args[0])
     if inner.is_zero or sign(inner.c) < 0:
-        raise Undecided(f"{e} is not defined for large m")
+        raise Undefined("the log of a number that is not positive")
     if sign(inner.r - 1):
         return Growth(sympy.log(inner.r), p=ONE)
     if sign(inner.p):

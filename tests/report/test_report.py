@@ -436,6 +436,42 @@ def test_a_log_axis_has_plain_numbers_near_the_curves_ends(tmp_path):
     assert ax.get_yscale() == "log" and shown == ["3", "5", "7", "10", "20", "30", "50"]
 
 
+def axes_of(tmp_path, curves):
+    """The axes, from the bottom up, of a figure of curves with the given test errors."""
+    for number, errors in enumerate(curves):
+        record(tmp_path, cell("dbn", constant(1 / (number + 1)), epochs=len(errors)), errors)
+    (setting,) = gather([tmp_path])
+    figure = figures._figure("t", {"": setting.series}, "test_error_pct", "test error [%]")
+    return sorted(figure.axes, key=lambda ax: ax.get_position().y0)
+
+
+def drawn_on(ax):
+    return [line for line in ax.lines if len(line.get_xdata()) > 1 and line.get_transform() == ax.transData]
+
+
+def test_an_axis_is_broken_between_curves_that_never_meet_and_higher_is_always_more(tmp_path):
+    lower, upper = axes_of(tmp_path, [[3, 2, 2], [2.9, 2.1, 1.9], [2.8, 2.2, 2], [20, 30, 40], [13, 14, 15]])
+    assert lower.get_yscale() == upper.get_yscale() == "log"
+    assert lower.get_ylim()[1] <= upper.get_ylim()[0]
+    assert [len(drawn_on(ax)) for ax in (lower, upper)] == [3, 2]
+    for ax in (lower, upper):
+        bottom, top = ax.get_ylim()
+        assert all(bottom < value < top for line in drawn_on(ax) for value in line.get_ydata())
+
+
+def test_no_axis_is_broken_where_a_curve_crosses_the_gap(tmp_path):
+    (ax,) = axes_of(tmp_path, [[3, 2, 2], [2.9, 2.1, 1.9], [2.8, 2.2, 2], [40, 9, 2], [4, 10, 40]])
+    assert ax.get_yscale() == "log" and len(drawn_on(ax)) == 5
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7])
+def test_the_ticks_of_epochs_are_whole_numbers_and_each_stands_once(tmp_path, epochs):
+    (ax,) = axes_of(tmp_path, [[3.0] * epochs])
+    first, last = ax.get_xlim()
+    shown = [ax.xaxis.get_major_formatter()(at) for at in ax.get_xticks() if first <= at <= last]
+    assert shown and len(set(shown)) == len(shown) and all(float(at).is_integer() for at in ax.get_xticks())
+
+
 @pytest.mark.parametrize("errors", [[4.0], [4.0, 3.0, 2.5]])
 def test_one_seed_and_one_curve_make_figures(tmp_path, errors):
     record(tmp_path, cell("bn", epochs=len(errors)), errors)

@@ -18,6 +18,7 @@ HOSTILE = [
     "9" * 150, "exp(exp(exp(99)))", "exp(10**90)",
     "1/0", "0**-1", "log(0)", "log(m - 5)", "1/(m - 3)", "1/(m - 3)**2", "(m - 3)/(m - 3)", "1/(m - 123456789)**2",
     "1/log(m)", "sqrt(-1)", "(-1)**0.5", "0*log(m - 1)", "m - m/(1 - 1)",
+    "max(1/m, (1/m - 7)**0.5)", "max((1/m - 7)**0.5, 0.1)", "min(1, exp(m*log(-2)))", "1/m - 1e-20", "1 + 1e-20 - 0*m",
     "2", "-0.1", "m", "1.0001", "1 - m", "(-1)**m", "log(m)", "m/1000000", "max(0.5, m/10)",
     "1 + " * 5000 + "m", "(" * 90 + "m" + ")" * 90 + "+" * 90 + "1", "-" * 150 + "m", "exp(" * 40 + "-m" + ")" * 40,
     "log(" * 30 + "m" + ")" * 30, "m**-" * 40 + "1", "", " ", "m m", "1/", "0.5m", "m^-1", "sin(m)", "M", "m\n\n+",
@@ -39,6 +40,8 @@ def test_a_step_size_may_exceed_one_but_not_fall_below_zero():
     assert expression.eta("3*m**-0.5")(np.array([1.0]))[0] == 3
     with pytest.raises(UserError, match=r"gives -1 at m = 3"):
         expression.eta("2 - m")
+    with pytest.raises(UserError, match=r"is negative for large m, where it is like -1e-20"):
+        expression.eta("1/m - 1e-20")  # negative from m = 10^20 on: no m that is tried shows it
 
 
 @pytest.mark.parametrize(

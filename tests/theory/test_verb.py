@@ -150,6 +150,7 @@ def test_a_slope_is_the_exponent_of_a_power():
         (["norm=dbn", "schedule=harmonic"], "alpha(m) = 1/m: Theorem 7 fails (Σ α = ∞: harmonic series)"),
         (["norm=dbn", "schedule=alpha_0"], "Theorem 7 holds, Lemma 8 holds"),
         (["norm=bn"], "norm=bn has no alpha(m)"),
+        (["norm=dbn_inference", "schedule=alpha_0"], "plays no part in it and serves evaluation alone"),
     ],
 )
 def test_theory_true_says_one_line_before_training(overrides, said, dbnrun):
