@@ -99,6 +99,7 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
     A folder that cannot be opened ends its own cell; an error in training ends all cells that are still open. Raises
     it where debug=true, or where memory is short for several runs.
     """
+    interrupt.check()  # importing torch took seconds, and preparing the device may take more
     recordings = [[Recording(config) for config in configs] for configs in runs]
     everyone = list(itertools.chain.from_iterable(recordings))
     outcomes: dict[str, Outcome] = {}
