@@ -151,6 +151,28 @@ def test_training_stops_after_the_very_update_and_goes_on_with_the_next(tmp_path
     assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)], ids=["alone", "stacked"])
+def test_a_signal_amid_an_evaluation_keeps_the_updates_before_it(tmp_path, monkeypatch, seeds):
+    def run(results):
+        return [one for (one,) in run_all([[config(tmp_path / results, f"seed={seed}")] for seed in seeds])]
+
+    whole = run("whole")
+    evaluate, called = train.evaluate, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            train, "evaluate", lambda *given: (called.append(1), len(called) == 5 and send(), evaluate(*given))[2]
+        )
+        with interrupt.noting(), pytest.raises(KeyboardInterrupt):
+            run("cut")
+    positions = {position_of(torch.load(path, weights_only=True)) for path in tmp_path.glob("cut/runs/*/checkpoint.pt")}
+    assert positions == {(1, 4) if len(seeds) == 1 else (0, 4)}  # the fifth evaluation: of epoch 2, or of run 2
+    monkeypatch.setattr(interrupt, "_noted_at", None)
+    made = at_update(monkeypatch, train, 0, send)
+    again = run("cut")
+    assert len(made) == (4 if len(seeds) == 1 else 8)
+    assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
+
+
 def test_an_error_that_a_signal_has_caused_is_an_interrupt_and_no_fault_of_the_cell(tmp_path, monkeypatch):
     def killed():
         send(signal.SIGINT)
