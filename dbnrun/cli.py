@@ -217,6 +217,7 @@ def _cell(cfg: Any) -> Any:
         for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
             print(f"dbnrun: warning: {line}", file=sys.stderr)
     with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
+        interrupt.check()  # before the seconds that importing torch takes
         from dbnrun import experiment
 
         outcome = sweep.left_alone(config) or experiment.run(config)

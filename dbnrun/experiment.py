@@ -99,6 +99,7 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
     A folder that cannot be opened ends its own cell; an error in training ends all cells that are still open. Raises
     it where debug=true, or where memory is short for several runs.
     """
+    interrupt.check()  # importing torch took seconds, and preparing the device may take more
     recordings = [[Recording(config) for config in configs] for configs in runs]
     everyone = list(itertools.chain.from_iterable(recordings))
     outcomes: dict[str, Outcome] = {}
@@ -186,21 +187,32 @@ def _train(runs: Sequence[Sequence[Recording]], device: torch.device) -> None:
     training = training_of(built, data, epochs_done=position[0], under_way=begun, captured=captured(config, device))
     with progress(config, training.steps, position) as bar:
         while not training.over:
-            done, alive = training.epoch, [number for number, lives in enumerate(training.alive) if lives]
+            alive = [number for number, lives in enumerate(training.alive) if lives]
             for _ in training.updates():
                 bar.update()
                 if runs[alive[0]][0].due() or interrupt.noted():
-                    stands = training.under_way()
-                    for number in alive:
-                        keep(runs[number], built[number], done, stands[number])
+                    _keep_under_way(runs, built, training, alive)
                 interrupt.check()
             bar.set_description("evaluating")
-            rows_by_run = training.rows()
+            try:
+                rows_by_run = training.rows()
+            except KeyboardInterrupt:  # evaluating changes nothing: the epoch's updates stand as they stood
+                _keep_under_way(runs, built, training, alive)
+                raise
             for number, (recordings, cells, rows) in enumerate(zip(runs, built, rows_by_run, strict=True)):
                 if rows:  # none of a run that has diverged
                     _end_epoch(recordings, cells, rows, training, number)
             bar.set_postfix_str(_shown(rows_by_run), refresh=False)
             bar.set_description()  # draws the bar without "evaluating"
+
+
+def _keep_under_way(
+    runs: Sequence[Sequence[Recording]], built: Sequence[Sequence[Cell]], training: Training, alive: Sequence[int]
+) -> None:
+    """Write a checkpoint inside an epoch, or before its evaluation, for each run that was alive when it began."""
+    stands = training.under_way()
+    for number in alive:
+        keep(runs[number], built[number], training.epoch - 1, stands[number])
 
 
 def _end_epoch(

@@ -289,6 +289,7 @@ class Training:
         """`under_way` goes on inside an epoch. `captured`: replay steps as a CUDA graph. `compiled`: compile them."""
         self.program, self.runs, self.config, self.precision, self.augment = program, runs, config, precision, augment
         self.epoch, self.done, self.begun = epochs_done, 0, under_way
+        self.stopped: float | None = None  # when the epoch's updates had been made
         self.alive = [True] * len(runs)
         self.records, self.shown = len(data.train), shortened(data, config.limit_eval)
         self.steps = steps_per_epoch(self.records, config)
@@ -316,7 +317,7 @@ class Training:
     def updates(self) -> Iterator[None]:
         """Take the updates of the next epoch, or what is left of one under way; yields after each."""
         self.epoch += 1
-        self.started = time.perf_counter()
+        self.started, self.stopped = time.perf_counter(), None
         for run in self.runs:
             run.model.train()
         self.begun = self.begun or [UnderWay(0, run.streams.order.get_state()) for run in self.runs]
@@ -345,13 +346,14 @@ class Training:
         return self.sums.under_way(self.done, self.begun, self._seconds())
 
     def _seconds(self) -> float:
-        """Each run's share of the time since the epoch began, or went on."""
-        return (time.perf_counter() - self.started) / len(self.runs)
+        """Each run's share of the time since the epoch began, or went on; evaluation left out."""
+        return ((self.stopped or time.perf_counter()) - self.started) / len(self.runs)
 
     def rows(self) -> list[list[EpochRow]]:
         """End the epoch: for each run its views' rows, none of a run that had diverged before."""
         assert self.begun is not None
         trained = self.sums.measured(self.steps * self.config.batch_size)  # waits for the device
+        self.stopped = time.perf_counter()
         norms, seconds = (self.sums.norm / self.steps).tolist(), self.begun[0].seconds + self._seconds()
         self.program.settle()
         rows = []

@@ -1,16 +1,19 @@
 """A signal is noted when it comes and looked at where stopping is safe."""
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from dbnrun import experiment, interrupt, plan, records, train
+from dbnrun import cli, experiment, interrupt, plan, records, sweep, train
 from dbnrun.data.parts import Part
 from dbnrun.experiment import build_cell, load_data, run_all
 from dbnrun.lease import Lease
@@ -72,6 +75,23 @@ def test_work_that_does_not_look_is_interrupted_where_it_is_and_at_once_by_what_
             pytest.fail("entered")
 
 
+def test_a_verb_is_interrupted_where_it_is(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "status", lambda _: (send(), pytest.fail("went on")))
+    assert cli.main(["status"]) == interrupt.EXIT_CODE == 130
+    assert capsys.readouterr().err.startswith("dbnrun: interrupted")
+
+
+@pytest.mark.parametrize(("launcher", "seen"), [({}, []), ({"inner": None}, ["launched"])], ids=["other", "fused"])
+def test_waiting_for_another_launchers_jobs_is_interrupted_and_training_here_is_not(launcher, seen):
+    launched = []
+    sweeper = sweep.CellSweeper()
+    sweeper.master = OmegaConf.create({"hydra": {"launcher": launcher}})
+    sweeper.runner = SimpleNamespace(launch=lambda *_, **__: (send(), launched.append("launched"), [])[2])
+    with interrupt.noting(), contextlib.suppress(KeyboardInterrupt):
+        sweeper._launched([])
+    assert launched == seen
+
+
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
@@ -128,6 +148,28 @@ def test_training_stops_after_the_very_update_and_goes_on_with_the_next(tmp_path
     made = at_update(monkeypatch, train, 0, send)
     again = run("cut")
     assert len(made) == 3 * 4 - wanted
+    assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)], ids=["alone", "stacked"])
+def test_a_signal_amid_an_evaluation_keeps_the_updates_before_it(tmp_path, monkeypatch, seeds):
+    def run(results):
+        return [one for (one,) in run_all([[config(tmp_path / results, f"seed={seed}")] for seed in seeds])]
+
+    whole = run("whole")
+    evaluate, called = train.evaluate, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            train, "evaluate", lambda *given: (called.append(1), len(called) == 5 and send(), evaluate(*given))[2]
+        )
+        with interrupt.noting(), pytest.raises(KeyboardInterrupt):
+            run("cut")
+    positions = {position_of(torch.load(path, weights_only=True)) for path in tmp_path.glob("cut/runs/*/checkpoint.pt")}
+    assert positions == {(1, 4) if len(seeds) == 1 else (0, 4)}  # the fifth evaluation: of epoch 2, or of run 2
+    monkeypatch.setattr(interrupt, "_noted_at", None)
+    made = at_update(monkeypatch, train, 0, send)
+    again = run("cut")
+    assert len(made) == (4 if len(seeds) == 1 else 8)
     assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
 
 

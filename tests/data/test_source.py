@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from dbnrun import interrupt
 from dbnrun.config import UserError
 from dbnrun.data import source
 from dbnrun.data.source import DataFile, Download, fault, fetch
@@ -237,6 +238,14 @@ def test_missing_files_are_listed_and_verify_names_the_first_that_is_not_officia
         source.verify("mnist", tmp_path)
     (tmp_path / "a").write_bytes(CONTENT)
     source.verify("mnist", tmp_path)
+
+
+def test_a_download_stops_after_a_signal_and_leaves_nothing(server, tmp_path, monkeypatch):
+    download = Download((server("/part", CONTENT),), md5(CONTENT), "keep", (data_file(),))
+    monkeypatch.setattr(interrupt, "_noted_at", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("mnist", tmp_path, [download], progress=False)
+    assert leftovers(tmp_path) == []
 
 
 def test_what_shall_be_whole_gets_its_name_at_the_end_or_never(tmp_path):
