@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dbnrun import lease, recorded, records
 from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
@@ -42,8 +43,15 @@ STANDINGS = {
 LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train
 
 
+SEED = re.compile(r"seed=\d+")  # an override by a plain number
+REFERS_TO_SEED = re.compile(r"\$\{[^}]*\bseed\b")
+
+
 class Composer:
-    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy."""
+    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy.
+
+    Cells that differ in their seed alone are merged and checked once.
+    """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader = loader
@@ -51,14 +59,31 @@ class Composer:
         self.parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._checked: dict[tuple[str, ...], RunConfig | None] = {}  # by jobs without a seed
 
     def __call__(self, job: Sequence[str]) -> RunConfig:
         """The checked configuration of the cell that `job` describes by overrides of one value each."""
+        seeds = [line for line in job if SEED.fullmatch(line)]
+        alike = self._alike(tuple(line for line in job if line not in seeds))
+        if alike is None:
+            return checked(self._merged(job))
+        return replace(alike, **{"seed": int(line.partition("=")[2]) for line in seeds})
+
+    def _alike(self, job: tuple[str, ...]) -> RunConfig | None:
+        """The checked configuration of a job without a seed, to be given one; None where other values refer to it."""
+        if job not in self._checked:
+            config = self._merged(job)
+            refers = REFERS_TO_SEED.search(str(OmegaConf.to_container(config)))
+            self._checked[job] = None if refers else checked(config)
+        return self._checked[job]
+
+    def _merged(self, job: Sequence[str]) -> DictConfig:
+        """The configuration of the cell that `job` describes, not yet checked."""
         overrides = [self._parse(line) for line in job]
         choices = tuple(str(override.input_line) for override in overrides if self._needs_hydra(override))
         config = copy.deepcopy(self._base(choices))
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if not self._needs_hydra(o)], config)
-        return checked(config)
+        return config
 
     def _needs_hydra(self, override: Override) -> bool:
         """Whether an override chooses files, or adds a key, and so is not a mere value."""

@@ -1,4 +1,7 @@
-"""One cell's folder while the cell trains: lease, manifest, rows, log and checkpoints, kept true to what happens."""
+"""One cell's folder while the cell trains: lease, manifest, rows, log and checkpoints, kept true to what happens.
+
+Imports torch where something trains: a finished cell answers without it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import dbnrun
@@ -29,6 +30,9 @@ from dbnrun.config import RunConfig, UserError, cell_of, readable_name, signatur
 from dbnrun.data import expected_digest
 from dbnrun.lease import EXPIRY, Lease, Lost, was_requeued
 from dbnrun.records import EpochRow, Outcome, RecordWriter
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -219,6 +223,8 @@ class Recording:
 
     def _read_checkpoints(self) -> None:
         """Take every checkpoint that one can go on from; set aside, with a warning, what is damaged."""
+        import torch
+
         for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
             if path.exists():
                 try:
@@ -240,6 +246,8 @@ class Recording:
             records.set_aside(self.folder / "metrics.csv")
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
         config = self.config
         return {
             "signature": self.signature,
@@ -267,10 +275,19 @@ class Recording:
 
         A stacked cell differs from one alone by rounding.
         """
+        import torch
+
         cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
         self._manifest.update(device=device.type, device_name=name, stacked=stacked, together=together)
         self._mark("running")
+
+
+def finished_before(config: RunConfig) -> Outcome | None:
+    """The outcome "skipped" of a cell that is finished. None: it is not, or its folder is unsound, which running says."""
+    with contextlib.suppress(Exception):
+        return Recording(config).finished()
+    return None
 
 
 @functools.cache
@@ -299,6 +316,8 @@ def position_of(state: dict[str, Any]) -> Position:
 
 
 def _bytes(state: Any) -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(_compact(state), buffer)
     return buffer.getvalue()
@@ -306,7 +325,9 @@ def _bytes(state: Any) -> bytes:
 
 def _compact(state: Any) -> Any:
     """The same with every tensor on its own: a view into a stack would be saved with the whole stack."""
-    if isinstance(state, Tensor):
+    import torch
+
+    if isinstance(state, torch.Tensor):
         whole = state.untyped_storage().nbytes() == state.numel() * state.element_size()
         return state.detach() if whole else state.detach().clone()
     if isinstance(state, Mapping):

@@ -20,10 +20,10 @@ from dbnrun.overrides import choices, conf_dir
 from dbnrun.plan import Composer, duration
 
 VALUES = {
-    "seed": ["0", "7"],
+    "seed": ["0", "7", "007", "1e3", "-1", "1" + "0" * 20],
     "optimizer.lr": ["0.5", "1e-3"],
     "train.epochs": ["1", "12"],
-    "train.limit_batches": ["null", "3"],
+    "train.limit_batches": ["null", "3", "${seed}"],
     "train.eval_every": ["1", "5"],
     "train.limit_eval": ["null", "99", "500"],
     "schedule.unit": ["step", "epoch"],
