@@ -43,14 +43,14 @@ STANDINGS = {
 LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train
 
 
-SEED = re.compile(r"seed=\d+")  # an override by a plain number
-REFERS_TO_SEED = re.compile(r"\$\{[^}]*\bseed\b")
+SEED = re.compile(r"seed=([0-9]{1,19})")  # an override by a plain number
+MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*(\bseed\b|\$\{)")  # in an interpolation, or put together by a nested one
 
 
 class Composer:
     """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy.
 
-    Cells that differ in their seed alone are merged and checked once.
+    Cells that differ in their seed alone are merged and checked once, unless another value may refer to the seed.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
@@ -59,23 +59,21 @@ class Composer:
         self.parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._checked: dict[tuple[str, ...], RunConfig | None] = {}  # by jobs without a seed
+        self._twins: dict[tuple[str, ...], RunConfig] = {}  # by a job's overrides but for its seed
 
     def __call__(self, job: Sequence[str]) -> RunConfig:
         """The checked configuration of the cell that `job` describes by overrides of one value each."""
-        seeds = [line for line in job if SEED.fullmatch(line)]
-        alike = self._alike(tuple(line for line in job if line not in seeds))
-        if alike is None:
+        seeds = [match[1] for line in job if (match := SEED.fullmatch(line))]
+        if len(seeds) != 1:
             return checked(self._merged(job))
-        return replace(alike, **{"seed": int(line.partition("=")[2]) for line in seeds})
-
-    def _alike(self, job: tuple[str, ...]) -> RunConfig | None:
-        """The checked configuration of a job without a seed, to be given one; None where other values refer to it."""
-        if job not in self._checked:
-            config = self._merged(job)
-            refers = REFERS_TO_SEED.search(str(OmegaConf.to_container(config)))
-            self._checked[job] = None if refers else checked(config)
-        return self._checked[job]
+        others = tuple(line for line in job if not SEED.fullmatch(line))
+        if others in self._twins:
+            return replace(self._twins[others], seed=int(seeds[0]))
+        merged = self._merged(job)
+        config = checked(merged)
+        if not MAY_REFER_TO_SEED.search(str(OmegaConf.to_container(merged))):
+            self._twins[others] = config
+        return config
 
     def _merged(self, job: Sequence[str]) -> DictConfig:
         """The configuration of the cell that `job` describes, not yet checked."""

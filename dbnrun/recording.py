@@ -284,7 +284,10 @@ class Recording:
 
 
 def finished_before(config: RunConfig) -> Outcome | None:
-    """The outcome "skipped" of a cell that is finished. None: it is not, or its folder is unsound, which running says."""
+    """The outcome "skipped" of a cell that is finished; None where it is not, or where its folder cannot be read.
+
+    What is wrong with such a folder comes up when the cell is trained.
+    """
     with contextlib.suppress(Exception):
         return Recording(config).finished()
     return None

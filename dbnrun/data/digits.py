@@ -39,12 +39,12 @@ def _official() -> tuple[np.ndarray, np.ndarray]:
         raise UserError("dataset=digits: the digits come with scikit-learn, which is missing; pip install it.")
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        table = np.loadtxt(path, np.uint8, delimiter=",")
-    except (OSError, ValueError) as error:
+        table = np.loadtxt(path, np.uint8, delimiter=",", ndmin=2)
+    except Exception as error:  # whatever a damaged file makes the reader say
         raise UserError(f"dataset=digits: {path} cannot be read ({error}); install scikit-learn again.") from None
-    images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    images, labels = table[:, :-1], table[:, -1]
     if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != expected_digest("digits"):
         raise UserError(
             "dataset=digits: this scikit-learn embeds other digits; install the version of constraints.txt."
         )
-    return images, labels
+    return images.reshape(-1, 8, 8), labels
