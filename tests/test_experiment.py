@@ -236,7 +236,6 @@ def test_under_dbn_inference_the_schedule_changes_neither_training_nor_populatio
 def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     import torch.nn.functional as F
 
-    from dbnrun import data
     from dbnrun.norm.options import Normalizers
     from dbnrun.norm.schedules import Constant
     from dbnrun.streams import Streams
@@ -244,7 +243,7 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     config = cell("norm=bn", "train.epochs=1", "optimizer=sgd")
     row = rows_of(experiment.run(config))[0]
     torch.use_deterministic_algorithms(True)
-    streams, digits = Streams.of(0), data.load(config.dataset, Path())
+    streams, digits = Streams.of(0), config.dataset.load(Path())
     model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(1.0)), streams)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

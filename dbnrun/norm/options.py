@@ -170,6 +170,11 @@ class ScheduleOptions(Choice):
         """alpha(m) by the paper's formula."""
         raise NotImplementedError
 
+    @property
+    def expression(self) -> str:
+        """The same as text, such as '1/m**2'."""
+        raise NotImplementedError
+
 
 @choice("schedule", "constant")
 @dataclass
@@ -191,6 +196,10 @@ class Constant(ScheduleOptions):
 
         return schedules.Constant(self.alpha)
 
+    @property
+    def expression(self) -> str:
+        return repr(self.alpha)
+
 
 @choice("schedule", "harmonic")
 @dataclass
@@ -202,6 +211,10 @@ class Harmonic(ScheduleOptions):
 
         return schedules.Harmonic()
 
+    @property
+    def expression(self) -> str:
+        return "1/m"
+
 
 @choice("schedule", "inverse_square")
 @dataclass
@@ -212,6 +225,10 @@ class InverseSquare(ScheduleOptions):
         from dbnrun.norm import schedules
 
         return schedules.InverseSquare()
+
+    @property
+    def expression(self) -> str:
+        return "1/m**2"
 
 
 @choice("schedule", "power")
@@ -225,3 +242,7 @@ class Power(ScheduleOptions):
         from dbnrun.norm import schedules
 
         return schedules.Power(self.exponent)
+
+    @property
+    def expression(self) -> str:
+        return f"m**-{self.exponent}"

@@ -78,7 +78,7 @@ def _alphas(schedule: Schedule, up_to: int) -> Tensor:
     cpu = torch.device("cpu")  # whatever device is the default where a layer is built
     try:
         alphas = schedule(torch.arange(1, up_to + 1, dtype=torch.float64, device=cpu))
-        return torch.as_tensor(alphas, device=cpu).expand(up_to)  # a constant looks at no m
+        return torch.as_tensor(alphas, dtype=torch.float64, device=cpu).expand(up_to)  # a constant looks at no m
     except Exception:  # a schedule is anybody's function: what it raises on a tensor says nothing
         alphas = [float(schedule(m)) for m in range(1, up_to + 1)]
         return torch.tensor(alphas, dtype=torch.float64, device=cpu)

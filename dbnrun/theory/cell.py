@@ -14,7 +14,7 @@ def line(config: RunConfig) -> str:
     """One line on the conditions for the cell's alpha(m), and for its step sizes where the theorem knows such."""
     if not config.norm.scheduled:
         return f"theory: norm={config.norm.name} has no alpha(m); the theorem is about norm=dbn."
-    alpha = _alpha(config)
+    alpha = config.schedule.expression
     if config.norm.shares_runs:
         return (
             "theory: norm.train_stats=batch: training normalizes each batch by its own statistics. λ, averaged with "
@@ -36,13 +36,6 @@ def line(config: RunConfig) -> str:
         + f" at the admissible eta(m) = 1/m; {config.optimizer.name}'s steps are no sequence eta(m), so outside it."
         + _caveat()
     )
-
-
-def _alpha(config: RunConfig) -> str:
-    """The schedule as an expression."""
-    schedule = config.schedule
-    powers = {"harmonic": "1/m", "inverse_square": "1/m**2", "power": f"m**-{schedule.exponent}"}
-    return powers.get(schedule.name, repr(schedule.alpha))
 
 
 def _theorems(report: Report) -> str:
