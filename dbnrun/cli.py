@@ -213,15 +213,18 @@ def _cell(cfg: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from dbnrun import overrides, sweep, worker
+    from dbnrun.recording import finished_before
 
     if not sweep.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
         for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
             print(f"dbnrun: warning: {line}", file=sys.stderr)
     with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
-        interrupt.check()  # before the seconds that importing torch takes
-        from dbnrun import experiment
+        outcome = sweep.left_alone(config) or finished_before(config)
+        if outcome is None:
+            interrupt.check()  # before the seconds that importing torch takes
+            from dbnrun import experiment
 
-        outcome = sweep.left_alone(config) or experiment.run(config)
+            outcome = experiment.run(config)
     if sweep.cells_to_train:
         sweep.announce(outcome, HydraConfig.get().job.num + 1)
     elif outcome.status != "refused":  # which ends the command, with its line

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbnrun import data as datasets
-from dbnrun import interrupt
+from dbnrun import eager, interrupt
 from dbnrun.compiling import check_compiler
 from dbnrun.config import DatasetConfig, RunConfig, UserError
 from dbnrun.data.augment import flip_crop
@@ -317,7 +317,7 @@ def prepare_device(config: RunConfig) -> torch.device:
     deterministic = kind == "cpu" if config.deterministic == "auto" else bool(config.deterministic)
     if deterministic and kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch's deterministic matmul
-    torch.use_deterministic_algorithms(deterministic)
+    eager.use_deterministic_algorithms(deterministic, compiled=config.compile)
     # A debugging aid that costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")

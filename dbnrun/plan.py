@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dbnrun import interrupt, lease, recorded, records
 from dbnrun.config import SETTINGS, RunConfig, UserError, cell_of, checked, readable_name, signature
@@ -42,8 +43,15 @@ STANDINGS = {
 LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
 
 
+SEED = re.compile(r"seed=([0-9]{1,19})")  # an override by a plain number
+MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*(\bseed\b|\$\{)")  # in an interpolation, or put together by a nested one
+
+
 class Composer:
-    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy."""
+    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy.
+
+    Cells that differ in their seed alone are merged and checked once, unless another value may refer to the seed.
+    """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader = loader
@@ -51,15 +59,30 @@ class Composer:
         self.parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._twins: dict[tuple[str, ...], RunConfig] = {}  # by a job's overrides but for its seed
 
     def __call__(self, job: Sequence[str]) -> RunConfig:
         """The checked configuration of the cell that `job` describes by overrides of one value each."""
         interrupt.check()
+        seeds = [match[1] for line in job if (match := SEED.fullmatch(line))]
+        if len(seeds) != 1:
+            return checked(self._merged(job))
+        others = tuple(line for line in job if not SEED.fullmatch(line))
+        if others in self._twins:
+            return replace(self._twins[others], seed=int(seeds[0]))
+        merged = self._merged(job)
+        config = checked(merged)
+        if not MAY_REFER_TO_SEED.search(str(OmegaConf.to_container(merged))):
+            self._twins[others] = config
+        return config
+
+    def _merged(self, job: Sequence[str]) -> DictConfig:
+        """The configuration of the cell that `job` describes, not yet checked."""
         overrides = [self._parse(line) for line in job]
         choices = tuple(str(override.input_line) for override in overrides if self._needs_hydra(override))
         config = copy.deepcopy(self._base(choices))
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if not self._needs_hydra(o)], config)
-        return checked(config)
+        return config
 
     def _needs_hydra(self, override: Override) -> bool:
         """Whether an override chooses files, or adds a key, and so is not a mere value."""

@@ -1,4 +1,7 @@
-"""One cell's folder while the cell trains: lease, manifest, rows, log and checkpoints, kept true to what happens."""
+"""One cell's folder while the cell trains: lease, manifest, rows, log and checkpoints, kept true to what happens.
+
+Imports torch where something trains: a finished cell answers without it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import dbnrun
@@ -29,6 +30,9 @@ from dbnrun.config import RunConfig, UserError, cell_of, readable_name, signatur
 from dbnrun.data import expected_digest
 from dbnrun.lease import EXPIRY, Lease, Lost, was_requeued
 from dbnrun.records import EpochRow, Outcome, RecordWriter
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -236,6 +240,8 @@ class Recording:
 
         `stacked`: the run was part of a stack when it stopped.
         """
+        import torch
+
         for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
             if path.exists():
                 try:
@@ -260,6 +266,8 @@ class Recording:
             records.set_aside(self.folder / "metrics.csv")
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
         config = self.config
         return {
             "signature": self.signature,
@@ -287,10 +295,22 @@ class Recording:
 
         A stacked cell differs from one alone by rounding.
         """
+        import torch
+
         cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
         self._manifest.update(device=device.type, device_name=name, stacked=stacked, together=together)
         self._mark("running")
+
+
+def finished_before(config: RunConfig) -> Outcome | None:
+    """The outcome "skipped" of a cell that is finished; None where it is not, or where its folder cannot be read.
+
+    What is wrong with such a folder comes up when the cell is trained.
+    """
+    with contextlib.suppress(Exception):
+        return Recording(config).finished()
+    return None
 
 
 @functools.cache
@@ -319,6 +339,8 @@ def position_of(state: dict[str, Any]) -> Position:
 
 
 def _bytes(state: Any) -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(_compact(state), buffer)
     return buffer.getvalue()
@@ -326,7 +348,9 @@ def _bytes(state: Any) -> bytes:
 
 def _compact(state: Any) -> Any:
     """The same with every tensor on its own: a view into a stack would be saved with the whole stack."""
-    if isinstance(state, Tensor):
+    import torch
+
+    if isinstance(state, torch.Tensor):
         whole = state.untyped_storage().nbytes() == state.numel() * state.element_size()
         return state.detach() if whole else state.detach().clone()
     if isinstance(state, Mapping):

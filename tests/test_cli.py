@@ -107,14 +107,6 @@ def test_a_missing_data_set_is_one_line_that_says_where_to_put_it(dbnrun, tmp_pa
     assert f"Put the official file at {tmp_path}/data/MNIST/raw/train-images-idx3-ubyte" in done.stderr
 
 
-def test_help_answers_without_hydra_or_torch(dbnrun):
-    done = dbnrun("--help")
-    assert done.returncode == 0 and "dbnrun report" in done.stdout
-    code = "import sys; from dbnrun.cli import main; main(['--help']); print({'hydra', 'torch'} & set(sys.modules))"
-    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert heavy.stdout.endswith("set()\n")
-
-
 def test_help_names_every_choice_and_verb(dbnrun):
     from dbnrun.cli import HELP, VERBS
     from dbnrun.overrides import choices
@@ -123,15 +115,6 @@ def test_help_names_every_choice_and_verb(dbnrun):
         assert group in HELP
         assert all(name in HELP for name in names if not name.startswith("alpha_"))
     assert all(f"dbnrun {verb}" in HELP for verb in VERBS)
-
-
-def test_the_configuration_is_composed_without_torch(dbnrun):
-    code = (
-        "import sys; sys.argv = ['dbnrun']; from dbnrun.cli import main; "
-        "main(['--cfg', 'job', 'norm=dbn']); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "train_stats: lambda" in done.stdout and done.stdout.endswith("False\n")
 
 
 def test_a_sweep_trains_a_normalizer_without_a_schedule_once(dbnrun, tmp_path):

@@ -58,10 +58,9 @@ def outcome(compose, job):
         return type(error).__name__, str(error)
 
 
-@pytest.mark.slow
-def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
+def by_both(jobs):
+    """What our composer and Hydra make of each job, side by side."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
-    generator = random.Random(0)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", [], RunMode.MULTIRUN)
@@ -73,10 +72,32 @@ def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
             return checked(config)
 
         composer = Composer(loader, master)
-        jobs = [random_job(generator) for _ in range(200)]
-        results = [(outcome(composer, job), outcome(by_hydra, job)) for job in jobs]
+        return [(outcome(composer, job), outcome(by_hydra, job)) for job in jobs]
+
+
+@pytest.mark.slow
+def test_composition_equals_hydras_own_on_200_random_sets_of_overrides():
+    generator = random.Random(0)
+    results = by_both([random_job(generator) for _ in range(200)])
     assert all(ours == theirs for ours, theirs in results)
     assert sum(isinstance(ours, RunConfig) for ours, _ in results) > 100
+
+
+@pytest.mark.parametrize(
+    ("others", "valid"),
+    [
+        (["norm=dbn", "schedule=harmonic"], 3),
+        (["train.limit_batches=${seed}"], 2),  # 0 is refused
+        (["results_dir=seed", "train.limit_batches='${${results_dir}}'"], 2),
+        (["optimizer.lr=-1"], 0),
+    ],
+    ids=["no other", "refers", "refers indirectly", "invalid"],
+)
+def test_cells_that_differ_in_their_seed_alone_are_composed_as_hydra_does(others, valid):
+    seeds = ["1", "0", "007", "-1", "9" * 19, "9" * 5000]
+    results = by_both([[*others, f"seed={seed}"] for seed in seeds])
+    assert all(ours == theirs for ours, theirs in results)
+    assert sum(isinstance(ours, RunConfig) for ours, _ in results) == valid
 
 
 WHOLE = ["train.epochs=2", "threads=1", "progress=false"]

@@ -100,6 +100,16 @@ def selected_error(selection: str) -> Measure:
     return measure
 
 
+def population_error(series: Series) -> dict[int, float]:
+    """Test error [%] of the last epoch's weights with the statistics of the whole training part."""
+    return by_seed(series, series.column("test_error_pct_population")[:, -1])
+
+
+def summary(series: Series, measure: Measure) -> stats.Summary:
+    """A measure's mean over the finished runs, with its spread."""
+    return stats.summarize(np.array(list(measure(series).values())))
+
+
 def log_jitter(series: Series) -> dict[int, float]:
     """Natural logarithm of the epoch-to-epoch noise of the test error; NaN where it is 0 or epochs are skipped."""
     noise = stats.jitter(series.column("test_error_pct")) if series.is_whole else np.full(series.n, np.nan)

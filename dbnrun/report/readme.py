@@ -7,11 +7,10 @@ columns under those protocols, `<!-- results of mnist sensitivity B: … -->` it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dbnrun.config import UserError
@@ -19,26 +18,20 @@ from dbnrun.records import write_atomic
 from dbnrun.report import paper_tables, verdicts
 from dbnrun.report.book import Book
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
-from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, name_of
-from dbnrun.report.tables import describe, from_to
+from dbnrun.report.paper_tables import difference, with_interval
+from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, PEER_NAMES, name_of
+from dbnrun.report.tables import describe, from_to, markdown, number
 from dbnrun.report.verdicts import Verdict
 
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
-ROWS = (
-    "1",
-    *verdicts.CONSTANTS,
-    "1/m epochs",
-    "1/m steps",
-    "1/m^2 epochs",
-    "1/m^2 steps",
-    "0",
-    "bn",
-    "ln",
-    "gn",
-    "none",
-)
+NOTHING = "No runs are recorded yet."
+NOT_RUN = "not run"
+ROWS = ("1", *verdicts.CONSTANTS, "1/m epochs", "1/m steps", "1/m^2 epochs", "1/m^2 steps", "0", *PEER_NAMES)
+SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
+Rows = Sequence[Mapping[Any, Any]]
+SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
 
 
 def update(path: Path, book: Book, judged: list[Verdict]) -> bool:
@@ -58,39 +51,35 @@ def with_results(text: str, book: Book, judged: list[Verdict], path: Path) -> st
     def block(found: re.Match[str]) -> str:
         begin = found[0].partition("\n")[0]
         words = (found["columns"] or "").split()
-        if not words:
-            content = results(book, judged)
-        elif words[1:2] == ["sensitivity"]:
-            content = sensitivity(book, words[0], *words[2:])
-        else:
-            content = by_schedule(book, *words)
-        return f"{begin}\n{content}\n{END}"
+        return f"{begin}\n{_content(book, judged, words)}\n{END}"
 
     return BLOCK.sub(block, text)
+
+
+def _content(book: Book, judged: list[Verdict], words: Sequence[str]) -> str:
+    """What the words of a marker ask for."""
+    match words:
+        case [dataset, "sensitivity", *letters]:
+            return sensitivity(book, dataset, *letters)
+        case [dataset, *letters]:
+            return by_schedule(book, dataset, *letters)
+    return results(book, judged)
 
 
 def by_schedule(book: Book, dataset: str, *letters: str) -> str:
     """A data set's test errors and their differences to α = 1 at the last epoch, as Markdown, protocol by protocol."""
     if dataset not in book.mains:
-        return "No runs are recorded yet."
-    table: Any = paper_tables.statistics(book.mains[dataset])
-    by_protocol = {
-        name: rows.set_index("curve") for name, rows in table[table["selection"] == "last"].groupby("protocol")
-    }
-    shown = [by_protocol.get(letter, table[:0].set_index("curve")) for letter in letters]
-    names = [f"{letter}{_count(column)}" for letter, column in zip(letters, shown, strict=True)]
-    heads = [text for name in names for text in (f"{name}: test error [%]", "to its α = 1 [pp]")]
-    lines = [f"| {DATASETS[dataset]} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-    for key in ROWS:
-        if any(key in column.index for column in shown):
-            lines.append(f"| {name_of(key)} | " + " | ".join(_error_and_gain(shown, key)) + " |")
-    if letters == (LIKELIEST,) and len(shown[0]):
+        return NOTHING
+    heads, columns, last = [DATASETS[dataset]], [], _last(book, dataset)
+    for letter in letters:
+        rows = [row for row in last if row["protocol"] == letter]
+        heads += [f"{letter}{_count(rows)}: test error [%]", "to its α = 1 [pp]"]
+        columns += [(_by_curve(rows, with_interval), NOT_RUN), (_by_curve(rows, difference), "")]
+    lines = _beside(columns)
+    if lines and letters == (LIKELIEST,):
         population = paper_tables.population(book.mains[dataset])
-        lines.append("| the same weights, population statistics | " + " | ".join(_two(population)) + " |")
-    return "\n".join(lines)
-
-
-SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
+        lines.append(["the same weights, population statistics", with_interval(population), difference(population)])
+    return markdown(pd.DataFrame(lines, columns=heads))
 
 
 def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
@@ -102,96 +91,86 @@ def sensitivity(book: Book, dataset: str, letter: str = LIKELIEST) -> str:
     if len(table):
         table = table[(table["dataset"] == dataset) & (table["protocol"] == letter) & table["main"]]
     if not len(table):
-        return "No runs are recorded yet."
+        return NOTHING
     unit = "epochs" if letter == LIKELIEST else "steps"
     keys = [*SHOWN, f"1/m {unit}", f"1/m^2 {unit}"]
-    heads = ["n", "α = 1: test error [%]", *(f"{name_of(key)} [pp]" for key in keys), "α = 0: test error [%]"]
-    lines = [f"| {DATASETS[dataset]} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-    for (knob, value), rows in table.groupby(["knob", "value"], sort=False):
-        by_key = {row["curve"]: row for row in rows.to_dict("records")}
-        name = f"{knob} {value}" + (" (main)" if rows["paper_value"].any() else "")
-        gains = [paper_tables.difference(by_key[key], "vs_alpha_1") if key in by_key else "not run" for key in keys]
-        ends = [paper_tables.with_interval(by_key[key]) if key in by_key else "not run" for key in ("1", "0")]
-        lines.append("| " + " | ".join([name, from_to(rows["n"]), ends[0], *gains, ends[1]]) + " |")
-    return "\n".join(lines)
-
-
-def _error_and_gain(shown: Iterable[Any], key: str) -> list[str]:
-    return [text for column in shown for text in (_two(column.loc[key]) if key in column.index else ["not run", ""])]
-
-
-def _two(row: Any) -> list[str]:
-    return [paper_tables.with_interval(row), paper_tables.difference(row, "vs_alpha_1")]
+    lines = []
+    for (knob, value), found in table.groupby(["knob", "value"], sort=False):
+        rows = found.to_dict("records")
+        errors, gains = _by_curve(rows, with_interval), _by_curve(rows, difference)
+        lines.append(
+            {
+                DATASETS[dataset]: f"{knob} {value}" + (" (main)" if rows[0]["paper_value"] else ""),
+                "n": from_to(row["n"] for row in rows),
+                "α = 1: test error [%]": errors.get("1", NOT_RUN),
+                **{f"{name_of(key)} [pp]": gains.get(key, NOT_RUN) for key in keys},
+                "α = 0: test error [%]": errors.get("0", NOT_RUN),
+            }
+        )
+    return markdown(pd.DataFrame(lines))
 
 
 def results(book: Book, judged: list[Verdict]) -> str:
     """Table 1 beside ours and the verdicts, as Markdown; a line where nothing is recorded."""
     if not book.mains:
-        return "No runs are recorded yet."
-    return "\n".join([*_table(book), "", *_verdicts(judged)])
+        return NOTHING
+    heads, columns = [""], []
+    for name in PAPER_DATASETS:
+        rows = [row for row in _last(book, name) if row["protocol"] in (LIKELIEST, "baselines")]
+        heads.append(SHORT[name] + _count(rows))
+        columns.append((_by_curve(rows, _with_paper), NOT_RUN))
+    runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in book.mains.items())
+    return f"""\
+Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by
+each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the
+test set. {runs}.
+
+{markdown(pd.DataFrame(_beside(columns), columns=heads))}
+
+The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in
+parentheses against PyTorch's BN, where that differs:
+
+{markdown(pd.DataFrame(_verdicts(judged)))}"""
 
 
-def _table(book: Book) -> list[str]:
-    columns = {name: _column(book, name) for name in PAPER_DATASETS}
-    keys = [key for key in ROWS if any(key in column.index for column in columns.values())]
-    heads = [f"{DATASETS[name].partition(' (')[0]}{_count(columns[name])}" for name in PAPER_DATASETS]
-    runs = [f"{DATASETS[name].partition(' (')[0]}: {describe(setting.cell)}" for name, setting in book.mains.items()]
-    lines = [
-        "Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by",
-        "each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the",
-        f"test set. {'; '.join(runs)}.",
-        "",
-        "| | " + " | ".join(heads) + " |",
-        "|---" * (1 + len(PAPER_DATASETS)) + "|",
-    ]
-    for key in keys:
-        cells = [_cell(columns[name], key) for name in PAPER_DATASETS]
-        lines.append(f"| {name_of(key)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _column(book: Book, dataset: str) -> Any:
-    """The last-epoch rows of a data set's main setting by curve: protocol A and the peers; empty where not run."""
+def _last(book: Book, dataset: str) -> list[dict[Any, Any]]:
+    """The last-epoch rows of a data set's main setting; none where it has not been run."""
     if dataset not in book.mains:
-        return pd.DataFrame(columns=["n"])
-    table = paper_tables.statistics(book.mains[dataset])
-    shown = table[(table["selection"] == "last") & table["protocol"].isin([LIKELIEST, "baselines"])]
-    return shown.set_index("curve")
+        return []
+    table: Any = paper_tables.statistics(book.mains[dataset])
+    return table[table["selection"] == "last"].to_dict("records")
 
 
-def _count(column: Any) -> str:
-    return f", n = {from_to(map(int, column['n']))}" if len(column) else ""
+def _by_curve(rows: Rows, text: Callable[[Mapping[Any, Any]], str]) -> dict[str, str]:
+    return {row["curve"]: text(row) for row in rows}
 
 
-def _cell(column: Any, key: str) -> str:
-    if key not in column.index:
-        return "not run"
-    row = column.loc[key]
-    paper = "" if np.isnan(row["paper"]) else f" ({row['paper']:.2f})"
-    return paper_tables.with_interval(row) + paper
+def _beside(columns: Sequence[tuple[Mapping[str, str], str]]) -> list[list[str]]:
+    """A line a curve that any column has: its texts, and each column's own for what was not run."""
+    keys = [key for key in ROWS if any(key in texts for texts, _ in columns)]
+    return [[name_of(key), *(texts.get(key, absent) for texts, absent in columns)] for key in keys]
 
 
-def _verdicts(judged: list[Verdict]) -> list[str]:
+def _count(rows: Rows) -> str:
+    return f", n = {from_to(row['n'] for row in rows)}" if rows else ""
+
+
+def _with_paper(row: Mapping[Any, Any]) -> str:
+    paper = number(row["paper"])
+    return with_interval(row) + (f" ({paper})" if paper else "")
+
+
+def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
     """The verdicts under protocol A by the last epoch, a line a claim."""
-    found: Mapping[tuple[str, str, str], Verdict] = {
-        (one.claim, one.dataset, one.reference): one
+    found = {
+        (one.claim, one.dataset, one.reference): one.verdict
         for one in judged
         if one.protocol == "dbn_inference" and one.selection in (verdicts.PRIMARY, "")
     }
-    lines = [
-        "The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in",
-        "parentheses against PyTorch's BN, where that differs:",
-        "",
-        "| | " + " | ".join(DATASETS[name].partition(" (")[0] for name in PAPER_DATASETS) + " |",
-        "|---" * (1 + len(PAPER_DATASETS)) + "|",
-    ]
     for claim, text in verdicts.CLAIMS.items():
-        both = found.get((claim, "all", ""))
-        words = [both.verdict if both else _word(found, claim, name) for name in PAPER_DATASETS]
-        lines.append(f"| {claim.partition(' ')[0]}: {text} | " + " | ".join(words) + " |")
-    return lines
-
-
-def _word(found: Mapping[tuple[str, str, str], Verdict], claim: str, dataset: str) -> str:
-    mine, modern = (found[claim, dataset, reference].verdict for reference in (ALPHA_ONE, MODERN_BN))
-    return mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"
+        line = {"": f"{claim.partition(' ')[0]}: {text}"}
+        for name in PAPER_DATASETS:
+            mine = found.get((claim, "all", "")) or found[claim, name, ALPHA_ONE]
+            modern = found.get((claim, name, MODERN_BN), verdicts.NOT_RUN)
+            line[SHORT[name]] = mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"
+        yield line

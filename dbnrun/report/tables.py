@@ -1,4 +1,4 @@
-"""Table 1 beside the paper's, as CSV, as Markdown, and as text for the terminal.
+"""Table 1 beside the paper's, as CSV, as Markdown and for the terminal.
 
 Two selections stand side by side: the last epoch, and the best epoch on the test set. The second is what the paper
 reports and is optimistic: it chooses by the very numbers it then shows.
@@ -15,9 +15,23 @@ import numpy as np
 import pandas as pd
 
 from dbnrun.records import write_atomic
+from dbnrun.report import compare
 from dbnrun.report.gather import Series, Setting
+from dbnrun.report.protocols import schedule_key
 
 TOP = 3  # the paper marks the three best of a column
+MEASURES = {
+    "last": compare.selected_error("last"),
+    "best_on_test": compare.selected_error("best_on_test"),
+    "population": compare.population_error,
+}
+COLUMNS = {"last": "last epoch", "best_on_test": "best on test", "population": "population"}
+NOTE = f"""
+Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
+Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
+Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values. *Left out*
+runs count in no mean, no n and no figure.
+"""
 
 
 @cache
@@ -29,103 +43,92 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(path, index_col="alpha", dtype={"alpha": str})
 
 
-def paper_key(cell: dict[str, Any]) -> str:
-    """The paper's name of a series' schedule; '' where it has none."""
-    schedule = cell.get("schedule") or {"name": ""}
-    if schedule["name"] == "constant":
-        return f"{schedule['alpha']:g}"
-    return {"harmonic": "1/m", "inverse_square": "1/m^2"}.get(schedule["name"], "")
-
-
-def _mean_sd(values: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation over seeds; NaN for the second where there is one seed."""
-    if not len(values):
-        return float("nan"), float("nan")
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+def paper_number(cell: Mapping[str, Any]) -> float:
+    """The paper's number beside a cell, NaN where it has none. The paper does not say what its m counts."""
+    paper, dataset, row = paper_numbers(), cell["dataset"]["name"], schedule_key(cell).partition(" ")[0]
+    return float(paper.loc[row, dataset]) if row in paper.index and dataset in paper else float("nan")
 
 
 def rows(setting: Setting) -> pd.DataFrame:
     """One row a series: test error [%] over seeds by both selections, with population statistics, and the paper's."""
-    paper = paper_numbers()
-    lines = []
-    for series in setting.series:
-        error, population = series.column("test_error_pct"), series.column("test_error_pct_population")
-        last, best = _mean_sd(error[:, -1]), _mean_sd(error.min(1))
-        pooled = _mean_sd(population[:, -1])
-        key = paper_key(series.cell)
-        known = series.protocol and setting.dataset in paper and key in paper.index
-        lines.append(
-            {
-                "setting": setting.slug,
-                "protocol": series.protocol,
-                "curve": series.label,
-                "n": series.n,
-                "epochs": series.cell["train"]["epochs"],
-                "last_mean": last[0],
-                "last_sd": last[1],
-                "best_on_test_mean": best[0],
-                "best_on_test_sd": best[1],
-                "population_mean": pooled[0],
-                "population_sd": pooled[1],
-                "paper": paper.loc[key, setting.dataset] if known else float("nan"),
-                "left_out": series.left_out(),
-            }
-        )
-    table = pd.DataFrame(lines)
-    for column in ("last", "best_on_test"):
-        table[f"{column}_top"] = _top(table, f"{column}_mean")
+    table = pd.DataFrame([_row(setting, series) for series in setting.series])
+    for name in ("last", "best_on_test"):
+        place = table.groupby("protocol")[f"{name}_mean"].rank(method="min")  # NaN without a mean: not among the best
+        table[f"{name}_top"] = (place <= TOP) & (table["protocol"] != "")  # the peers are in no one's three
     return table
 
 
-def _top(table: pd.DataFrame, column: str) -> pd.Series:
-    """Whether a series is among the three best of its protocol (the peers are in no one's three)."""
-    place = table[column].groupby(table["protocol"]).rank(method="min")  # NaN, and so not among them, without a mean
-    return pd.Series((place <= TOP) & (table["protocol"] != ""))
+def _row(setting: Setting, series: Series) -> dict[str, Any]:
+    row = {
+        "setting": setting.slug,
+        "protocol": series.protocol,
+        "curve": series.label,
+        "n": series.n,
+        "epochs": series.cell["train"]["epochs"],
+    }
+    for name, measure in MEASURES.items():
+        error = compare.summary(series, measure)
+        row |= {f"{name}_mean": error.mean, f"{name}_sd": error.sd}
+    return row | {"paper": paper_number(series.cell), "left_out": series.left_out()}
 
 
 def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
     """Write table1.csv and table1.md below `folder`; return both."""
-    folder.mkdir(parents=True, exist_ok=True)
     tables = [rows(setting) for setting in settings]
-    csv, markdown = folder / "table1.csv", folder / "table1.md"
-    write_atomic(csv, pd.concat(tables).to_csv(index=False).encode())
-    parts = [_markdown(setting, table) for setting, table in zip(settings, tables, strict=True)]
-    write_atomic(markdown, ("# Test error [%] by normalizer and schedule\n\n" + "\n".join(parts) + NOTE).encode())
-    return [csv, markdown]
+    parts = [
+        f"## {setting.slug}: {describe(setting.cell)}\n\n{markdown(_texts(table, best='**'))}\n"
+        for setting, table in zip(settings, tables, strict=True)
+    ]
+    text = "# Test error [%] by normalizer and schedule\n\n" + "\n".join(parts) + NOTE
+    return write_texts(folder, {"table1.csv": pd.concat(tables).to_csv(index=False), "table1.md": text})
 
 
-NOTE = f"""
-Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
-Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
-Bold: the {TOP} best of a protocol's column. Paper: arXiv 1705.08011, Table 1, single values. *Left out*
-runs count in no mean, no n and no figure.
-"""
+def as_text(setting: Setting) -> str:
+    """The same for a terminal: one block a setting, a line a series."""
+    table = _texts(rows(setting)).set_index(["training", "curve"])
+    shown = table.loc[:, table.ne("").any()]
+    title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
+    return f"{title}\n{shown.to_string()}\n(best on test: chosen by the test set, as in the paper; optimistic)"
 
 
-def _cell_text(mean: float, sd: float, digits: int = 2) -> str:
-    if np.isnan(mean):
-        return "–"
-    return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
+    """What a reader sees of `rows`; `best` stands on both sides of a number that is among the three best."""
+    return pd.DataFrame(
+        {
+            "training": row["protocol"] or "peer",
+            "curve": row["curve"],
+            **{head: _mean_and_sd(row, name, best if row.get(f"{name}_top") else "") for name, head in COLUMNS.items()},
+            "paper": number(row["paper"]),
+            "n": str(row["n"]),
+            "left out": row["left_out"],
+        }
+        for row in table.to_dict("records")
+    )
 
 
-def _markdown(setting: Setting, table: pd.DataFrame) -> str:
-    lines = [f"## {setting.slug}: {describe(setting.cell)}", ""]
-    lines += ["| training | curve | last epoch | best on test | population | paper | n | left out |", "|" + "---|" * 8]
-    for row in table.to_dict("records"):
-        last = _cell_text(row["last_mean"], row["last_sd"])
-        best = _cell_text(row["best_on_test_mean"], row["best_on_test_sd"])
-        fields = [
-            row["protocol"] or "peer",
-            row["curve"],
-            f"**{last}**" if row["last_top"] else last,
-            f"**{best}**" if row["best_on_test_top"] else best,
-            _cell_text(row["population_mean"], row["population_sd"]),
-            "" if np.isnan(row["paper"]) else f"{row['paper']:.2f}",
-            str(row["n"]),
-            row["left_out"],
-        ]
-        lines.append("| " + " | ".join(fields) + " |")
-    return "\n".join([*lines, ""])
+def _mean_and_sd(row: Mapping[Any, Any], name: str, around: str) -> str:
+    mean, sd = number(row[f"{name}_mean"]), number(row[f"{name}_sd"])
+    return around + (f"{mean} ± {sd}" if sd else mean or "–") + around
+
+
+def number(value: float) -> str:
+    """'1.63', or '' where there is none."""
+    return "" if np.isnan(value) else f"{value:.2f}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts as Markdown, without its index."""
+    head = "".join(f"| {text} " if text else "| " for text in table.columns) + "|"
+    lines = ["| " + " | ".join(texts) + " |" for texts in table.to_numpy()]
+    return "\n".join([head, "|" + "---|" * len(table.columns), *lines])
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write each text to the file of its name below `folder`; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode())
+    return [folder / name for name in texts]
 
 
 def describe(cell: Mapping[str, Any]) -> str:
@@ -155,41 +158,10 @@ def from_to(counts: Iterable[int]) -> str:
     return f"{low} to {high}" if low < high else str(low)
 
 
-def as_text(setting: Setting) -> str:
-    """The same for a terminal: one block a setting, a line a series."""
-    table = rows(setting)
-    head = ("", "curve", "n", "last epoch", "best on test*", "population", "paper", "")
-    body: list[tuple[str, ...]] = [head]
-    for row in table.to_dict("records"):
-        body.append(
-            (
-                row["protocol"] or "peer",
-                row["curve"],
-                str(row["n"]),
-                _cell_text(row["last_mean"], row["last_sd"]),
-                _cell_text(row["best_on_test_mean"], row["best_on_test_sd"]),
-                _cell_text(row["population_mean"], row["population_sd"]),
-                "" if np.isnan(row["paper"]) else f"{row['paper']:.2f}",
-                row["left_out"] and f"(left out: {row['left_out']})",
-            )
-        )
-    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            text.rjust(w) if i > 1 else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in body
-    ]
-    title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
-    return "\n".join(
-        [title, *(line.rstrip() for line in lines), "* chosen by the test set, as in the paper: optimistic"]
-    )
-
-
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
     """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
     shown = [series for series in panel if series.n]
-    last = {id(s): float(s.column("test_error_pct")[:, -1].mean()) for s in shown if s.protocol}
+    last = {id(s): compare.summary(s, MEASURES["last"]).mean for s in shown if s.protocol}
     ranked = sorted((key for key, error in last.items() if np.isfinite(error)), key=last.__getitem__)
-    best = set(ranked[:TOP])
-    return [s for s in shown if id(s) in best or s.cell["norm"]["name"] == "bn" or paper_key(s.cell) == "1"]
+    kept = {compare.ALPHA_ONE, compare.MODERN_BN}
+    return [s for s in shown if id(s) in ranked[:TOP] or schedule_key(s.cell) in kept]

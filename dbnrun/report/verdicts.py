@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dbnrun.records import write_atomic
 from dbnrun.report import compare, stats
 from dbnrun.report.compare import ALPHA_ONE, MODERN_BN, Comparison
 from dbnrun.report.gather import Setting
 from dbnrun.report.protocols import DATASETS, PAPER_DATASETS, name_of
+from dbnrun.report.tables import write_texts
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "undecided", "not run"
 CONSTANTS = ("0.75", "0.5", "0.25", "0.1", "0.01", "0.001")  # 0 < α < 1
@@ -297,7 +297,4 @@ def as_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def write(verdicts: Sequence[Verdict], folder: Path) -> list[Path]:
     """Write verdicts.csv below `folder`; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "verdicts.csv"
-    write_atomic(path, as_table(verdicts).to_csv(index=False).encode())
-    return [path]
+    return write_texts(folder, {"verdicts.csv": as_table(verdicts).to_csv(index=False)})

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from dbnrun.bench import Finding, convolution, grid, layer
+from dbnrun.bench import Finding, cli, convolution, grid, layer
 from dbnrun.bench.subjects import synthetic
 from dbnrun.bench.timing import by_turns, duration, ratio
+from dbnrun.cli import main
 
 
 def test_subjects_take_turns_and_a_ratio_is_within_rounds():
@@ -37,7 +38,8 @@ def test_a_stack_and_a_column_run_on_random_records():
     assert data.train.x.shape == (300, 118) and data.train.y.max() < 5
     grid._stacked(data, "cpu", 2, "dataset=ni", "norm=dbn")()
     rows = grid._epoch(synthetic("mnist", 300, "cpu"), "cpu", grid.TABLE_1[:2])()
-    assert len(rows) == 1 and len(rows[0]) == 2
+    ((views,),) = rows
+    assert len(views) == 2
 
 
 def test_every_way_to_do_several_convolutions_gives_the_same():
@@ -60,12 +62,35 @@ def test_the_layer_bench_covers_every_axis(monkeypatch):
     assert [finding.what for finding in layer.measure("cpu")] == expected
 
 
-def test_findings_are_printed_and_written_as_json(dbnrun, tmp_path):
-    done = dbnrun("bench", "cli", "--json", "figures.json")
-    assert done.returncode == 0 and "dbnrun --help" in done.stdout, done.stderr
+def test_the_cli_bench_divides_what_each_command_takes_by_what_torch_takes(monkeypatch):
+    took = {cli.TORCH: 1.5, cli.OPTIMIZER: 3.0, cli.EPOCH: 2.1, cli.FINISHED: 0.45, cli.PLAN: 1.2}
+    took |= {cli.HELP: 0.03, cli.CONFIGURATION: 0.4}
+    monkeypatch.setattr(
+        cli, "by_turns", lambda subjects, rounds, **_: {name: [took[name]] * rounds for name in subjects}
+    )
+    expected = [0.7, 1.4, 0.3, 0.8, 0.02, 0.03, 0.4]
+    assert [finding.value for finding in cli.measure("cpu")] == pytest.approx(expected)
+
+
+def test_the_cli_bench_trains_a_new_cell_each_time_beside_one_that_is_finished(dbnrun):
+    commands = []
+    subjects = cli._subjects(lambda *words: commands.append(words))
+    for _ in range(2):
+        for subject in subjects.values():
+            subject()
+    ours = [words[2:] for words in commands if words[:2] == ("-m", "dbnrun.cli")]
+    said = [dbnrun(*words, "train.limit_batches=1") for words in ours if words[0].startswith("dataset=")]
+    assert [done.stderr.split(",")[0] for done in said] == ["done", "done", "done", "done before"]
+
+
+def test_findings_are_printed_and_written_as_json(monkeypatch, capsys, tmp_path):
+    found = [Finding("cli", "dbnrun --help", 0.25, "s", 0.125, 0.5, "≤ 0.4 s")]
+    monkeypatch.setattr(cli, "measure", lambda _device: found)
+    assert main(["bench", "cli", "--json", str(tmp_path / "figures.json")]) == 0
+    assert "dbnrun --help" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"processor", "torch", "threads"} <= figures["machine"].keys()
-    assert [finding["what"] for finding in figures["findings"]] == ["dbnrun --help", "dbnrun --cfg job"]
+    assert [Finding(**finding) for finding in figures["findings"]] == found
 
 
 @pytest.mark.parametrize("words", [["bench", "speed"], ["bench", "--device", "tpu"]])

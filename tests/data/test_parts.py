@@ -1,5 +1,7 @@
-"""Splits, the embedded digits, and augmentation."""
+"""Splits, the digits, and augmentation."""
 
+import gzip
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from dbnrun.config import DatasetConfig, UserError
-from dbnrun.data import load
+from dbnrun.data import digits, load
 from dbnrun.data.augment import PADDING, flip_crop
 from dbnrun.data.parts import split_off
 
@@ -38,6 +40,27 @@ def test_digits_parts_are_scikit_learns_images_each_once():
     assert np.array_equal(ours[np.lexsort(ours.T)], official[np.lexsort(official.T)])
     for part in parts:  # every class in every part, about as often as it occurs
         assert torch.bincount(part.y).min() > len(part) / 10 * 0.7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "digits come with scikit-learn, which is missing"),
+        (gzip.compress(b"1,2")[:-9], "digits.csv.gz cannot be read .*install scikit-learn again"),
+        (gzip.compress(b"1,2,x"), "digits.csv.gz cannot be read .*install scikit-learn again"),
+        (gzip.compress(b"0," * 64 + b"7\n"), "embeds other digits; install the version of constraints.txt"),
+    ],
+    ids=["no scikit-learn", "cut off", "no number", "other digits"],
+)
+def test_digits_that_are_missing_or_damaged_are_refused(monkeypatch, tmp_path, content, message):
+    package = None
+    if content is not None:
+        package = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py"))
+        (tmp_path / "datasets" / "data").mkdir(parents=True)
+        (tmp_path / "datasets" / "data" / "digits.csv.gz").write_bytes(content)
+    monkeypatch.setattr(digits, "find_spec", lambda _: package)
+    with pytest.raises(UserError, match=message):
+        load(DIGITS, Path("unused"))
 
 
 def _one_image(image: np.ndarray, flip: int, top: int, left: int) -> np.ndarray:

@@ -159,6 +159,8 @@ def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted
 def test_two_constants_that_look_alike_in_short_stay_two():
     runs = [run(cell(constant(alpha)), [5.0, error]) for alpha, error in ((0.1, 2.0), (0.1 + 1e-9, 3.0))]
     assert errors_of(runs, "0.1") == (1, 2.0) and errors_of(runs, "0.100000001") == (1, 3.0)
+    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    assert table.loc[("0.1", "last"), "paper"] == 1.90 and np.isnan(table.loc[("0.100000001", "last"), "paper"])
 
 
 def test_a_data_set_of_peers_alone_has_no_population_line(tmp_path):

@@ -105,6 +105,19 @@ def test_the_three_best_of_a_protocol_are_marked_and_no_peer(tmp_path):
     assert set(table.index[table["last_top"]]) == {"α = 0.5", "α = 0.25", "α = 0.1"}
 
 
+def test_the_terminal_shows_the_numbers_of_the_markdown_a_line_a_series(tmp_path):
+    for seed in range(2):
+        record(tmp_path, cell("bn", seed=seed), [3, 2, 1 + seed])
+        record(tmp_path, cell("dbn", constant(0.25), seed), [3, 2, 2.5 + seed])
+    (setting,) = gather([tmp_path])
+    tables.write([setting], tmp_path)
+    written = [line for line in (tmp_path / "table1.md").read_text().splitlines() if line.startswith("| ")]
+    _, _, _, *printed, _ = tables.as_text(setting).splitlines()
+    for line, fields in zip(printed, (line.replace("*", "").split("|")[1:-1] for line in written[1:]), strict=True):
+        assert line.split() == [word for field in fields for word in field.split()]
+    assert "left out" not in tables.as_text(setting)  # none was
+
+
 def test_unfinished_and_diverged_runs_are_left_out_and_counted(tmp_path):
     record(tmp_path, cell("bn", seed=0), [3, 2, 1])
     record(tmp_path, cell("bn", seed=1), [90, 80], status="interrupted")
@@ -120,7 +133,8 @@ def test_a_series_without_a_finished_run_has_a_line_in_the_table_and_no_curve(tm
     record(tmp_path, cell("bn"), [3, 2, 1])
     record(tmp_path, cell("dbn", constant(0.5)), [9], status="interrupted")
     written = report([tmp_path], tmp_path)
-    assert "(left out: 1 unfinished)" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert "left out" in printed[1] and next(line for line in printed if "α = 0.5" in line).endswith(" 1 unfinished")
     (drawn,) = [path.read_text() for path in written if path.name == "mnist-figure2.svg"]
     assert "BN (PyTorch)" in drawn and "α = 0.5" not in drawn
     row = table_of(tmp_path).loc["α = 0.5"]
