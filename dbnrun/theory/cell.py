@@ -25,7 +25,7 @@ def line(config: RunConfig) -> str:
 
     # A step per epoch in place of one per update stretches m by a factor, which moves no condition for these schedules.
     text = f"theory: alpha(m) = {alpha}: "
-    if config.optimizer.name == "sgd" and not config.optimizer.momentum:
+    if config.optimizer.name == "sgd" and not config.optimizer.settings()["momentum"]:
         report = check(expression.alpha(alpha), expression.eta(repr(config.optimizer.lr)))
         return text + _theorems(report) + f"; sgd's constant step {config.optimizer.lr:g} {_steps(report)}." + _caveat()
     # With eta = 1/m, the slowest-growing admissible power, Theorem 7 and Lemma 8 ask least of alpha.
