@@ -14,6 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+GROUPS = ("dataset", "model", "norm", "schedule", "optimizer")  # of which a cell has one choice each
 UNSET: Any = "???"  # OmegaConf's sign for a value that the configuration must state
 
 

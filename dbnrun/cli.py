@@ -37,18 +37,8 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
   dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, plan, report
 
-Choose one of each:
-  dataset     digits, mnist, ni, cifar10
-  model       fnn, cnn, two_layer                      (follows the data set unless given)
-  norm        bn, dbn, dbn_inference, ln, gn, none
-  schedule    constant, harmonic, inverse_square, power, alpha_1, alpha_0.75, … alpha_0
-  optimizer   adagrad, sgd, adam, adamw
-  experiment  demo, and Table 1 a data set and protocol:
-              paper_mnist_a, paper_mnist_b, paper_mnist_c, paper_mnist_baselines
-              paper_ni_a, paper_ni_b, paper_ni_c, paper_ni_baselines
-              paper_cifar10_a, paper_cifar10_b, paper_cifar10_c, paper_cifar10_baselines
-              sensitivity_mnist_l2, sensitivity_mnist_lr, sensitivity_mnist_position, sensitivity_mnist_average,
-              sensitivity_ni_features
+Choose one of each (the model follows the data set unless given):
+{choices}
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
@@ -90,7 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
     trains = not first or first.startswith(("-", "+", "~")) or "=" in first
     if first == "help" or (trains and {"-h", "--help"} & set(arguments)):
-        print(HELP, end="")
+        print(_help(), end="")
         return 0
     if first == "--version":
         print(f"dbnrun {__version__}")
@@ -101,6 +91,19 @@ def _dispatch(arguments: list[str]) -> int:
         return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
     with interrupt.raising():
         return VERBS[first](arguments[1:])
+
+
+def _help() -> str:
+    """The help, with what one can choose as the files of conf/ have it."""
+    import textwrap
+
+    from dbnrun import choices
+
+    wide = {"width": 112, "break_on_hyphens": False, "subsequent_indent": " " * 14}
+    groups = choices.files()
+    order = [*(group for group in choices.GROUPS if group in groups), *(g for g in groups if g not in choices.GROUPS)]
+    lines = [textwrap.fill(f"  {group:10}  {', '.join(groups[group])}", **wide) for group in order]
+    return HELP.replace("{choices}", "\n".join(lines))
 
 
 def _refuse(line: str) -> int:

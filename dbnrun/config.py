@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dbnrun import choices
-from dbnrun.choices import UserError, in_range, nearest, one_of
+from dbnrun.choices import GROUPS, UserError, in_range, nearest, one_of
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
 from dbnrun.norm.options import Norm, ScheduleOptions
@@ -107,9 +107,6 @@ class RunConfig:
                 f"model={self.model.name} expects images and dataset={self.dataset.name} has plain features: "
                 f"use model=fnn, or one of {images}."
             )
-
-
-GROUPS = ("dataset", "model", "norm", "schedule", "optimizer")
 
 
 def store_schema() -> None:

@@ -299,7 +299,7 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     norm = Normalizers(config.norm, schedule)
     model = config.model.network(data.input_shape, data.num_classes, norm, streams)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
-    return Cell(config, model, build_optimizer(config.optimizer, model, config.compile), streams, schedule)
+    return Cell(config, model, build_optimizer(config.optimizer, model, config.compile, norm.built), streams, schedule)
 
 
 def prepare_device(config: RunConfig) -> torch.device:

@@ -312,6 +312,8 @@ def lines(found: Plan, standings: Sequence[Standing], everything: bool) -> Itera
         yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
+    if alone := sorted({cell.config.norm.name for cell in found.cells if not cell.config.norm.stacks}):
+        yield f"norm={', '.join(alone)}: trains alone, for a stack does not know its layers"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     left = time_left(list(zip(found.cells, standings, strict=True)))
     if left.seconds:

@@ -319,6 +319,6 @@ def test_rows_that_do_not_bear_out_a_manifest_or_a_checkpoint_are_trained_again(
 
 
 def test_help_is_ours_wherever_it_is_asked_for(dbnrun):
-    from dbnrun.cli import HELP
+    from dbnrun.cli import _help
 
-    assert dbnrun("norm=dbn", "-h").stdout == dbnrun("--help").stdout == HELP
+    assert dbnrun("norm=dbn", "-h").stdout == dbnrun("--help").stdout == _help()

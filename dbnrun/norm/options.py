@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbnrun.choices import Choice, choice, in_range, option
@@ -34,17 +34,19 @@ class Norm(Choice):
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What a network calls as norm(features, spatial) for each layer to normalize."""
+    """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built."""
 
     norm: Norm
     schedule: Schedule
+    built: list[nn.Module] = field(default_factory=list)
 
     @property
     def centers(self) -> bool:
         return self.norm.centers
 
     def __call__(self, features: int, spatial: int) -> nn.Module:
-        return self.norm.build(features, spatial, self.schedule)
+        self.built.append(self.norm.build(features, spatial, self.schedule))
+        return self.built[-1]
 
 
 @choice("norm", "bn", "BN (PyTorch)")

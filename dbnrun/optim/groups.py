@@ -15,18 +15,24 @@ from torch.linalg import vector_norm
 from dbnrun.choices import UserError
 from dbnrun.optim.options import Group, Optimizer
 
+NORM = "norm"  # the group that takes the normalizers' parameters, whatever their names
+
 
 def group_parameters(
-    named: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, Group]
+    named: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, Group], of_norms: Iterable[nn.Parameter] = ()
 ) -> dict[str, list[nn.Parameter]]:
     """Each parameter in the first group whose pattern (a glob over its name) fits; empty groups are left out.
 
-    Raises UserError where a parameter fits no pattern.
+    `of_norms`, the parameters of the normalizers, fit the group `norm` whatever their names. Raises UserError where a
+    parameter fits no pattern.
     """
+    normalizing = {id(parameter) for parameter in of_norms}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
     ungrouped = []
     for name, parameter in named:
-        group = next((key for key, config in groups.items() if fnmatchcase(name, config.pattern)), None)
+        ours = id(parameter) in normalizing
+        fitting = (key for key, own in groups.items() if fnmatchcase(name, own.pattern) or (ours and key == NORM))
+        group = next(fitting, None)
         if group is None:
             ungrouped.append(name)
         else:
@@ -39,13 +45,18 @@ def group_parameters(
     return {name: parameters for name, parameters in members.items() if parameters}
 
 
-def build_optimizer(config: Optimizer, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Optimizer, model: nn.Module, compiled: bool = False, norms: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
     """The optimizer that conf/optimizer names, over the named groups of `model`'s parameters.
+
+    `norms`: the normalizers of the model; their parameters join the group `norm`.
 
     Weight decay is a penalty w/2 |theta|^2 whose gradient `add_penalty` adds, kept in each group under "l2"; in
     AdamW it is decoupled and the optimizer's own. `compiled`: as operations that a compiler can join with others.
     """
-    members = group_parameters(model.named_parameters(), config.groups)
+    of_norms = (parameter for norm in norms for parameter in norm.parameters())
+    members = group_parameters(model.named_parameters(), config.groups, of_norms)
     groups = [
         {
             "params": parameters,

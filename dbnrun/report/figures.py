@@ -238,6 +238,7 @@ NAMED: dict[str, Any] = {
     "power epoch": ("#56B4E9", (0, (1.5, 1))),
     "power step": ("#0072B2", (0, (1.5, 1))),
 }
+OTHER = ("#777777", (0, (7, 1)))  # of any other normalizer; markers tell several of them apart
 CONSTANTS = (1, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001)
 DASHES: tuple[Any, ...] = (
     "-", (0, (8, 1.5)), (0, (3.5, 1.2)), "-", (0, (8, 1.5, 1.5, 1.5)), (0, (1.5, 0.8)), (0, (5, 1, 1, 1, 1, 1)),
@@ -254,7 +255,7 @@ def line_style(series: Series) -> dict[str, Any]:
         step = np.interp(-np.log10(schedule["alpha"]), -np.log10(CONSTANTS), np.arange(len(CONSTANTS)))
         color = mpl.colormaps["viridis"](0.88 * step / (len(CONSTANTS) - 1))
         return {"color": color, "ls": DASHES[round(step)], "lw": 1.8 if schedule["alpha"] == 1 else 1.3}
-    color, dash = NAMED[" ".join(filter(None, [name, schedule.get("unit", "")]))]
+    color, dash = NAMED.get(" ".join(filter(None, [name, schedule.get("unit", "")])), OTHER)
     return {"color": color, "ls": dash, "lw": 1.8 if name == "bn" else 1.5}
 
 
