@@ -397,7 +397,13 @@ def _data(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from dbnrun.bench import BENCHES, run
+    scripts = Path(__file__).parent.parent / "scripts"
+    if not (scripts / "bench").is_dir():
+        return _refuse(
+            "bench: what it measures stands in scripts/bench of a checkout, and this is an installed package."
+        )
+    sys.path.append(str(scripts))
+    from bench import BENCHES, run
 
     parser = _verb_parser("bench", "Measure what dbnrun costs, as ratios within one run.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all)")

@@ -26,9 +26,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soak import numbers
-
 from dbnrun.records import read_manifest
+from soak import numbers
 
 CELL = ["dataset=digits", "norm=dbn", "schedule=harmonic", "threads=1", "progress=false", "device=cpu"]
 KINDS = {"one cell": [], "two stacked": ["-m", "seed=0,1", "hydra.launcher.max_stack=2"]}

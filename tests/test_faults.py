@@ -1,18 +1,17 @@
 """Every fault that we can cause, caused for real: what a user sees, and what is left on disk."""
 
 import csv
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from dbnrun import records
+from soak import soak
 
 QUICK = ["train.epochs=3", "train.limit_batches=4", "threads=1", "progress=false"]
 
@@ -207,17 +206,9 @@ def test_a_csv_without_one_of_the_first_columns_is_refused_by_name(dbnrun, tmp_p
     assert retried.returncode == 2 and "expected the column 'eval_seconds'" in retried.stderr and one_line(retried)
 
 
-def _soak():
-    path = Path(__file__).parent.parent / "scripts" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.soak
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stack", [False, True], ids=["one by one", "stacked"])
 def test_killed_at_random_moments_a_sweep_ends_with_the_same_bytes(tmp_path, stack):
-    counts = _soak()(tmp_path, kills=3, stack=stack, seed=7)
+    counts = soak(tmp_path, kills=3, stack=stack, seed=7)
     assert counts["kills"] == 3
     assert (counts["rows lost"], counts["differing bytes"], counts["other errors"]) == (0, 0, 0)

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from dbnrun.bench import Finding, cli, convolution, grid, layer
-from dbnrun.bench.subjects import synthetic
-from dbnrun.bench.timing import by_turns, duration, ratio
+from bench import Finding, cli, convolution, grid, layer
+from bench.subjects import synthetic
+from bench.timing import by_turns, duration, ratio
 from dbnrun.cli import main
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbnrun.bench import Finding
-from dbnrun.bench.subjects import BATCH, captured
-from dbnrun.bench.timing import by_turns, ratio
+from bench import Finding
+from bench.subjects import BATCH, captured
+from bench.timing import by_turns, ratio
 
 SHAPES = ((32, 32), (64, 16))  # channels in and out, height and width: the second and the fourth convolution
 

@@ -1,4 +1,4 @@
-"""`dbnrun bench`: what dbnrun costs, as ratios measured in one run.
+"""What `dbnrun bench` measures: what dbnrun costs, as ratios in one run. In a checkout alone.
 
 The machines are shared and noisy: subjects take turns, and a ratio is the median over rounds of the ratio within a
 round. Records are random numbers of the data sets' shapes, so no data is needed.
@@ -45,7 +45,7 @@ def run(names: Sequence[str], device: str, out: Path | None) -> list[Finding]:
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     findings: list[Finding] = []
     for name in names:
-        for finding in importlib.import_module(f"dbnrun.bench.{name}").measure(device):
+        for finding in importlib.import_module(f"bench.{name}").measure(device):
             findings.append(finding)
             print(_line(finding), flush=True)
     if out is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from dbnrun.bench import Finding
+from bench import Finding
 
 ROUNDS = 7
 

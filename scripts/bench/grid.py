@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from dbnrun.bench import Finding, convolution
-from dbnrun.bench.cell import floor, ours, updates
-from dbnrun.bench.subjects import BATCH, cell, cells, compiles, synthetic
-from dbnrun.bench.timing import by_turns, ratio
+from bench import Finding, convolution
+from bench.cell import floor, ours, updates
+from bench.subjects import BATCH, cell, cells, compiles, synthetic
+from bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
 from dbnrun.experiment import Cell, training_of
 from dbnrun.norm.following import follow, share_weights
@@ -52,8 +52,8 @@ def _column_over_lightning() -> Iterator[Finding]:
     if importlib.util.find_spec("lightning") is None:
         print("grid   PyTorch Lightning is not installed, so the column over it is not compared: pip install lightning")
         return
-    from dbnrun.bench.cell import images, mlp
-    from dbnrun.bench.lightning_loop import fit
+    from bench.cell import images, mlp
+    from bench.lightning_loop import fit
 
     data, small = synthetic("mnist", 50_000, "cpu", held_out=10_000), synthetic("mnist", 10_000, "cpu")
     loader = images(small)

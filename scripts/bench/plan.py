@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from dbnrun.bench import Finding
+from bench import Finding
 
 # A grid with group choices, values that others refer to, and nothing recorded yet.
 GRID = ["norm=dbn", "schedule=alpha_1,alpha_0.5,alpha_0.1,harmonic,inverse_square", "optimizer.lr=0.003,0.01"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dbnrun.bench import Finding
-from dbnrun.bench.timing import by_turns, ratio
+from bench import Finding
+from bench.timing import by_turns, ratio
 from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d
 
 SHAPES = {(100, 300): "", (128, 64, 32, 32): "≤ 1.10", (128, 512, 4, 4): "≤ 1.5"}

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import Finding
+from bench.subjects import BATCH, cell, compiles, synthetic
+from bench.timing import by_turns, ratio
 from dbnrun import graphs
-from dbnrun.bench import Finding
-from dbnrun.bench.subjects import BATCH, cell, compiles, synthetic
-from dbnrun.bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
 from dbnrun.experiment import training_of
 from dbnrun.train import Training
@@ -65,7 +65,7 @@ def _over_lightning(data: Data) -> Iterator[Finding]:
     if importlib.util.find_spec("lightning") is None:
         print("cell   PyTorch Lightning is not installed, so not compared: pip install lightning")
         return
-    from dbnrun.bench.lightning_loop import fit
+    from bench.lightning_loop import fit
 
     steps = len(data.train) // BATCH
     step = ours(data, "cpu", "dataset=mnist", "norm=bn")

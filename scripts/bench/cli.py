@@ -10,8 +10,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from dbnrun.bench import Finding
-from dbnrun.bench.timing import by_turns, duration, ratio
+from bench import Finding
+from bench.timing import by_turns, duration, ratio
 
 ROUNDS = 5
 TORCH, OPTIMIZER = "import torch", "import torch and its first optimizer"

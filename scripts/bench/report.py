@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bench import Finding
+from bench.grid import TABLE_1
+from bench.subjects import config
+from bench.timing import duration
 from dbnrun import records
-from dbnrun.bench import Finding
-from dbnrun.bench.grid import TABLE_1
-from dbnrun.bench.subjects import config
-from dbnrun.bench.timing import duration
 from dbnrun.config import cell_of, signature
 from dbnrun.records import EpochRow
 
