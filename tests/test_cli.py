@@ -324,7 +324,7 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path):
     assert sweep.returncode == 0, sweep.stderr
     assert run("report").returncode == 0
     bench = run("bench")
-    assert bench.returncode == 2 and "scripts/bench of a checkout" in bench.stderr and one_line(bench)
+    assert bench.returncode == 2 and "scripts/bench of a checkout" in bench.stderr and bench.stderr.count("\n") == 1
     located = subprocess.run([tmp_path / "env" / "bin" / "python", "-c", "import dbnrun; print(dbnrun.__file__)"],
                              cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
     assert located.stdout.startswith(str(site))
