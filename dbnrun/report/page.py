@@ -1,8 +1,8 @@
 """results/report.html: one self-contained page, from the records alone.
 
 What stands on it is here; page.html lays it out, page.css and page.js are its style and its script. Charts are
-Vega-Lite specifications drawn by the inlined Vega bundle; the content policy forbids every request. The page has no date
-and no path in it: the same records give the same bytes.
+Vega-Lite specifications drawn by the inlined Vega bundle; the content policy forbids every request. The page has no
+date and no path in it: the same records give the same bytes.
 """
 
 from __future__ import annotations
