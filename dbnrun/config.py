@@ -127,14 +127,15 @@ def checked(cfg: DictConfig) -> RunConfig:
 
 def cell_of(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers of a run, as plain data: settings and the keys its choices ignore left out."""
-    cell = {key: value for key, value in asdict(config).items() if key not in SETTINGS}
+    cell = {key: value for key, value in vars(config).items() if key not in (*SETTINGS, *GROUPS, "train")}
     cell |= {group: getattr(config, group).identity() for group in GROUPS}
     if not config.norm.scheduled:
         del cell["schedule"]
+    train = cell["train"] = asdict(config.train)
     # Beyond the last epoch nothing is left to skip. Every epoch is the default, and older than the key.
-    cell["train"]["eval_every"] = min(config.train.eval_every, config.train.epochs)
-    if cell["train"]["eval_every"] == 1:
-        del cell["train"]["eval_every"]
+    train["eval_every"] = min(config.train.eval_every, config.train.epochs)
+    if train["eval_every"] == 1:
+        del train["eval_every"]
     return _without_none(cell)
 
 

@@ -136,13 +136,18 @@ class PlannedCell:
     config: RunConfig
     signature: str
 
+    @functools.cached_property
+    def cell(self) -> dict[str, Any]:
+        """What decides its numbers."""
+        return cell_of(self.config)
+
     @property
     def folder(self) -> Path:
-        return records.run_folder(Path(self.config.results_dir), cell_of(self.config), self.signature)
+        return records.run_folder(Path(self.config.results_dir), self.cell, self.signature)
 
     @functools.cached_property
     def kind(self) -> tuple[str, ...]:
-        return recorded.kind_of(cell_of(self.config))
+        return recorded.kind_of(self.cell)
 
     def standing(self) -> Standing:
         interrupt.check()
@@ -267,7 +272,7 @@ def as_json(asked: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
     return {
         "cells": [
             {
-                "name": f"{readable_name(cell_of(cell.config))}-{cell.signature}",
+                "name": f"{readable_name(cell.cell)}-{cell.signature}",
                 "folder": str(cell.folder),
                 "overrides": list(cell.job),
                 "standing": how.name,
