@@ -304,7 +304,7 @@ def _doctor(arguments: list[str]) -> int:
     return 0 if doctor.report(options.data_dir, options.results_dir) else 1
 
 
-def _report(arguments: list[str]) -> int:
+def _report_parser() -> argparse.ArgumentParser:
     parser = _verb_parser("report", "Draw figures and tables from recorded CSVs; trains nothing.")
     parser.add_argument(
         "paths",
@@ -323,7 +323,6 @@ def _report(arguments: list[str]) -> int:
         nargs="+",
         help="without PATH: run folders to add to the records (default: the results folder)",
     )
-    documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
     parser.add_argument(
         "--readme",
         type=Path,
@@ -334,9 +333,14 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument(
         "--strict", action="store_true", help="refuse where a run folder cannot be read (default: warn, leave it out)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _report(arguments: list[str]) -> int:
+    options = _report_parser().parse_args(arguments)
     readmes = options.readme
     if readmes == []:  # named without files
+        documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
         readmes = documents or [Path("README.md")]
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     if options.paths and (options.runs or readmes):

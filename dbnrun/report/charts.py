@@ -181,12 +181,17 @@ def _log_axis(field: str, title: str | None) -> alt.Y:
 
 
 def _tips(measure: str) -> list[alt.Tooltip]:
+    return _value_tips(MEASURES[measure], f"{measure}_mean", f"{measure}_low", f"{measure}_high")
+
+
+def _value_tips(title: str, mean: str, low: str, high: str) -> list[alt.Tooltip]:
+    """What stands beside a point: its curve and epoch, and mean and mean ± sd from the fields of these names."""
     return [
         alt.Tooltip("curve:N", title="curve"),
         alt.Tooltip("epoch:Q", title="epoch"),
-        alt.Tooltip(f"{measure}_mean:Q", title=MEASURES[measure], format=".4~g"),
-        alt.Tooltip(f"{measure}_low:Q", title="mean − sd", format=".4~g"),
-        alt.Tooltip(f"{measure}_high:Q", title="mean + sd", format=".4~g"),
+        alt.Tooltip(f"{mean}:Q", title=title, format=".4~g"),
+        alt.Tooltip(f"{low}:Q", title="mean − sd", format=".4~g"),
+        alt.Tooltip(f"{high}:Q", title="mean + sd", format=".4~g"),
         alt.Tooltip("n:Q", title="seeds"),
     ]
 
@@ -197,20 +202,39 @@ def explorer(book: Book, table: Any) -> Spec:
     letters = [letter(protocol) for protocol in book.protocols]
     keys = [key for key in LOOKS if key in {*CONSTANTS, *table["key"]} and key not in ("bn", "ln", "gn", "none")]
     keys += [key for key in dict.fromkeys(table["key"]) if key not in LOOKS]
-    first = next(iter(book.mains))
-    params = [
+    title = alt.TitleParams(
+        text=alt.ExprRef(
+            _words("dataset", names, [DATASETS.get(name, name).partition(" (")[0] for name in names])
+            + " + ', protocol ' + protocol + ': ' + "
+            + _words("measure", list(MEASURES), MEASURES.values())
+        ),
+        anchor="start",
+        offset=8,
+    )
+    shown = _explored()
+    values = [_value(shown, role, row) for row, role in enumerate(("chosen", "α = 1", "BN (PyTorch)"))]
+    layers = alt.layer(*_explored_curves(shown), *values, _not_run(names, letters, keys, table))
+    layers = layers.add_params(*_menus(next(iter(book.mains)), names, letters, keys, table))
+    return _spec(layers.properties(width="container", height=340, title=title))
+
+
+def _menus(
+    first: str, names: Sequence[str], letters: Sequence[str], keys: Sequence[str], table: Any
+) -> list[alt.Parameter]:
+    """What the reader chooses: the menus, and the slider over the epochs."""
+    last = int(table["epoch"].max())
+    return [
         _menu("dataset", "Data set", names, [DATASETS.get(name, name) for name in names], first),
         _menu("protocol", "Protocol", letters, letters, _first_run(table, first, letters)),
         _menu("curve", "Schedule", keys, [name_of(key) for key in keys], "0.25" if "0.25" in keys else keys[0]),
         _menu("measure", "Shown", list(MEASURES), list(MEASURES.values()), "test_error_pct"),
         _menu("beside", "Beside it", BESIDE, BESIDE, BESIDE[0]),
-        alt.param(
-            name="at",
-            value=int(table["epoch"].max()),
-            bind=alt.binding_range(min=1, max=int(table["epoch"].max()), step=1, name="Epoch "),
-        ),
+        alt.param(name="at", value=last, bind=alt.binding_range(min=1, max=last, step=1, name="Epoch ")),
     ]
-    shown = _explored()
+
+
+def _explored_curves(shown: alt.Chart) -> list[alt.Chart]:
+    """The explorer's bands, lines, the rule at the slider's epoch, and the points that answer the pointer."""
     color = alt.Color("role:N", scale=alt.Scale(domain=list(ROLES), range=list(ROLES.values())), legend=None)
     detail = alt.Detail("curve:N")
     lines = shown.mark_line().encode(
@@ -225,42 +249,18 @@ def explorer(book: Book, table: Any) -> Spec:
         .mark_area(opacity=0.15)
         .encode(x="epoch:Q", y="low:Q", y2="high:Q", color=color, detail=detail)
     )
-    near = alt.selection_point(name="near", nearest=True, on="pointerover", fields=["epoch", "curve"], empty=False)
-    points = (
-        shown.mark_point(filled=True, size=90)
-        .encode(
-            x="epoch:Q",
-            y="mean:Q",
-            color=color,
-            opacity=alt.condition(near, alt.value(1), alt.value(0)),
-            tooltip=[
-                alt.Tooltip("curve:N", title="curve"),
-                alt.Tooltip("epoch:Q", title="epoch"),
-                alt.Tooltip("mean:Q", title="mean", format=".4~g"),
-                alt.Tooltip("low:Q", title="mean − sd", format=".4~g"),
-                alt.Tooltip("high:Q", title="mean + sd", format=".4~g"),
-                alt.Tooltip("n:Q", title="seeds"),
-            ],
-        )
-        .add_params(near)
-    )
     rule = (
         shown.transform_filter(f"datum.role == 'chosen' && {AT}")
         .mark_rule(strokeDash=[4, 3], color="#868e96")
         .encode(x="epoch:Q")
     )
-    values = [_value(shown, role, row) for row, role in enumerate(("chosen", "α = 1", "BN (PyTorch)"))]
-    title = alt.TitleParams(
-        text=alt.ExprRef(
-            _words("dataset", names, [DATASETS.get(name, name).partition(" (")[0] for name in names])
-            + " + ', protocol ' + protocol + ': ' + "
-            + _words("measure", list(MEASURES), MEASURES.values())
-        ),
-        anchor="start",
-        offset=8,
+    near = alt.selection_point(name="near", nearest=True, on="pointerover", fields=["epoch", "curve"], empty=False)
+    visible = alt.condition(near, alt.value(1), alt.value(0))
+    tips = _value_tips("mean", "mean", "low", "high")
+    points = shown.mark_point(filled=True, size=90).encode(
+        x="epoch:Q", y="mean:Q", color=color, opacity=visible, tooltip=tips
     )
-    layers = alt.layer(bands, lines, rule, points, *values, _not_run(names, letters, keys, table))
-    return _spec(layers.add_params(*params).properties(width="container", height=340, title=title))
+    return [bands, lines, rule, points.add_params(near)]
 
 
 def _first_run(table: Any, dataset: str, letters: Sequence[str]) -> str:

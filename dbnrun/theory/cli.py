@@ -196,8 +196,8 @@ def as_table(report: Report) -> str:
 def _run(options: argparse.Namespace) -> int:
     import torch
 
-    from dbnrun.theory import algorithm, problems
-    from dbnrun.theory.rows import Row, write
+    from dbnrun.theory import problems
+    from dbnrun.theory.rows import write
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -207,20 +207,35 @@ def _run(options: argparse.Namespace) -> int:
                 f"--out {options.out}: expected a name that ends in .csv; the settings go beside it as .json."
             )
         options.out.parent.mkdir(parents=True, exist_ok=True)  # an error here, not after the run
-    seeds = _seeds(options.seed)
     problem = problems.build(
         options.data, options.records, options.activation, options.loss, options.data_seed, options.data_dir
     )
-    records, inputs = problem.x.shape
+    cells = _cells(options, len(problem.x))
+    points, seconds = _trained(options, problem, cells)
+    rows = _rows(cells, points)
+    if options.out:
+        write(options.out, rows, _settings(options, len(problem.x), seconds, points[-1].m))
+    return _said(options, cells, rows, points[-1].m, seconds, len(problem.x))
+
+
+def _cells(options: argparse.Namespace, records: int) -> list[tuple[int, Expression, Expression]]:
+    """What is trained: seed, alpha and eta. Raises UserError where that is too much at once."""
     alphas, etas = _sequences(options, options.eta0 or f"{5 / records:.6g}")
-    cells = [(seed, *pair) for seed in seeds for pair in _pairs(alphas, etas, options.zip)]
+    cells = [(seed, *pair) for seed in _seeds(options.seed) for pair in _pairs(alphas, etas, options.zip)]
     if len(cells) * options.width * records > MOST_VALUES:
         raise UserError(
             f"{len(cells)} pairs of {options.width} hidden units on {records} records: expected at most "
             f"{MOST_VALUES:,} hidden values at once; ask for fewer pairs, --width or --records."
         )
-    theta = algorithm.initial([seed for seed, *_ in cells], inputs, options.width, len(problem.targets))
-    setup = algorithm.Setup(options.eps, options.init == "data", options.box)
+    return cells
+
+
+def _trained(options: argparse.Namespace, problem: Any, cells: Sequence[Any]) -> tuple[Any, float]:
+    """Algorithm 1 on all cells at once: its points, and the seconds it took."""
+    from dbnrun.theory import algorithm
+
+    inputs, outputs = problem.x.shape[1], len(problem.targets)
+    theta = algorithm.initial([seed for seed, *_ in cells], inputs, options.width, outputs)
     started = time.perf_counter()
     with _progress(options.iterations) as tick:
         points = algorithm.run(
@@ -230,25 +245,32 @@ def _run(options: argparse.Namespace) -> int:
             [eta for *_, eta in cells],
             options.iterations,
             algorithm.log_spaced(options.iterations, options.per_decade),
-            setup,
+            algorithm.Setup(options.eps, options.init == "data", options.box),
             tick,
         )
-    seconds = time.perf_counter() - started
-    rows = [
+    return points, time.perf_counter() - started
+
+
+def _rows(cells: Sequence[Any], points: Sequence[Any]) -> list[Any]:
+    from dbnrun.theory.rows import Row
+
+    return [
         Row(seed, alpha.text, eta.text, point.m, *(float(column[i]) for column in _columns(point)))
         for i, (seed, alpha, eta) in enumerate(cells)
         for point in points
     ]
-    if options.out:
-        write(options.out, rows, _settings(options, records, seconds, points[-1].m))
+
+
+def _said(
+    options: argparse.Namespace, cells: Sequence[Any], rows: Sequence[Any], last: int, seconds: float, records: int
+) -> int:
+    """Print what came out; the exit code."""
     print(_summary(rows))
-    print(f"{len(cells)} pairs, {points[-1].m} iterations, {records} records, {seconds:.1f} s")
-    if lost := sum(not math.isfinite(row.f) for row in rows if row.m == points[-1].m):
+    print(f"{len(cells)} pairs, {last} iterations, {records} records, {seconds:.1f} s")
+    if lost := sum(not math.isfinite(row.f) for row in rows if row.m == last):
         print(f"dbnrun theory run: {lost} of {len(cells)} pairs overflowed; a smaller --eta0 may not.", file=sys.stderr)
-    if points[-1].m < options.iterations:
-        print(
-            f"dbnrun theory run: interrupted at m = {points[-1].m} or later; what was logged is kept.", file=sys.stderr
-        )
+    if last < options.iterations:
+        print(f"dbnrun theory run: interrupted at m = {last} or later; what was logged is kept.", file=sys.stderr)
         return 130
     return 0
 
