@@ -120,18 +120,19 @@ def _said(error: BaseException, cause: BaseException) -> str:
         return f"{match[1]}: several values; expected one, or -m in front of them to sweep."
     kind = getattr(cause, "object_type", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(kind, type) and issubclass(kind, Choice):
-        return _not_an_option(str(cause.full_key), kind)
+        typed = re.search(r"use \+(.*)$", text)
+        return _not_an_option(typed[1] if typed else str(cause.full_key), kind)
     override = re.match(r"Error merging override (.*)", text)
     typed = f"{override[1].rstrip('.')}: " if override else ""
     key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
     return f"{typed or key}{first_line(cause)}"
 
 
-def _not_an_option(key: str, kind: type[Choice]) -> str:
+def _not_an_option(typed: str, kind: type[Choice]) -> str:
     """Why an option is refused that a choice does not have."""
-    name = key.rpartition(".")[2]
+    name = typed.partition("=")[0].rpartition(".")[2]
     belongs = f"it belongs to {', '.join(known)}" if (known := owners(kind.group, name)) else "there is none"
-    return f"{key}: {kind.group} {kind.registered!r} takes no {name}; {belongs}. Leave it out."
+    return f"{typed}: {kind.group} {kind.registered!r} takes no {name}; {belongs}. Leave it out."
 
 
 def first_line(error: object) -> str:
