@@ -307,6 +307,8 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path):
     venv.create(tmp_path / "env", system_site_packages=False)
     site = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
     shutil.unpack_archive(wheel, site, "zip")
+    beside = [path for path in (ROOT / "dbnrun").rglob("*.*") if path.suffix in (".html", ".css", ".js")]
+    assert beside and all((site / path.relative_to(ROOT)).exists() for path in beside)
     # The heavy packages come from this environment's folder, dbnrun itself from the wheel.
     own = next(path for path in sys.path if path.endswith("site-packages"))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), own])}

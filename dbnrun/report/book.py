@@ -58,6 +58,11 @@ class Book:
         return {name: mains[name] for name in [*order, *(name for name in mains if name not in order)]}
 
     @property
+    def datasets(self) -> list[str]:
+        """The paper's data sets, whether run or not, then the others."""
+        return [*PAPER_DATASETS, *(name for name in self.mains if name not in PAPER_DATASETS)]
+
+    @property
     def protocols(self) -> list[str]:
         """A, B and C, whether run or not, then any other that was run."""
         found = {series.protocol for setting in self.mains.values() for series in setting.series} - {""}

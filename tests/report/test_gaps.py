@@ -1,6 +1,5 @@
 """Runs with epochs that were not evaluated (train.eval_every), through everything that is drawn from rows."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -102,8 +101,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
     assert len(lines) == len(setting.panel("dbn_inference"))
     assert all(list(line.get_xdata()) == [3, 6, 9, 12] for line in lines)
     text = page.page(gapped, verdicts.judge(gapped.mains, gapped.protocols))
-    specs = text.partition('id="specs">')[2].partition("</script>")[0]
-    assert "mnist-A-figure2" in json.loads(specs)
+    assert 'id="mnist-A-figure2"' in text
 
 
 def write_sparse(results, one):
