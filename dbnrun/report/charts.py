@@ -172,7 +172,9 @@ def _curves() -> alt.NamedData:
 
 
 def _epoch_axis() -> alt.X:
-    return alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
+    # Vega asks for one tick more than this step allows, so that a step of 1 gives halves, shown as 1, 2, 2.
+    axis = alt.Axis(tickMinStep=1.5, format="d")
+    return alt.X("epoch:Q", title="epoch", axis=axis, scale=alt.Scale(nice=False))
 
 
 def _log_axis(field: str, title: str | None) -> alt.Y:

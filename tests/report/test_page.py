@@ -9,7 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import altair as alt
 import pytest
+import vl_convert
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.report import charts, page, verdicts
@@ -54,6 +56,16 @@ def test_nothing_on_the_page_points_outside_it(whole):
     references.feed(whole)
     assert references.found and all(value.startswith(("#", "data:,")) for value in references.found)
     assert "default-src 'none'" in whole and "@import" not in CSS and "url(" not in CSS
+
+
+@pytest.mark.parametrize(
+    ("epochs", "labels"), [(1, "1"), (2, "1 2"), (3, "1 2 3"), (4, "1 2 3 4"), (10, "1 2 3 4 5 6 7 8 9 10")]
+)
+def test_the_ticks_of_epochs_are_whole_numbers_and_each_stands_once(epochs, labels):
+    rows = alt.Data(values=[{"epoch": epoch} for epoch in range(1, epochs + 1)])
+    chart = alt.Chart(rows, width=600).mark_line().encode(x=charts._epoch_axis(), y=alt.Y("epoch:Q", axis=None))
+    drawn = vl_convert.vegalite_to_svg(chart.to_json())
+    assert " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", drawn)) == labels + " epoch"
 
 
 def test_the_same_records_give_the_same_bytes():
