@@ -31,6 +31,19 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def composed():
+    """Compose a configuration from overrides, as the command does."""
+    from hydra import compose, initialize_config_dir
+
+    from dbnrun.choices import conf_dir
+    from dbnrun.config import checked, store_schema
+
+    store_schema()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield lambda *overrides: checked(compose("config", list(overrides)))
+
+
 @pytest.fixture(scope="session")
 def warm_command():
     command = WarmCommand()

@@ -3,19 +3,10 @@
 import copy
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dbnrun.choices import conf_dir, files
-from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature, store_schema
-
-
-@pytest.fixture(scope="module")
-def composed():
-    """Compose a configuration from overrides, as the command does."""
-    store_schema()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield lambda *overrides: checked(compose("config", list(overrides)))
+from dbnrun.choices import files
+from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ const DASHED = {type: "rule", strokeDash: [4, 3], color: GREY};
 const category = (field, rest) => ({field, type: "nominal", ...rest});
 const quantity = (field, rest) => ({field, type: "quantitative", ...rest});
 
-const EPOCHS = quantity("epoch", {title: "epoch", axis: {tickMinStep: 1, format: "d"}, scale: {nice: false}});
+// Vega asks for one tick more than this step allows, so that a step of 1 gives halves, shown as 1, 2, 2.
+const EPOCHS = quantity("epoch", {title: "epoch", axis: {tickMinStep: 1.5, format: "d"}, scale: {nice: false}});
 
 function logarithmic(field, title) {
   return quantity(field, {title, axis: {format: "~g", tickCount: 8}, scale: {type: "log", nice: false}});

@@ -22,14 +22,14 @@ from dbnrun.report.gather import Series, Setting
 from dbnrun.report.protocols import DATASETS, PROTOCOLS
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 
-CROWDED = 0.4  # of the whole axis: curves that share less than this get most of a broken one
-LINEAR_TICKS = 2.5  # a log axis that spans less than this ratio has evenly spaced numbers
+CROWDED = 1 / 3  # of the whole axis: curves that share less than this get most of a broken one
+EVEN_TICKS = 2.5  # a log axis that spans less than this ratio has evenly spaced numbers
 MARGIN = 0.12  # of what an axis shows, above and below
 CROWD, BAND = 6, 0.11  # a band's opacity, half of it where more curves than that share the axes
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
-LEFT, AXES, LEADER, SAMPLE = 0.72, 5.1, 0.26, 0.3
-TITLE_LINE, PANEL_TITLE, STRIP, GAP, MAIN, X_AXIS = 0.19, 0.28, 1.3, 0.12, 3.2, 0.56
+LEFT, AXES, LEADER, SAMPLE = 0.78, 5.1, 0.26, 0.3
+TITLE_LINE, PANEL_TITLE, STRIP, GAP, MAIN, X_AXIS = 0.19, 0.28, 1.3, 0.2, 3.2, 0.56
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -86,7 +86,7 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
 
 
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
-    """A panel a protocol, every axis logarithmic; an axis is broken where no curve crosses the break."""
+    """A panel a protocol; every axis is logarithmic, and broken only where no curve crosses the break."""
     parts = {protocol: _parts(panel, column) for protocol, panel in panels.items()}
     head = TITLE_LINE * (title.count("\n") + 1) + 0.12
     tall = head + sum(PANEL_TITLE + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS for part in parts.values())
@@ -98,18 +98,9 @@ def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str)
     longest = max(series.epochs[-1] for panel in panels.values() for series in panel)
     bottom, drawn = tall - head, []
     for protocol, part in parts.items():
-        strips = (len(part) - 1) * (STRIP + GAP)
-        bottom -= PANEL_TITLE + strips + MAIN + X_AXIS
-        main = _axes(figure, bottom + X_AXIS, MAIN)
-        main.set_xlabel("epoch")
-        main.set_ylabel(unit)
-        main.yaxis.set_label_coords(-0.48 / AXES, (MAIN + strips) / MAIN / 2)  # the middle of strip and main
-        axes = [main]
-        if strips:
-            axes.append(_axes(figure, bottom + X_AXIS + MAIN + GAP, STRIP))
-            _mark_break(*axes)
-        heading = "; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panels[protocol])]))
-        axes[-1].set_title(heading, loc="left")
+        bottom -= PANEL_TITLE + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS
+        heading = [PROTOCOLS.get(protocol, protocol), _counted(panels[protocol])]
+        axes = _panel(figure, bottom + X_AXIS, len(part) == 2, "; ".join(filter(None, heading)), unit)
         drawn += zip(axes, part, _limits(part, column), strict=True)
     for ax, shown, limits in drawn:
         markers = _markers(shown)
@@ -122,6 +113,20 @@ def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str)
     for ax, shown, _ in drawn:
         _label_ends(ax, shown, column)
     return figure
+
+
+def _panel(figure: Figure, bottom: float, broken: bool, heading: str, unit: str) -> list[Axes]:
+    """The empty axes of a protocol, `bottom` inches up: one, or the lower and the upper part of a broken axis."""
+    axes = [_axes(figure, bottom, MAIN)]
+    if broken:
+        axes.append(_axes(figure, bottom + MAIN + GAP, STRIP))
+        _mark_break(*axes)
+    axes[0].set_xlabel("epoch")
+    axes[0].set_ylabel(f"{unit}, log scale")
+    middle = (MAIN + GAP + STRIP if broken else MAIN) / 2
+    axes[0].yaxis.set_label_coords((0.24 - LEFT) / AXES, middle / MAIN)
+    axes[-1].set_title(heading, loc="left")
+    return axes
 
 
 def _axes(figure: Figure, bottom: float, height: float) -> Axes:
@@ -167,7 +172,7 @@ def _span(panel: Sequence[Series], column: str) -> tuple[float, ...]:
 
 
 def _limits(parts: Sequence[Sequence[Series]], column: str) -> list[tuple[float, float]]:
-    """The range of each part's axis: what it shows and a margin, up to the middle of the break between two parts."""
+    """The range of each part's axis: its means and a margin, up to the middle of the break; bands may be cut."""
     spans = [_span(part, column) or (1.0, 1.0) for part in parts]
     margins = [max((high / low) ** MARGIN, 1.02) for low, high in spans]
     limits = [[low / margin, high * margin] for (low, high), margin in zip(spans, margins, strict=True)]
@@ -180,12 +185,14 @@ def _limits(parts: Sequence[Sequence[Series]], column: str) -> list[tuple[float,
 
 
 def _mark_break(lower: Axes, upper: Axes) -> None:
-    """Two strokes across the left spine where the axis is broken."""
+    """Two strokes across the left spine where the axis is broken, and between them what that means."""
     upper.tick_params(bottom=False, labelbottom=False)
     upper.spines["bottom"].set_visible(False)
     for ax, end in ((lower, 1), (upper, 0)):
         stroke = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 7, "color": "black", "mew": 0.8, "clip_on": False}
         ax.plot([0], [end], ls="none", transform=ax.transAxes, **stroke)
+    said = {"fontsize": 7, "style": "italic", "va": "center", "transform": lower.transAxes}
+    lower.figure.text(0.1 / AXES, 1 + GAP / 2 / MAIN, "axis broken; another scale above", **said)
 
 
 def _counted(panel: Sequence[Series]) -> str:
@@ -266,7 +273,7 @@ def _scale(ax: Axes, limits: tuple[float, float]) -> None:
     ratio = limits[1] / limits[0]
     subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 10 else (1, 2, 3, 5, 7) if ratio < 50 else (1, 2, 5)
     logs = LogLocator(subs=subs if ratio < 500 else (1,), numticks=20)
-    ax.yaxis.set_major_locator(MaxNLocator(6) if ratio < LINEAR_TICKS else logs)
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)) if ratio < EVEN_TICKS else logs)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 

@@ -66,8 +66,10 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
 
 def _add_sequences(parser: argparse.ArgumentParser, several: bool) -> None:
     many = "; several, separated by commas" if several else ""
-    parser.add_argument("--alpha", metavar="EXPR", help=f"alpha(m): harmonic, inverse_square, or text in m{many}")
-    parser.add_argument("--eta", metavar="EXPR", help=f"eta(m), likewise{many}")
+    parser.add_argument(
+        "--alpha", metavar="EXPR", help=f"alpha(m) in [0, 1]: harmonic, inverse_square, or text in m{many}"
+    )
+    parser.add_argument("--eta", metavar="EXPR", help=f"eta(m) of at least 0, likewise{many}")
     parser.add_argument("--h", metavar="H", help=f"alpha(m) = alpha0 m^-H{many}")
     parser.add_argument("--k", metavar="K", help=f"eta(m) = eta0 m^-K{many}")
     parser.add_argument("--alpha0", default="1", metavar="A", help="default: %(default)s")

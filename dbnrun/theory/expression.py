@@ -21,7 +21,7 @@ import numpy as np
 import sympy
 
 from dbnrun.config import UserError
-from dbnrun.theory.growth import ONE, Exact, M, Undecided, Undefined, degree, leading, sign
+from dbnrun.theory.growth import MAX_LOG, ONE, Exact, M, Undecided, Undefined, degree, leading, sign
 
 NAMED = {"harmonic": "1/m", "inverse_square": "1/m**2"}
 GRAMMAR = "expected harmonic, inverse_square or an expression of numbers, m, + - * / **, log, exp, sqrt, min, max"
@@ -30,7 +30,6 @@ MAX_LENGTH = 200
 MAX_DEPTH = 25
 MAX_EXPONENT = 100  # of one power, and of powers within powers multiplied
 MAX_NUMBER = 1e100
-MAX_LOG = 1000  # natural logarithm of a power of constants
 CHECKED_TO = 1_000_000  # every m up to here is evaluated; beyond it, a few up to 1e15
 
 _BINARY: dict[type[ast.operator], tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -182,7 +181,7 @@ def _extreme(kind: Exact, values: tuple[Exact, ...]) -> Exact:
 
 
 def _check_power(base: Exact, exponent: Exact) -> None:
-    """Refuse a power that sympy would write out as a number of very many digits; exp(c log f) becomes f^c, too."""
+    """Refuse a power that sympy would write out as a number of very many digits; exp(c log f) is f^c to it."""
     for term in sympy.Add.make_args(exponent):
         factor, rest = term.as_independent(M)
         if base == sympy.E and isinstance(rest, sympy.log):
@@ -191,10 +190,12 @@ def _check_power(base: Exact, exponent: Exact) -> None:
             powered = base
         else:
             continue  # a power with m in its exponent stays as it stands
-        if not powered.has(M):
-            factor *= sympy.log(abs(powered)) / MAX_LOG * MAX_EXPONENT
-        if not abs(factor.evalf()) <= MAX_EXPONENT:
-            raise _Refused(f"a power too large to be exact; expected exponents of at most {MAX_EXPONENT} in size")
+        size, most = (factor, MAX_EXPONENT) if powered.has(M) else (factor * sympy.log(abs(powered)), MAX_LOG)
+        if not abs(size.evalf()) <= most:
+            raise _Refused(
+                f"a power too large to be exact; expected m to the power of at most {MAX_EXPONENT} in size, "
+                f"and numbers from exp(-{MAX_LOG}) to exp({MAX_LOG})"
+            )
 
 
 def _real(value: Exact) -> Exact:

@@ -15,6 +15,7 @@ import sympy
 Exact = Any  # a sympy expression; its annotations know less than its objects
 M = sympy.Symbol("m", positive=True, integer=True)
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
+MAX_LOG = 1000  # the logarithm, in size, of the numbers that sympy may write out
 
 
 class Undecided(Exception):
@@ -191,8 +192,8 @@ def _exponential(e: Exact) -> Growth:
 
 
 def _exact_exp(x: Exact) -> Exact:
-    """exp(x) of a constant. sympy writes exp(c log 2) out as a number, which asks for a moderate c."""
-    if x.has(sympy.log) and not abs(x.evalf()) <= 1000:
+    """exp(x) of a constant. Raises Undecided where sympy would write it out as a number of very many digits."""
+    if x.has(sympy.log) and not abs(x.evalf()) <= MAX_LOG:
         raise Undecided(f"exp({x.evalf(6)}) is too far from 1 to be written out")
     return sympy.exp(x)
 

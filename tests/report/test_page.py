@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import vl_convert
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.report import charts, page, verdicts
@@ -200,6 +201,18 @@ def hovered(browser):
     ActionChains(browser).move_to_element(menu(browser, "dataset")).perform()  # away, so that the next one is new
     until(lambda: not browser.find_elements("css selector", tooltip))
     return text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "labels"), [(1, "1"), (2, "1 2"), (3, "1 2 3"), (4, "1 2 3 4"), (10, "1 2 3 4 5 6 7 8 9 10")]
+)
+def test_the_ticks_of_epochs_are_whole_numbers_and_each_stands_once(browser, epochs, labels):
+    script = (Path(page.__file__).parent / "charts.js").read_text()
+    x = browser.execute_script(script + "return EPOCHS")
+    y = {"field": "epoch", "type": "quantitative", "axis": None}
+    data = {"values": [{"epoch": epoch} for epoch in range(1, epochs + 1)]}
+    drawn = vl_convert.vegalite_to_svg({"data": data, "width": 600, "mark": "line", "encoding": {"x": x, "y": y}})
+    assert " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", drawn)) == labels + " epoch"
 
 
 def test_the_explorer_shows_what_a_reader_picks(browser, file):

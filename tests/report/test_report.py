@@ -456,7 +456,12 @@ def axes_of(tmp_path, curves):
         record(tmp_path, cell("dbn", constant(1 / (number + 1)), epochs=len(errors)), errors)
     (setting,) = gather([tmp_path])
     figure = figures._figure("t", {"": setting.series}, "test_error_pct", "test error [%]")
-    return sorted(figure.axes, key=lambda ax: ax.get_position().y0)
+    axes = sorted(figure.axes, key=lambda ax: ax.get_position().y0)
+    # One axis, broken or not, whose kind is written on it.
+    assert [ax.get_yscale() for ax in axes] == ["log"] * len(axes)
+    assert [ax.get_ylabel() for ax in axes] == ["test error [%], log scale", ""][: len(axes)]
+    assert [text.get_text() for text in figure.texts[1:]] == ["axis broken; another scale above"][: len(axes) - 1]
+    return axes
 
 
 def drawn_on(ax):
@@ -465,7 +470,6 @@ def drawn_on(ax):
 
 def test_an_axis_is_broken_between_curves_that_never_meet_and_higher_is_always_more(tmp_path):
     lower, upper = axes_of(tmp_path, [[3, 2, 2], [2.9, 2.1, 1.9], [2.8, 2.2, 2], [20, 30, 40], [13, 14, 15]])
-    assert lower.get_yscale() == upper.get_yscale() == "log"
     assert lower.get_ylim()[1] <= upper.get_ylim()[0]
     assert [len(drawn_on(ax)) for ax in (lower, upper)] == [3, 2]
     for ax in (lower, upper):
@@ -475,7 +479,21 @@ def test_an_axis_is_broken_between_curves_that_never_meet_and_higher_is_always_m
 
 def test_no_axis_is_broken_where_a_curve_crosses_the_gap(tmp_path):
     (ax,) = axes_of(tmp_path, [[3, 2, 2], [2.9, 2.1, 1.9], [2.8, 2.2, 2], [40, 9, 2], [4, 10, 40]])
-    assert ax.get_yscale() == "log" and len(drawn_on(ax)) == 5
+    assert len(drawn_on(ax)) == 5
+
+
+@pytest.mark.parametrize("top", [2.1, 4.4, 12])
+def test_no_axis_is_broken_where_the_curves_below_have_a_third_of_it(tmp_path, top):
+    """Of the logarithm's range: that of 2 to 4 is log 2, which is a third of that of 2 to 16."""
+    axes = axes_of(tmp_path, [[top / 1.1, 2, 2], [top, 2, 2], [15.9, 16, 16]])
+    assert len(axes) == (2 if top < 4 else 1)
+
+
+@pytest.mark.parametrize(("high", "ticks"), [(7.7, "7.3 7.4 7.5 7.6 7.7 7.8"), (12, "7 8 9 10 11 12"), (3, "3 4 5 7")])
+def test_ticks_of_errors_are_round_numbers(tmp_path, high, ticks):
+    (ax,) = axes_of(tmp_path, [[7.4, high, 7.4]])
+    low, top = ax.get_ylim()
+    assert " ".join(f"{at:g}" for at in ax.get_yticks() if low <= at <= top) == ticks
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7])

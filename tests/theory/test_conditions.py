@@ -1,4 +1,4 @@
-"""The checker against verdicts worked out by hand, and against partial sums to 10^7 terms."""
+"""The checker against verdicts worked out by hand, and against partial sums to 10^6 terms."""
 
 import itertools
 from fractions import Fraction
@@ -130,22 +130,17 @@ def test_the_sums_of_theorem_7_and_lemma_8_are_the_single_series_that_are_decide
     np.testing.assert_allclose([seven, eight, tails], [alpha @ partial, m * alpha @ partial, m @ alpha], rtol=1e-12)
 
 
-# At least 0.1 off every boundary, so that 10^7 terms can tell.
+# At least 0.1 off every boundary, so that 10^6 terms can tell.
 WITH_PARTIAL_SUMS = [
     (2.5, 0.75), (2.35, 0.75), (2.15, 0.75), (2.1, 1.0), (1.9, 1.0), (3.0, 0.6), (1.35, 0.75), (1.15, 0.75),
     (2.2, 1.3), (0.8, 0.9), (1.7, 0.4), (2.7, 0.4),
 ]  # fmt: skip
-TERMS = 10_000_000
-
-
-@pytest.fixture(scope="module")
-def m_to_ten_million():
-    return np.arange(1, TERMS + 1, dtype=float)
+TERMS = 1_000_000
 
 
 @pytest.mark.parametrize(("h", "k"), WITH_PARTIAL_SUMS)
-def test_check_agrees_with_partial_sums_to_ten_million_terms(h, k, m_to_ten_million):
-    m = m_to_ten_million
+def test_check_agrees_with_partial_sums_to_a_million_terms(h, k):
+    m = np.arange(1, TERMS + 1, dtype=float)
     alpha, eta = m**-h, m**-k
     partial = np.cumsum(eta)
     series = [eta, eta * eta, alpha, alpha * partial, m * alpha * partial, m * alpha]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dbnrun.config import UserError
-from dbnrun.theory import figures, rows
+from dbnrun.theory import cell, figures, rows
 from dbnrun.theory.settings import ACTIVATION_NOTES
 
 RUN = ["theory", "run", "--iterations", "300", "--records", "60", "--threads", "1"]
@@ -23,6 +23,10 @@ WRONG = [
     (["theory", "check", "--alpha", "9**9**9**9", "--k", "1"], "powers that multiply"),
     (["theory", "check", "--alpha", "1/(m - 7)**2", "--k", "1"], "division by zero at m = 7"),
     (["theory", "check", "--alpha", "1/m", "--eta=-1/m"], "at least 0"),
+    (["theory", "check", "--alpha", "1/m", "--eta", "1/m-1e-20"], "is negative for large m, where it is like -1e-20"),
+    (["theory", "check", "--alpha", "max(1/m, (1/m-7)**0.5)", "--k", "1"], "gives nan at m = 1 (division by zero"),
+    (["theory", "check", "--alpha", "1 + 1e-20", "--k", "1"], "exceeds 1 for large m"),
+    (["theory", "check", "--alpha", "exp(-10**9*log(2))", "--k", "1"], "a power too large to be exact"),
     (["theory", "check", "--alpha", "(" * 5000, "--k", "1"], "at most 200"),
     ([*RUN, "--h", "2", "--k", "1", "--data", "regression"], "use --loss mse"),
     ([*RUN, "--h", "2", "--k", "1", "--records", "99999"], "digits has 1197 training records"),
@@ -55,13 +59,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, line, capsys):
     assert not printed.out
 
 
-def test_check_prints_a_table_and_as_json_the_same_verdicts(dbnrun):
-    table = dbnrun("theory", "check", "--h", "2.5", "--k", "0.75")
-    assert table.returncode == 0, table.stderr
-    assert "Theorem 11    holds" in table.stdout
-    assert "outside  paper, Lemma 8: h > 2 and k ≥ 1" in table.stdout
-    assert "inside   worked out" in table.stdout
-    report = json.loads(dbnrun("theory", "check", "--h", "2.5", "--k", "0.75", "--json").stdout)
+def test_check_prints_a_table_and_as_json_the_same_verdicts(capsys):
+    from dbnrun.cli import main
+
+    assert main(["theory", "check", "--h", "2.5", "--k", "0.75"]) == 0
+    table = capsys.readouterr().out
+    assert "Theorem 11    holds" in table
+    assert "outside  paper, Lemma 8: h > 2 and k ≥ 1" in table
+    assert "inside   worked out" in table
+    assert main(["theory", "check", "--h", "2.5", "--k", "0.75", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert {theorem["name"]: theorem["verdict"] for theorem in report["theorems"]}["Theorem 11"] == "holds"
     assert (report["h"], report["k"]) == ("5/2", "3/4")
 
@@ -86,12 +93,13 @@ def test_pairs_one_by_one_with_several_seeds_are_drawn_as_curves(dbnrun, tmp_pat
     assert dbnrun(*RUN, *pairs, "--out", "r/some.csv").returncode == 0
     curves, _ = rows.read(tmp_path / "r" / "some.csv")
     assert len(curves) == 8
+    (once,) = figures.draw(tmp_path / "r", tmp_path / "out")
+    first = once.read_bytes()
     pairs[-1] = "3"
     assert dbnrun(*RUN, *pairs, "--out", "r/alone.csv").returncode == 0
     drawn = figures.draw(tmp_path / "r", tmp_path / "out")
     assert [path.name for path in drawn] == [*(f"alone-{name}.png" for name in figures.QUANTITIES), "some-gradient.png"]
-    again = [path.read_bytes() for path in drawn]
-    assert again == [path.read_bytes() for path in figures.draw(tmp_path / "r", tmp_path / "out")]
+    assert drawn[-1].read_bytes() == first
 
 
 def test_a_sequence_that_is_no_pure_power_is_named_as_it_was_typed(dbnrun, tmp_path):
@@ -151,14 +159,20 @@ def test_a_slope_is_the_exponent_of_a_power():
         (["norm=dbn", "schedule=alpha_0"], "Theorem 7 holds, Lemma 8 holds"),
         (["norm=bn"], "norm=bn has no alpha(m)"),
         (["norm=dbn_inference", "schedule=alpha_0"], "plays no part in it and serves evaluation alone"),
+        (["norm=dbn", "norm.train_stats=batch", "schedule=alpha_0"], "the theorem does not apply"),
     ],
 )
-def test_theory_true_says_one_line_before_training(overrides, said, dbnrun):
-    words = [*overrides, "train.epochs=1", "train.limit_batches=2", "progress=false"]
+def test_theory_says_one_line_of_a_cells_schedule(overrides, said, composed):
+    line = cell.line(composed(*overrides))
+    assert line.startswith("theory: ") and said in line and "\n" not in line
+
+
+def test_theory_true_says_its_line_before_training_and_changes_no_cell(dbnrun):
+    words = ["norm=dbn", "schedule=harmonic", "train.epochs=1", "train.limit_batches=2", "progress=false"]
     done = dbnrun(*words, "theory=true")
     assert done.returncode == 0, done.stderr
     first, *others = done.stderr.splitlines()
-    assert said in first
+    assert first.startswith("theory: ")
     assert not any(line.startswith("theory:") for line in others)
     # A setting, not part of the cell: the same command without it finds the cell finished.
     again = dbnrun(*words)
