@@ -71,7 +71,7 @@ def _chosen(override: Override) -> list[str]:
         return [] if "glob(" in str(override.input_line) else [str(name) for name in override.sweep_string_iterator()]
     value = override.value()
     if value is None:
-        return [] if override.key_or_group == "experiment" else ["null"]
+        return ["null"]
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
