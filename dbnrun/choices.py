@@ -60,7 +60,9 @@ class Choice:
     label: ClassVar[str]  # what people call it, in tables and figures
 
     def __post_init__(self) -> None:
-        one_of(f"{self.group}.name", self.name, [self.registered])
+        if self.name != self.registered:
+            key = f"{self.group}.name"
+            raise UserError(f"{key}={self.name}: expected {self.registered}; choose with {self.group}={self.name}.")
         for each in fields(self):
             check_option(f"{self.group}.{each.name}", getattr(self, each.name), each.metadata)
         self.check()
@@ -138,6 +140,7 @@ def in_range(key: str, value: float, low: float, high: float = math.inf, *, abov
     if not inside:
         left = f"a number above {low:g}" if above else f"a number of at least {low:g}"
         span = left if high == math.inf else f"{left}, at most {high:g}"
+        span = f"a number of at most {high:g}" if low == -math.inf else span
         raise UserError(f"{key}={value}: expected {span}.")
 
 
@@ -150,9 +153,10 @@ def check_option(key: str, value: Any, bounds: Any) -> None:
     if bounds["length"] is not None and len(value) != bounds["length"]:
         raise UserError(f"{key}={value}: expected {NUMBERS.get(bounds['length'], bounds['length'])} numbers.")
     low = bounds["at_least"] if bounds["above"] is None else bounds["above"]
-    if low is not None:
-        for number in value if isinstance(value, list) else [value]:
-            in_range(key, number, low, bounds["at_most"], above=bounds["above"] is not None)
+    if low is None and bounds["at_most"] == math.inf:
+        return
+    for number in value if isinstance(value, list) else [value]:
+        in_range(key, number, -math.inf if low is None else low, bounds["at_most"], above=bounds["above"] is not None)
 
 
 NUMBERS = {2: "two", 3: "three"}

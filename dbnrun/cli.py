@@ -6,11 +6,6 @@ resumable.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # python -m dbnrun.cli; dbnrun/__main__.py does so for the command
-    from dbnrun import interrupt
-
-    interrupt.note_signals()
-
 import argparse
 import json
 import os
@@ -435,7 +430,3 @@ VERBS = {
     "plan": _plan, "status": _status, "report": _report, "data": _data, "theory": _theory, "doctor": _doctor,
     "bench": _bench,
 }  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,20 +9,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from dbnrun import choices, eager, interrupt
 from dbnrun.compiling import check_compiler
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.augment import flip_crop
-from dbnrun.data.options import Dataset
 from dbnrun.data.parts import Data
 from dbnrun.fused.program import Stacked
 from dbnrun.lease import Held
@@ -246,7 +243,7 @@ def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Trai
     config = built[0][0].config
     runs = [Run(c[0].model, c[0].optimizer, c[0].streams, [cell.view() for cell in c]) for c in built]
     program = Alone(runs[0]) if len(runs) == 1 else Stacked(runs, [cells[0].config.seed for cells in built])
-    settings = {"precision": config.precision, "augment": augmentation(config.dataset), "compiled": config.compile}
+    settings = {"precision": config.precision, "augment": config.dataset.augmentation, "compiled": config.compile}
     return Training(program, runs, data, config.train, **settings, **how)
 
 
@@ -341,11 +338,6 @@ def load_data(config: RunConfig, device: torch.device) -> Data:
 def captured(config: RunConfig, device: torch.device) -> bool:
     """Whether training steps are replayed as a captured graph."""
     return config.cuda_graphs and device.type == "cuda"
-
-
-def augmentation(config: Dataset) -> Callable[[Tensor, torch.Generator], Tensor] | None:
-    """What conf/dataset asks to do with each training batch; None for nothing."""
-    return flip_crop if getattr(config, "augment", "none") == "flip_crop" else None
 
 
 def progress(config: RunConfig, steps: int, position: Position) -> tqdm:

@@ -34,7 +34,7 @@ def command(results: Path, stack: bool, minutes: float) -> list[str]:
     """The training command, as a user would type it."""
     stacked = ["hydra.launcher.max_stack=3"] if stack else []
     own = [f"results_dir={results}", f"checkpoint.minutes={minutes}"]
-    return [sys.executable, "-m", "dbnrun.cli", *CELLS, *own, *stacked]
+    return [sys.executable, "-m", "dbnrun", *CELLS, *own, *stacked]
 
 
 def numbers(results: Path) -> dict[str, list[str]]:

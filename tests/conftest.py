@@ -103,7 +103,7 @@ def fresh_dbnrun(tmp_path):
 
     def run(*words: str, env: dict[str, str] | None = None, timeout: float = 300):
         return subprocess.run(
-            [sys.executable, "-m", "dbnrun.cli", *words],
+            [sys.executable, "-m", "dbnrun", *words],
             cwd=tmp_path,
             env={**os.environ, **(env or {})},
             capture_output=True,

@@ -94,6 +94,7 @@ def test_bounds_are_those_of_the_options():
         share: float = option(0.5, at_least=0, at_most=1)
         pair: list[int] = option([1, 2], at_least=1, length=2)  # noqa: RUF009
         kind: str = option("a", among=("a", "b"))
+        below: float = option(0.0, at_most=3)
 
     Some.group, Some.registered = "some", "one"
     assert Some("one").pair == [1, 2]
@@ -102,6 +103,7 @@ def test_bounds_are_those_of_the_options():
         ({"share": float("nan")}, "some.share=nan: expected a number of at least 0, at most 1."),
         ({"pair": [1]}, "some.pair=[1]: expected two numbers."),
         ({"pair": [1, 0]}, "some.pair=0: expected a number of at least 1."),
+        ({"below": 4}, "some.below=4: expected a number of at most 3."),
         ({"kind": "c"}, "some.kind=c: expected one of a, b."),
     ]:
         with pytest.raises(UserError) as refused:

@@ -172,7 +172,7 @@ def test_the_exit_code_is_130_wherever_the_interrupt_falls(tmp_path):
 )
 def test_an_interrupted_run_goes_on_with_the_same_numbers(dbnrun, tmp_path, how):
     words = ["norm=dbn", "schedule=harmonic", "train.epochs=150", "train.limit_batches=5"]
-    command = [sys.executable, "-m", "dbnrun.cli", *words, "results_dir=cut"]
+    command = [sys.executable, "-m", "dbnrun", *words, "results_dir=cut"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (csvs := list(tmp_path.glob("cut/runs/*/metrics.csv"))) or len(csvs[0].read_text().splitlines()) < 6:
@@ -314,7 +314,7 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path):
     own = next(path for path in sys.path if path.endswith("site-packages"))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), own])}
     run = lambda *words: subprocess.run(  # noqa: E731
-        [tmp_path / "env" / "bin" / "python", "-m", "dbnrun.cli", *words],
+        [tmp_path / "env" / "bin" / "python", "-m", "dbnrun", *words],
         cwd=tmp_path,
         env=env,
         capture_output=True,

@@ -90,7 +90,7 @@ def start(tmp_path):
 
     def begin(*words):
         process = subprocess.Popen(
-            [sys.executable, "-m", "dbnrun.cli", *words], cwd=tmp_path, text=True,
+            [sys.executable, "-m", "dbnrun", *words], cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
@@ -187,7 +187,7 @@ def test_names_with_spaces_and_other_letters_and_no_home(dbnrun, tmp_path, whole
     folder = tmp_path / "mit Leerzeichen, ä ∑ 'and' =quotes"
     environment["DBNRUN_RESULTS"] = str(folder)
     done = subprocess.run(
-        [sys.executable, "-m", "dbnrun.cli", *QUICK], cwd=tmp_path, env=environment, capture_output=True, check=False
+        [sys.executable, "-m", "dbnrun", *QUICK], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert numbers(runs(folder)[0]) == whole

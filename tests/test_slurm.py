@@ -44,7 +44,7 @@ def sweep(slurm, tmp_path):
     """Starts a sweep in the background."""
 
     def start(*words):
-        command = [sys.executable, "-m", "dbnrun.cli", "-m", *words]
+        command = [sys.executable, "-m", "dbnrun", "-m", *words]
         return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **slurm}, stderr=subprocess.PIPE, text=True)
 
     return start

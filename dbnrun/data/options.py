@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dbnrun.choices import UNSET, Choice, UserError, choice, option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Generator, Tensor
+
     from dbnrun.data.parts import Data
+
+    Augmentation = Callable[[Tensor, Generator], Tensor]
 
 
 @dataclass
@@ -32,6 +38,11 @@ class Dataset(Choice):
         del options["fnn_widths"]  # only the default of model.widths
         return options
 
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What is done with each training batch; None: nothing."""
+        return None
+
     def load(self, data_dir: Path) -> Data:
         """The data set on the CPU; fetched into `data_dir` first where it is missing.
 
@@ -45,6 +56,12 @@ class Images(Dataset):
     """Images (C, H, W). `augment`: none, or a random horizontal flip and a crop after padding by 4."""
 
     augment: str = option("none", among=("none", "flip_crop"))
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        from dbnrun.data.augment import flip_crop
+
+        return flip_crop if self.augment == "flip_crop" else None
 
 
 @choice("dataset", "digits", "Digits")

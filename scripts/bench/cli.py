@@ -37,15 +37,15 @@ def measure(_device: str) -> Iterator[Finding]:
 
 def _subjects(run: Callable[..., None]) -> dict[str, Callable[[], None]]:
     seeds = itertools.count(1)
-    cell = ("-m", "dbnrun.cli", "dataset=digits", "train.epochs=1")
+    cell = ("-m", "dbnrun", "dataset=digits", "train.epochs=1")
     return {
         TORCH: lambda: run("-c", "import torch"),
         OPTIMIZER: lambda: run("-c", "import torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)"),
         EPOCH: lambda: run(*cell, f"seed={next(seeds)}"),
         FINISHED: lambda: run(*cell),  # from the second call on, which is still the warm-up's
-        PLAN: lambda: run("-m", "dbnrun.cli", "plan", "experiment=paper_mnist_a"),
-        HELP: lambda: run("-m", "dbnrun.cli", "--help"),
-        CONFIGURATION: lambda: run("-m", "dbnrun.cli", "--cfg", "job"),
+        PLAN: lambda: run("-m", "dbnrun", "plan", "experiment=paper_mnist_a"),
+        HELP: lambda: run("-m", "dbnrun", "--help"),
+        CONFIGURATION: lambda: run("-m", "dbnrun", "--cfg", "job"),
     }
 
 

@@ -78,7 +78,7 @@ def test_the_cli_bench_trains_a_new_cell_each_time_beside_one_that_is_finished(d
     for _ in range(2):
         for subject in subjects.values():
             subject()
-    ours = [words[2:] for words in commands if words[:2] == ("-m", "dbnrun.cli")]
+    ours = [words[2:] for words in commands if words[:2] == ("-m", "dbnrun")]
     said = [dbnrun(*words, "train.limit_batches=1") for words in ours if words[0].startswith("dataset=")]
     assert [done.stderr.split(",")[0] for done in said] == ["done", "done", "done", "done before"]
 
