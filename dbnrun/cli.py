@@ -92,11 +92,11 @@ def _help() -> str:
     """The help, with what one can choose as the files of conf/ have it."""
     import textwrap
 
-    from dbnrun import choices
+    from dbnrun.config import registry
 
     wide = {"width": 112, "break_on_hyphens": False, "subsequent_indent": " " * 14}
-    groups = choices.files()
-    order = [*(group for group in choices.GROUPS if group in groups), *(g for g in groups if g not in choices.GROUPS)]
+    groups = registry.files()
+    order = [*(group for group in registry.GROUPS if group in groups), *(g for g in groups if g not in registry.GROUPS)]
     lines = [textwrap.fill(f"  {group:10}  {', '.join(groups[group])}", **wide) for group in order]
     return HELP.replace("{choices}", "\n".join(lines))
 
@@ -108,8 +108,8 @@ def _refuse(line: str) -> int:
 
 def _train(arguments: list[str]) -> int:
     """Hand a cell or a sweep to Hydra, and turn what comes back into an exit code and at most one line."""
-    from dbnrun import overrides
-    from dbnrun.sweep import CellFailed
+    from dbnrun.config import overrides
+    from dbnrun.runner.sweeper import CellFailed
 
     try:
         flags = _parsed_flags(arguments)
@@ -132,7 +132,8 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
     """Hydra's flags and, as `overrides`, the rest; UserError at a flag that Hydra does not know."""
     from hydra._internal.utils import get_args_parser
 
-    from dbnrun.config import UserError, known_keys, nearest
+    from dbnrun.config.registry import UserError, nearest
+    from dbnrun.config.schema import known_keys
 
     parser = get_args_parser()
     known = [flag for action in parser._actions for flag in action.option_strings]
@@ -159,12 +160,12 @@ def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
 
 
 def _hydra(arguments: list[str]) -> None:
-    """Let Hydra compose and run: one cell here, or a sweep through dbnrun.sweep. Raises what ends with an exit code."""
+    """Let Hydra compose and run: one cell here, or a sweep by runner.sweeper. Raises what ends with an exit code."""
     import hydra
 
-    from dbnrun import sweep
-    from dbnrun.choices import UserError, conf_dir
-    from dbnrun.config import store_schema
+    from dbnrun.config.registry import UserError, conf_dir
+    from dbnrun.config.schema import store_schema
+    from dbnrun.runner import sweeper
 
     outcomes = []
 
@@ -178,17 +179,17 @@ def _hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
     sys.argv[1:] = arguments
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
-    if sweep.cells_to_train or not outcomes:
+    if sweeper.cells_to_train or not outcomes:
         return  # a sweep raises for itself
     if isinstance(outcomes[0], UserError):
         raise outcomes[0]
     if outcomes[0].status == "refused":
         raise UserError(outcomes[0].message)
     if outcomes[0].status == "failed":
-        raise sweep.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
+        raise sweeper.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
     if outcomes[0].diverged:
         since = f" from {outcomes[0].where} on" if outcomes[0].where else ""
-        raise sweep.CellFailed(f"the training loss was not finite{since}; {sweep.MENDED}.")
+        raise sweeper.CellFailed(f"the training loss was not finite{since}; {sweeper.MENDED}.")
 
 
 def _cell(cfg: Any) -> Any:
@@ -196,12 +197,12 @@ def _cell(cfg: Any) -> Any:
 
     A configuration that is refused comes back as the UserError itself: raised here, Hydra would print its own lines.
     """
-    from dbnrun.config import checked
+    from dbnrun.config.schema import checked
 
     try:
         config = checked(cfg)
     except Exception as error:
-        from dbnrun.overrides import refusal
+        from dbnrun.config.overrides import refusal
 
         line = refusal(error)
         if line is None:
@@ -209,23 +210,24 @@ def _cell(cfg: Any) -> Any:
         return line
     from hydra.core.hydra_config import HydraConfig
 
-    from dbnrun import overrides, sweep, worker
-    from dbnrun.recording import finished_before
+    from dbnrun.config import overrides
+    from dbnrun.runner import sweeper, worker
+    from dbnrun.runs.run_dir import finished_before
 
-    if not sweep.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
+    if not sweeper.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
         for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
             print(f"dbnrun: warning: {line}", file=sys.stderr)
     with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
-        outcome = sweep.left_alone(config) or finished_before(config)
+        outcome = sweeper.left_alone(config) or finished_before(config)
         if outcome is None:
             interrupt.check()  # before the seconds that importing torch takes
-            from dbnrun import experiment
+            from dbnrun.runner import execute
 
-            outcome = experiment.run(config)
-    if sweep.cells_to_train:
-        sweep.announce(outcome, HydraConfig.get().job.num + 1)
+            outcome = execute.run(config)
+    if sweeper.cells_to_train:
+        sweeper.announce(outcome, HydraConfig.get().job.num + 1)
     elif outcome.status != "refused":  # which ends the command, with its line
-        sweep.announce(outcome, 0)
+        sweeper.announce(outcome, 0)
     return outcome
 
 
@@ -248,20 +250,21 @@ def _plan(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 
-    from dbnrun import overrides, plan
+    from dbnrun.config import overrides
+    from dbnrun.runner import plan
 
     try:
         found = plan.asked(options.overrides)
-        standings = plan.standings(found.cells)
+        statuses = plan.statuses(found.cells)
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:
             raise
         return _refuse(str(line))
     if options.json:
-        print(json.dumps(plan.as_json(found, standings), indent=1))
+        print(json.dumps(plan.as_json(found, statuses), indent=1))
     else:
-        print("\n".join(plan.lines(found, standings, options.all)))
+        print("\n".join(plan.lines(found, statuses, options.all)))
     return 0
 
 
@@ -274,15 +277,15 @@ def _status(arguments: list[str]) -> int:
     if options.watch is not None and not 0.1 <= options.watch <= 86400:
         return _refuse(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
 
-    from dbnrun import status
-    from dbnrun.config import UserError
+    from dbnrun.config.registry import UserError
+    from dbnrun.runner import status_table
 
     paths = options.paths or [Path(os.environ.get("DBNRUN_RESULTS", "results"))]
     try:
         if options.watch is not None:
-            status.watch(paths, options.all, options.watch)
+            status_table.watch(paths, options.all, options.watch)
         else:
-            print("\n".join(status.table(paths, options.all)))
+            print("\n".join(status_table.table(paths, options.all)))
     except UserError as error:
         return _refuse(str(error))
     return 0
@@ -294,7 +297,7 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--results-dir", type=Path, default=Path(os.environ.get("DBNRUN_RESULTS", "results")))
     options = parser.parse_args(arguments)
 
-    from dbnrun import doctor
+    from dbnrun.runner import doctor
 
     return 0 if doctor.report(options.data_dir, options.results_dir) else 1
 
@@ -344,7 +347,7 @@ def _report(arguments: list[str]) -> int:
     if out is None:
         return _refuse("report: say where tables and figures of these runs go, such as --out report.")
 
-    from dbnrun.config import UserError
+    from dbnrun.config.registry import UserError
     from dbnrun.report import publish, report
 
     try:
@@ -367,10 +370,10 @@ def _own_folder(paths: Sequence[Path]) -> Path | None:
 
 
 def _data(arguments: list[str]) -> int:
-    from dbnrun import choices
-    from dbnrun.choices import UserError, nearest
+    from dbnrun.config import registry
+    from dbnrun.config.registry import UserError, nearest
 
-    known = choices.of("dataset")
+    known = registry.of("dataset")
     names = [name for name in known if name != "digits"]
     parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")

@@ -25,11 +25,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dbnrun.config import UserError
-from dbnrun.experiment import Cell, build_cell, load_data, prepare_device, training_of
+from dbnrun.config.compose import composed
+from dbnrun.config.overrides import check_overrides, refusal
+from dbnrun.config.registry import UserError
 from dbnrun.models.fnn import FNN
 from dbnrun.norm.following import dbn_layers
-from dbnrun.overrides import check_overrides, composed, refusal
+from dbnrun.runner.execute import Cell, build_cell, load_data, prepare_device, training_of
 
 
 def main(arguments: list[str]) -> None:

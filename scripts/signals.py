@@ -26,7 +26,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dbnrun.records import read_manifest
+from dbnrun.runs.layout import read_manifest
 from soak import numbers
 
 CELL = ["dataset=digits", "norm=dbn", "schedule=harmonic", "threads=1", "progress=false", "device=cpu"]
@@ -79,8 +79,8 @@ def faults(code: int, said: str, results: Path) -> list[str]:
     found += ["traceback"] * ("Traceback" in said + logs)
     names = [path.name for path in results.rglob("*") if path.is_file()]
     found += ["lock left"] * ("lock" in names) + ["file left"] * any(name.startswith(".") for name in names)
-    standings = {read_manifest(folder).get("status") for folder in results.glob("runs/*")}
-    return found + ["not marked interrupted"] * (not standings <= {"interrupted"})
+    statuses = {read_manifest(folder).get("status") for folder in results.glob("runs/*")}
+    return found + ["not marked interrupted"] * (not statuses <= {"interrupted"})
 
 
 def main() -> int:

@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dbnrun.records import FINISHED, TIME_COLUMNS, read_manifest
+from dbnrun.runs.layout import FINISHED, read_manifest
+from dbnrun.runs.metrics import TIME_COLUMNS
 
 # Three cells of a second or so each, with dropout, augmentation and a moving lambda; a checkpoint after every update.
 CELLS = [

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 from warm import WarmCommand
 
-from dbnrun import records
-from dbnrun.records import EpochRow
+from dbnrun.runs import metrics
+from dbnrun.runs.metrics import EpochRow
 
 # The same examples in every run: a suite that is red by chance tells nothing of the change at hand.
 settings.register_profile("steady", derandomize=True)
@@ -43,8 +43,8 @@ def composed():
     """Compose a configuration from overrides, as the command does."""
     from hydra import compose, initialize_config_dir
 
-    from dbnrun.choices import conf_dir
-    from dbnrun.config import checked, store_schema
+    from dbnrun.config.registry import conf_dir
+    from dbnrun.config.schema import checked, store_schema
 
     store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -69,15 +69,15 @@ class NewerRow(EpochRow):
 @pytest.fixture
 def newer_version(monkeypatch):
     """A context in which a row has the columns of NewerRow, as a later version of dbnrun may."""
-    from dbnrun.report import archive
+    from dbnrun.runs import archive
 
     @contextlib.contextmanager
     def newer():
         columns = tuple(field.name for field in fields(NewerRow))
         with monkeypatch.context() as patched:
-            patched.setattr(records, "EpochRow", NewerRow)
-            patched.setattr(records, "_TYPES", get_type_hints(NewerRow))
-            patched.setattr(records, "COLUMNS", columns)
+            patched.setattr(metrics, "EpochRow", NewerRow)
+            patched.setattr(metrics, "_TYPES", get_type_hints(NewerRow))
+            patched.setattr(metrics, "COLUMNS", columns)
             patched.setattr(archive, "COLUMNS", columns)
             yield
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from dbnrun import choices
-from dbnrun.choices import Choice, UserError, conf_dir, option
+from dbnrun.config import registry
+from dbnrun.config.registry import Choice, UserError, conf_dir, option
 from dbnrun.optim.groups import build_optimizer
 
 MODULE = '''
 from dataclasses import dataclass
 
-from dbnrun.choices import choice, option
+from dbnrun.config.registry import choice, option
 from dbnrun.norm.options import Norm
 
 
@@ -37,8 +37,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import rms_norm
-from dbnrun import choices, cli, overrides, plan
-for module in (choices, overrides, plan):
+from dbnrun import cli
+from dbnrun.config import compose, overrides, registry
+from dbnrun.runner import plan
+for module in (registry, overrides, compose, plan):
     module.conf_dir = lambda: Path({folder!r}, "conf")
 """
 
@@ -117,7 +119,7 @@ def test_the_parameters_of_the_normalizers_join_their_group_whatever_their_names
         "norm": {"pattern": "*norm*", "lr": 0.1, "weight_decay": 0.0},
         "rest": {"pattern": "*", "lr": 0.1, "weight_decay": 0.01},
     }
-    optimizer = build_optimizer(choices.make("optimizer", "sgd", lr=0.1, groups=groups), model, norms=[bn1])
+    optimizer = build_optimizer(registry.make("optimizer", "sgd", lr=0.1, groups=groups), model, norms=[bn1])
     norm, rest = optimizer.param_groups
     assert norm["params"] == [bn1.weight, bn1.bias] and norm["l2"] == 0
     assert len(rest["params"]) == 4 and rest["l2"] == 0.01

@@ -109,8 +109,8 @@ def test_a_missing_data_set_is_one_line_that_says_where_to_put_it(dbnrun, tmp_pa
 
 
 def test_help_names_every_choice_and_verb(dbnrun):
-    from dbnrun.choices import files
     from dbnrun.cli import VERBS, _help
+    from dbnrun.config.registry import files
 
     said = _help()
     for group, names in files().items():

@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch._dynamo
 
-from dbnrun import compiling, experiment
-from dbnrun.config import UserError
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
 from dbnrun.data.parts import Part
-from dbnrun.experiment import build_cell, training_of
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer
-from dbnrun.overrides import composed
-from dbnrun.recording import Recording
-from dbnrun.records import TIME_COLUMNS
+from dbnrun.runner import execute
+from dbnrun.runner.execute import build_cell, training_of
+from dbnrun.runs.metrics import TIME_COLUMNS
+from dbnrun.runs.run_dir import RunDir
+from dbnrun.train import compile
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 def compiler():
     torch._dynamo.utils.counters.clear()
     try:
-        compiling.check_compiler("fnn", "cpu")
+        compile.check_compiler("fnn", "cpu")
     except UserError as error:
         pytest.skip(str(error))
 
@@ -129,8 +130,8 @@ def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone(lr):
 
 def test_a_compiled_run_cut_inside_an_epoch_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     words = ["norm=dbn", "schedule=harmonic", "optimizer=sgd", "compile=true"]
-    whole = experiment.run(config(*words, results=tmp_path / "whole"))
-    save, written = Recording.checkpoint, []
+    whole = execute.run(config(*words, results=tmp_path / "whole"))
+    save, written = RunDir.checkpoint, []
 
     def cut(self, state):
         save(self, state)
@@ -140,10 +141,10 @@ def test_a_compiled_run_cut_inside_an_epoch_goes_on_with_the_same_numbers(tmp_pa
 
     words.append("checkpoint.minutes=0")  # after every update
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "checkpoint", cut)
+        patch.setattr(RunDir, "checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config(*words, results=tmp_path / "cut"))
-    resumed = experiment.run(config(*words, results=tmp_path / "cut"))
+            execute.run(config(*words, results=tmp_path / "cut"))
+    resumed = execute.run(config(*words, results=tmp_path / "cut"))
     assert resumed.status == whole.status == "done" and len(written) == 11
     texts = [(outcome.folder / "metrics.csv").read_text().splitlines() for outcome in (whole, resumed)]
     names = texts[0][0].split(",")
@@ -161,13 +162,13 @@ def test_going_on_with_another_setting_of_compile_is_warned_of(noted, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "checkpoint", cut)
+        patch.setattr(RunDir, "checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config(*words, results=tmp_path))
+            execute.run(config(*words, results=tmp_path))
     if not noted:
         (path,) = tmp_path.glob("runs/*/manifest.json")
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "compile"}))
-    outcome = experiment.run(config(*words, "compile=true", results=tmp_path))
+    outcome = execute.run(config(*words, "compile=true", results=tmp_path))
     assert outcome.status == "done"
     assert "began with compile=false; from here on it rounds otherwise" in capsys.readouterr().err
 
@@ -186,5 +187,5 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(model, without, expected
         monkeypatch.setenv("CXX", "/bin/false")
     if without == "headers":
         monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    outcome = experiment.run(config(f"model={model}", "compile=true", results=tmp_path / "results"))
+    outcome = execute.run(config(f"model={model}", "compile=true", results=tmp_path / "results"))
     assert outcome.status == "refused" and expected in outcome.message and "\n" not in outcome.message

@@ -5,8 +5,9 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from dbnrun.choices import files
-from dbnrun.config import RunConfig, UserError, cell_of, checked, readable_name, signature
+from dbnrun.config.identity import cell_of, readable_name, signature
+from dbnrun.config.registry import UserError, files
+from dbnrun.config.schema import RunConfig, checked
 
 
 @pytest.fixture(scope="module")

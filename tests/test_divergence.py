@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dbnrun import sweep
 from dbnrun.cli import main
+from dbnrun.runner import sweeper
 
 SICK = ["norm=none", "optimizer=sgd", "train.epochs=2", "train.limit_batches=4", "device=cpu", "progress=false"]
 
@@ -16,7 +16,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sweep, "cells_to_train", 0)
+        monkeypatch.setattr(sweeper, "cells_to_train", 0)
         code = main(words)
         said = capsys.readouterr()
         return code, said.out + said.err

@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dbnrun import experiment, records, status, sweep
-from dbnrun.config import UserError
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
 from dbnrun.data.parts import Data, Part, mixed, shortened
-from dbnrun.experiment import run_all
-from dbnrun.overrides import composed
-from dbnrun.recording import Recording
+from dbnrun.runner import execute, status_table, sweeper
+from dbnrun.runner.execute import run_all
+from dbnrun.runs import layout, metrics
+from dbnrun.runs.run_dir import RunDir
 
-MEASURED = [*records.EVALUATED, "test_error_pct_population", "lambda_drift"]
+MEASURED = [*metrics.EVALUATED, "test_error_pct_population", "lambda_drift"]
 
 
 @pytest.fixture
@@ -56,9 +57,7 @@ def assert_only_epochs_2_4_5_are_evaluated(sparse, whole):
     ids=" ".join,
 )
 def test_the_epochs_that_are_evaluated_have_the_numbers_that_they_had_and_the_others_empty_fields(cell, overrides):
-    whole, sparse = (
-        numbers_of(experiment.run(cell(*overrides, f"train.eval_every={n}", results=str(n)))) for n in (1, 2)
-    )
+    whole, sparse = (numbers_of(execute.run(cell(*overrides, f"train.eval_every={n}", results=str(n)))) for n in (1, 2))
     assert_only_epochs_2_4_5_are_evaluated(sparse, whole)
 
 
@@ -79,7 +78,7 @@ def test_so_it_is_in_stacks_and_for_cells_along_one_run(cell):
 
 
 def test_the_epoch_in_which_a_run_diverges_is_evaluated(cell):
-    outcome = experiment.run(cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.eval_every=5"))
+    outcome = execute.run(cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.eval_every=5"))
     *before, last = numbers_of(outcome)
     assert outcome.status == "diverged" and len(before) < 4 and not math.isfinite(float(last["train_loss"]))
     assert last["val_loss"] == "nan"  # not an empty field: measured, and no number
@@ -92,8 +91,8 @@ LIMITED = ["train.eval_every=2", "train.limit_eval=150"]
 @pytest.mark.parametrize("moment", [2, 4, 8])
 def test_a_run_with_fewer_evaluations_goes_on_byte_for_byte(cell, moment, monkeypatch):
     overrides = ["norm=dbn", "schedule=harmonic", *LIMITED, "checkpoint.minutes=0"]
-    whole = experiment.run(cell(*overrides, results="whole"))
-    save, written = Recording.checkpoint, []
+    whole = execute.run(cell(*overrides, results="whole"))
+    save, written = RunDir.checkpoint, []
 
     def cut(self, state):
         save(self, state)
@@ -102,9 +101,9 @@ def test_a_run_with_fewer_evaluations_goes_on_byte_for_byte(cell, moment, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Recording, "checkpoint", cut)
-        experiment.run(cell(*overrides, results="cut"))
-    resumed = experiment.run(cell(*overrides, results="cut"))
+        patch.setattr(RunDir, "checkpoint", cut)
+        execute.run(cell(*overrides, results="cut"))
+    resumed = execute.run(cell(*overrides, results="cut"))
     assert without_seconds(numbers_of(resumed)) == without_seconds(numbers_of(whole))
 
 
@@ -133,7 +132,7 @@ def error_pct(logits, y):
 
 def test_the_limited_numbers_are_those_of_the_saved_model_on_the_first_records_of_each_part(cell):
     config = cell("norm=bn", "train.limit_eval=230", "save_weights=true")
-    outcome = experiment.run(config)
+    outcome = execute.run(config)
     row, digits = numbers_of(outcome)[-1], config.dataset.load(None)
     weights = torch.load(outcome.folder / "weights.pt", weights_only=True)
     weights = {key: value.double() for key, value in weights.items()}
@@ -159,7 +158,7 @@ def test_the_limited_numbers_are_those_of_the_saved_model_on_the_first_records_o
 
 def test_a_limit_that_no_part_reaches_changes_no_number(cell):
     all_of_it, limited = (
-        experiment.run(cell("norm=dbn", f"train.limit_eval={limit}", results=str(limit))) for limit in ("null", 1197)
+        execute.run(cell("norm=dbn", f"train.limit_eval={limit}", results=str(limit))) for limit in ("null", 1197)
     )
     assert without_seconds(numbers_of(limited)) == without_seconds(numbers_of(all_of_it))
     assert limited.name != all_of_it.name
@@ -167,7 +166,7 @@ def test_a_limit_that_no_part_reaches_changes_no_number(cell):
 
 def test_training_does_not_see_what_evaluation_is_limited_to(cell):
     names = ("train_loss", "train_error_pct", "grad_norm")
-    one, other = (numbers_of(experiment.run(cell(*extra, results=str(len(extra))))) for extra in ([], LIMITED))
+    one, other = (numbers_of(execute.run(cell(*extra, results=str(len(extra))))) for extra in ([], LIMITED))
     assert [[row[name] for name in names] for row in one] == [[row[name] for name in names] for row in other]
 
 
@@ -220,45 +219,45 @@ class Bar:
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
 def test_the_bar_says_evaluating_from_the_last_update_to_the_row(cell, monkeypatch, stacked):
     said = []
-    monkeypatch.setattr(experiment, "progress", lambda *_: Bar(said))
+    monkeypatch.setattr(execute, "progress", lambda *_: Bar(said))
     steps = ["step"] * 3
     sparse = ["train.eval_every=2", "train.epochs=2"]
     if stacked:
         run_all([[cell(*sparse, f"seed={seed}")] for seed in (0, 1)])
         assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss"], ""]
     else:
-        experiment.run(cell(*sparse))
+        execute.run(cell(*sparse))
         assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss", "test"], ""]
 
 
 def test_status_and_a_sweeps_last_word_know_epochs_without_an_evaluation(cell, monkeypatch):
     config = cell("train.eval_every=3")
-    outcome = experiment.run(config)
-    rows = records.read_rows(outcome.folder / "metrics.csv")
-    assert f"test error {rows[-1].test_error_pct:.2f} % after epoch 5" in sweep.sentence(outcome)
-    manifest = records.read_manifest(outcome.folder)
-    records.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
+    outcome = execute.run(config)
+    rows = metrics.read_rows(outcome.folder / "metrics.csv")
+    assert f"test error {rows[-1].test_error_pct:.2f} % after epoch 5" in sweeper.sentence(outcome)
+    manifest = layout.read_manifest(outcome.folder)
+    layout.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
     for count, error in ((4, f"{rows[2].test_error_pct:.2f} %"), (2, "")):
-        (outcome.folder / "metrics.csv").write_text(records.csv_text(rows[:count]))
-        run = status.read(outcome.folder)
-        assert status._cells(run)[1:3] == (f"{count}/5", error)
+        (outcome.folder / "metrics.csv").write_text(metrics.csv_text(rows[:count]))
+        run = status_table.read(outcome.folder)
+        assert status_table._cells(run)[1:3] == (f"{count}/5", error)
         seconds = [row.train_seconds + row.eval_seconds for row in run.rows[-3:]]
         assert run.epoch_seconds == pytest.approx(sum(seconds) / len(seconds))
-    assert ", test error" not in sweep.sentence(replace(outcome, row=rows[1]))  # and no traceback
+    assert ", test error" not in sweeper.sentence(replace(outcome, row=rows[1]))  # and no traceback
 
 
 def test_a_row_that_is_half_evaluated_is_refused(cell):
-    outcome = experiment.run(cell("train.epochs=1"))
+    outcome = execute.run(cell("train.epochs=1"))
     path = outcome.folder / "metrics.csv"
-    (row,) = records.read_rows(path)
-    path.write_text(records.csv_text([replace(row, val_loss=None)]))
+    (row,) = metrics.read_rows(path)
+    path.write_text(metrics.csv_text([replace(row, val_loss=None)]))
     with pytest.raises(UserError, match=r"metrics.csv: line 2: val_loss is empty"):
-        records.read_rows(path)
+        metrics.read_rows(path)
 
 
 def test_evaluation_keeps_no_more_records_than_it_reads(cell, monkeypatch):
     kept = []
-    monkeypatch.setattr("dbnrun.train.shortened", lambda *a: kept.append(shortened(*a)) or kept[-1])
-    experiment.run(cell(*LIMITED))
+    monkeypatch.setattr("dbnrun.train.loop.shortened", lambda *a: kept.append(shortened(*a)) or kept[-1])
+    execute.run(cell(*LIMITED))
     (data,) = kept  # once a run
     assert [part.x.untyped_storage().nbytes() for part in (data.train, data.val, data.test)] == [150 * 64 * 4] * 3

@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dbnrun import choices, experiment, plan, records, status
-from dbnrun.config import RunConfig, UserError
+from dbnrun.config import registry
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
+from dbnrun.config.schema import RunConfig
 from dbnrun.data.parts import Part
-from dbnrun.experiment import build_cell, load_data
-from dbnrun.lease import Lease
-from dbnrun.overrides import composed
-from dbnrun.recording import Recording
-from dbnrun.train import Step, evaluate
+from dbnrun.runner import execute, status_table
+from dbnrun.runner.execute import build_cell, load_data
+from dbnrun.runs import layout, metrics, status
+from dbnrun.runs.lock import Lease
+from dbnrun.runs.run_dir import RunDir
+from dbnrun.train.evaluate import evaluate
+from dbnrun.train.loop import Step
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def rows_of(outcome):
 
 
 def numbers_of(outcome):
-    return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)]
+    return [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in rows_of(outcome)]
 
 
 CELLS = [
@@ -53,7 +57,7 @@ CELLS = [
 
 @pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
 def test_two_runs_of_a_cell_give_identical_metrics(cell, overrides):
-    one, other = (experiment.run(cell(*overrides, results=name)) for name in ("a", "b"))
+    one, other = (execute.run(cell(*overrides, results=name)) for name in ("a", "b"))
     assert one.status == other.status == "done"
     assert numbers_of(one) == numbers_of(other) and len(numbers_of(one)) == 3
     assert one.folder.name == other.folder.name
@@ -62,37 +66,37 @@ def test_two_runs_of_a_cell_give_identical_metrics(cell, overrides):
 @pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, epochs, monkeypatch):
-    whole = experiment.run(cell(*overrides, results="whole"))
-    save = Recording.checkpoint
+    whole = execute.run(cell(*overrides, results="whole"))
+    save = RunDir.checkpoint
 
     def power_cut(self, state):
         save(self, state)
         if state["epoch"] == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recording, "checkpoint", power_cut)
+    monkeypatch.setattr(RunDir, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(cell(*overrides, results="cut"))
-    monkeypatch.setattr(Recording, "checkpoint", save)
-    resumed = experiment.run(cell(*overrides, results="cut"))
+        execute.run(cell(*overrides, results="cut"))
+    monkeypatch.setattr(RunDir, "checkpoint", save)
+    resumed = execute.run(cell(*overrides, results="cut"))
     assert numbers_of(resumed) == numbers_of(whole)
     assert not (resumed.folder / "checkpoint.pt").exists()
 
 
 def test_a_row_without_its_checkpoint_is_trained_again(cell, monkeypatch):
-    whole = experiment.run(cell(results="whole"))
-    save = Recording.checkpoint
+    whole = execute.run(cell(results="whole"))
+    save = RunDir.checkpoint
 
     def killed_between_row_and_checkpoint(self, state):
         if state["epoch"] == 2:
             raise KeyboardInterrupt
         save(self, state)
 
-    monkeypatch.setattr(Recording, "checkpoint", killed_between_row_and_checkpoint)
+    monkeypatch.setattr(RunDir, "checkpoint", killed_between_row_and_checkpoint)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(cell(results="cut"))
-    monkeypatch.setattr(Recording, "checkpoint", save)
-    assert numbers_of(experiment.run(cell(results="cut"))) == numbers_of(whole)
+        execute.run(cell(results="cut"))
+    monkeypatch.setattr(RunDir, "checkpoint", save)
+    assert numbers_of(execute.run(cell(results="cut"))) == numbers_of(whole)
 
 
 DAMAGES = {
@@ -109,8 +113,8 @@ DAMAGES = {
 def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is_used(
     cell, monkeypatch, capsys, damage, files
 ):
-    whole = experiment.run(cell(results="whole"))
-    save = Recording.checkpoint
+    whole = execute.run(cell(results="whole"))
+    save = RunDir.checkpoint
 
     def corrupt(self, state):
         save(self, state)
@@ -119,13 +123,13 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is
                 path.write_bytes(DAMAGES[damage](path.read_bytes()))
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recording, "checkpoint", corrupt)
+    monkeypatch.setattr(RunDir, "checkpoint", corrupt)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(cell(results="cut"))
-    monkeypatch.setattr(Recording, "checkpoint", save)
+        execute.run(cell(results="cut"))
+    monkeypatch.setattr(RunDir, "checkpoint", save)
     begun = []
-    monkeypatch.setattr(Recording, "due", lambda self: begun.append(self.position) or False)
-    resumed = experiment.run(cell(results="cut"))
+    monkeypatch.setattr(RunDir, "due", lambda self: begun.append(self.position) or False)
+    resumed = execute.run(cell(results="cut"))
     assert begun[0] == ((1, 0) if len(files) == 1 else (0, 0))
     assert numbers_of(resumed) == numbers_of(whole)
     said = capsys.readouterr().err
@@ -138,9 +142,9 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is
 @pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
 @pytest.mark.parametrize("moment", [1, 5, 7])
 def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overrides, moment, monkeypatch):
-    whole = experiment.run(cell(*overrides, results="whole"))
+    whole = execute.run(cell(*overrides, results="whole"))
     often = [*overrides, "checkpoint.minutes=0"]  # after every update
-    save = Recording.checkpoint
+    save = RunDir.checkpoint
     written = []
 
     def cut(self, state):
@@ -149,14 +153,14 @@ def test_a_run_cut_inside_an_epoch_goes_on_from_there_byte_for_byte(cell, overri
         if len(written) == moment:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recording, "checkpoint", cut)
+    monkeypatch.setattr(RunDir, "checkpoint", cut)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(cell(*often, results="cut"))
+        execute.run(cell(*often, results="cut"))
     steps = []
     step = Step.__call__
     monkeypatch.setattr(Step, "__call__", lambda *a: steps.append(1) or step(*a))
-    monkeypatch.setattr(Recording, "checkpoint", save)
-    resumed = experiment.run(cell(*often, results="cut"))
+    monkeypatch.setattr(RunDir, "checkpoint", save)
+    resumed = execute.run(cell(*often, results="cut"))
     done = 4 * written[-1]["epoch"] + (written[-1]["under_way"] or {"steps": 0})["steps"]
     assert len(steps) == 12 - done and done > 0  # no update is made twice
     assert numbers_of(resumed) == numbers_of(whole)
@@ -186,7 +190,7 @@ def _batches_seen(config, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", spy)
-        experiment.run(config)
+        execute.run(config)
     return seen, weights
 
 
@@ -208,18 +212,18 @@ def test_an_epoch_is_full_batches_and_each_record_comes_once(cell, monkeypatch):
 
 
 def test_the_columns_say_what_they_should(cell):
-    outcome = experiment.run(cell("norm=dbn", "schedule=harmonic", "optimizer.groups.weights.lr=0.005"))
+    outcome = execute.run(cell("norm=dbn", "schedule=harmonic", "optimizer.groups.weights.lr=0.005"))
     for epoch, row in enumerate(rows_of(outcome), start=1):
         assert int(row["epoch"]) == epoch and int(row["step"]) == 4 * epoch
         assert float(row["alpha"]) == 1 / (4 * epoch)
         assert float(row["lr"]) == 0.005
-        assert all(math.isfinite(float(row[name])) for name in records.COLUMNS)
-    epochs = experiment.run(cell("norm=dbn", "schedule=harmonic", "schedule.unit=epoch"))
+        assert all(math.isfinite(float(row[name])) for name in metrics.COLUMNS)
+    epochs = execute.run(cell("norm=dbn", "schedule=harmonic", "schedule.unit=epoch"))
     assert [float(row["alpha"]) for row in rows_of(epochs)] == [1, 1 / 2, 1 / 3]
 
 
 def test_columns_that_have_no_meaning_are_empty(cell):
-    (peer, *_), (bn, *_) = (rows_of(experiment.run(cell(f"norm={norm}"))) for norm in ("ln", "bn"))
+    (peer, *_), (bn, *_) = (rows_of(execute.run(cell(f"norm={norm}"))) for norm in ("ln", "bn"))
     assert peer["alpha"] == peer["lambda_drift"] == peer["test_error_pct_population"] == ""
     assert bn["alpha"] == "" and float(bn["lambda_drift"]) > 0 and float(bn["test_error_pct_population"]) >= 0
 
@@ -228,7 +232,7 @@ def test_under_dbn_inference_the_schedule_changes_neither_training_nor_populatio
     names = ("train_loss", "train_error_pct", "grad_norm", "test_error_pct_population")
     columns = []
     for schedule in ("alpha_1", "alpha_0.25", "alpha_0", "harmonic"):
-        rows = rows_of(experiment.run(cell("norm=dbn_inference", f"schedule={schedule}")))
+        rows = rows_of(execute.run(cell("norm=dbn_inference", f"schedule={schedule}")))
         columns.append([[row[name] for name in names] for row in rows])
     assert all(other == columns[0] for other in columns[1:])
 
@@ -238,16 +242,16 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
 
     from dbnrun.norm.options import Normalizers
     from dbnrun.norm.schedules import Constant
-    from dbnrun.streams import Streams
+    from dbnrun.train.rng import Rngs
 
     config = cell("norm=bn", "train.epochs=1", "optimizer=sgd")
-    row = rows_of(experiment.run(config))[0]
+    row = rows_of(execute.run(config))[0]
     torch.use_deterministic_algorithms(True)
-    streams, digits = Streams.of(0), config.dataset.load(Path())
-    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(1.0)), streams)
+    rngs, digits = Rngs.of(0), config.dataset.load(Path())
+    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(1.0)), rngs)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    order, losses, norms, wrong = torch.randperm(1197, generator=streams.order), [], [], 0
+    order, losses, norms, wrong = torch.randperm(1197, generator=rngs.order), [], [], 0
     for index in order[:400].split(100):
         logits = model(digits.train.x[index])
         loss = F.cross_entropy(logits, digits.train.y[index])
@@ -273,8 +277,8 @@ def test_cells_along_one_run_equal_their_runs_alone_bit_for_bit(cell, extra):
         ["schedule=inverse_square"], ["schedule=power", "schedule.exponent=0.7"], ["schedule=alpha_0"],
     ]  # fmt: skip
     common = ["norm=dbn_inference", "save_weights=true", *extra]
-    alone = [experiment.run(cell(*common, *schedule, results="alone")) for schedule in schedules]
-    together = experiment.run_all([[cell(*common, *schedule, results="together") for schedule in schedules]])[0]
+    alone = [execute.run(cell(*common, *schedule, results="alone")) for schedule in schedules]
+    together = execute.run_all([[cell(*common, *schedule, results="together") for schedule in schedules]])[0]
     for one, other in zip(alone, together, strict=True):
         assert one.status == other.status == "done" and one.name == other.name
         assert numbers_of(one) == numbers_of(other)
@@ -289,21 +293,21 @@ def test_cells_along_one_run_go_on_after_an_interruption_and_one_may_go_on_alone
         schedules = ("alpha_1", "alpha_0.1", "harmonic")
         return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in schedules]
 
-    whole = experiment.run_all([make("whole")])[0]
-    save = Recording.checkpoint
+    whole = execute.run_all([make("whole")])[0]
+    save = RunDir.checkpoint
 
     def power_cut(self, state):
         save(self, state)
         if state["epoch"] == 2 and "harmonic" in self.name:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recording, "checkpoint", power_cut)
+    monkeypatch.setattr(RunDir, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_all([make("cut")])[0]
-    monkeypatch.setattr(Recording, "checkpoint", save)
+        execute.run_all([make("cut")])[0]
+    monkeypatch.setattr(RunDir, "checkpoint", save)
     cut = make("cut")
-    alone = experiment.run(cut[1])
-    rest = experiment.run_all([cut])[0]
+    alone = execute.run(cut[1])
+    rest = execute.run_all([cut])[0]
     assert [outcome.status for outcome in rest] == ["done", "skipped", "done"]
     for one, other in zip(whole, [rest[0], alone, rest[2]], strict=True):
         assert numbers_of(one) == numbers_of(other)
@@ -313,8 +317,8 @@ def test_cells_that_stopped_at_different_epochs_go_on_apart(cell, monkeypatch):
     def make(results):
         return [cell("norm=dbn_inference", f"schedule={s}", results=results) for s in ("alpha_1", "harmonic")]
 
-    whole = experiment.run_all([make("whole")])[0]
-    save = Recording.checkpoint
+    whole = execute.run_all([make("whole")])[0]
+    save = RunDir.checkpoint
     for config, stop in zip(make("cut"), (1, 2), strict=True):
 
         def power_cut(self, state, stop=stop):
@@ -322,36 +326,36 @@ def test_cells_that_stopped_at_different_epochs_go_on_apart(cell, monkeypatch):
             if state["epoch"] == stop:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Recording, "checkpoint", power_cut)
+        monkeypatch.setattr(RunDir, "checkpoint", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config)
-    monkeypatch.setattr(Recording, "checkpoint", save)
-    assert [numbers_of(o) for o in experiment.run_all([make("cut")])[0]] == [numbers_of(o) for o in whole]
+            execute.run(config)
+    monkeypatch.setattr(RunDir, "checkpoint", save)
+    assert [numbers_of(o) for o in execute.run_all([make("cut")])[0]] == [numbers_of(o) for o in whole]
 
 
 def test_divergence_ends_the_cell_with_its_rows_kept(cell):
     config = cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5")
-    outcome = experiment.run(config)
+    outcome = execute.run(config)
     assert outcome.status == "diverged"
     rows = rows_of(outcome)
     assert 1 <= len(rows) < 5 and not math.isfinite(float(rows[-1]["train_loss"]))
     assert json.loads((outcome.folder / "manifest.json").read_text())["status"] == "diverged"
-    again = experiment.run(config)
+    again = execute.run(config)
     assert (again.status, again.message) == ("skipped", "diverged")
 
 
 def test_a_diverged_cell_cut_before_it_could_say_so_trains_no_further(cell, monkeypatch):
     config = cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5")
-    whole = experiment.run(cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5", results="whole"))
+    whole = execute.run(cell("norm=none", "optimizer=sgd", "optimizer.lr=1e30", "train.epochs=5", results="whole"))
 
     def power_cut(self):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "finish", power_cut)
+        patch.setattr(RunDir, "finish", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config)
-    again = experiment.run(config)
+            execute.run(config)
+    again = execute.run(config)
     assert again.status == "diverged" and numbers_of(again) == numbers_of(whole)
 
 
@@ -359,24 +363,24 @@ def test_a_folder_that_cannot_be_opened_ends_its_own_cell_alone(cell, monkeypatc
     schedules = ("alpha_1", "alpha_0.1", "harmonic")
     configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in schedules]
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "finish", lambda _: 1 / 0)
-        assert [outcome.status for outcome in experiment.run_all([configs])[0]] == ["failed"] * 3
-    torn = Recording(configs[1]).folder / "metrics.csv"
+        patch.setattr(RunDir, "finish", lambda _: 1 / 0)
+        assert [outcome.status for outcome in execute.run_all([configs])[0]] == ["failed"] * 3
+    torn = RunDir(configs[1]).folder / "metrics.csv"
     torn.write_text(torn.read_text().replace("\n1,", "\none,", 1))
-    outcomes = experiment.run_all([configs])[0]
+    outcomes = execute.run_all([configs])[0]
     assert [outcome.status for outcome in outcomes] == ["done", "refused", "done"]
     assert str(torn) in outcomes[1].message
 
 
 def test_cells_say_how_many_share_their_time(cell):
     configs = [cell("norm=dbn_inference", f"schedule={schedule}") for schedule in ("alpha_1", "harmonic")]
-    outcomes = experiment.run_all([configs])[0]
-    assert [records.read_manifest(outcome.folder)["together"] for outcome in outcomes] == [2, 2]
+    outcomes = execute.run_all([configs])[0]
+    assert [layout.read_manifest(outcome.folder)["together"] for outcome in outcomes] == [2, 2]
     for outcome in outcomes:  # as if they were under way
-        manifest = records.read_manifest(outcome.folder)
-        records.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
+        manifest = layout.read_manifest(outcome.folder)
+        layout.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
     shares = [float(row["train_seconds"]) + float(row["eval_seconds"]) for row in rows_of(outcomes[0])]
-    assert status.read(outcomes[0].folder).epoch_seconds == pytest.approx(2 * sum(shares) / 3)
+    assert status_table.read(outcomes[0].folder).epoch_seconds == pytest.approx(2 * sum(shares) / 3)
 
 
 def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_again(cell, monkeypatch):
@@ -384,39 +388,39 @@ def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_agai
         raise RuntimeError("no luck\nat all")
 
     with monkeypatch.context() as patch:
-        patch.setattr(choices.of("model")["fnn"], "build", broken)
-        outcome = experiment.run(cell())
+        patch.setattr(registry.of("model")["fnn"], "build", broken)
+        outcome = execute.run(cell())
         assert (outcome.status, outcome.message) == ("failed", "RuntimeError: no luck")
         assert "Traceback" in (outcome.folder / "run.log").read_text()
-        assert records.read_manifest(outcome.folder)["status"] == "failed"
+        assert layout.read_manifest(outcome.folder)["status"] == "failed"
         with pytest.raises(RuntimeError):
-            experiment.run(replace(cell(), debug=True))
-    assert experiment.run(cell()).status == "done"
+            execute.run(replace(cell(), debug=True))
+    assert execute.run(cell()).status == "done"
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(cell, tmp_path):
-    outcome = experiment.run(cell())
+    outcome = execute.run(cell())
     (outcome.folder / "manifest.json").unlink()
     lease = Lease(outcome.folder)
     lease.take()
-    held = experiment.run(cell())
+    held = execute.run(cell())
     assert held.status == "held" and "process" in held.message
     lease.release()
-    assert experiment.run(cell()).status == "done"
+    assert execute.run(cell()).status == "done"
 
 
 def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(cell, monkeypatch, capsys):
-    old = experiment.run(cell("save_weights=true"))
+    old = execute.run(cell("save_weights=true"))
     text = (old.folder / "metrics.csv").read_text()
-    assert experiment.run(cell()).status == "skipped"
-    monkeypatch.setitem(records.RESULTS_VERSIONS, "digits", 99)
-    assert plan.standing(old.folder, "digits").name == "stale"
-    again = experiment.run(cell())
+    assert execute.run(cell()).status == "skipped"
+    monkeypatch.setitem(layout.RESULTS_VERSIONS, "digits", 99)
+    assert status.status_of(old.folder, "digits").name == "stale"
+    again = execute.run(cell())
     assert again.status == "done" and numbers_of(again) == numbers_of(old)
     assert (old.folder / "metrics.set-aside-1.csv").read_text() == text
     assert not (old.folder / "weights.pt").exists() and (old.folder / "weights.set-aside-1.pt").exists()
     assert "whose numbers differ" in capsys.readouterr().err
-    assert plan.standing(old.folder, "digits").name == "done"
+    assert status.status_of(old.folder, "digits").name == "done"
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("no memory"), OSError(28, "No space left on device")])
@@ -425,35 +429,35 @@ def test_a_cell_that_exits_or_runs_out_of_something_fails_alone_and_says_why(cel
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recording, "write", broken)
-        outcome = experiment.run(cell())
+        patched.setattr(RunDir, "write", broken)
+        outcome = execute.run(cell())
     assert outcome.status == "failed" and type(error).__name__ in outcome.message
     log = (outcome.folder / "run.log").read_text()
     assert "Traceback" in log and '"torch"' in log and "OMP_NUM_THREADS" in log
-    assert plan.standing(outcome.folder, "digits") == plan.Standing("failed", outcome.message)
-    assert experiment.run(cell()).status == "done"
+    assert status.status_of(outcome.folder, "digits") == status.RunStatus("failed", outcome.message)
+    assert execute.run(cell()).status == "done"
 
 
 def test_a_run_whose_folder_is_deleted_fails_in_words_and_can_be_run_again(cell, monkeypatch):
-    save = Recording.checkpoint
+    save = RunDir.checkpoint
 
     def then_delete(self, state):
         save(self, state)
         shutil.rmtree(self.folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recording, "checkpoint", then_delete)
-        outcome = experiment.run(cell())
+        patched.setattr(RunDir, "checkpoint", then_delete)
+        outcome = execute.run(cell())
     assert outcome.status == "failed" and not outcome.folder.exists()
-    assert experiment.run(cell()).status == "done"
+    assert execute.run(cell()).status == "done"
 
 
 def test_clocks_going_backwards_change_nothing(cell, monkeypatch):
-    whole = experiment.run(cell(results="whole"))
+    whole = execute.run(cell(results="whole"))
     ticks = itertools.count(1e9, -3600)
     for name in ("time", "perf_counter", "monotonic"):
         monkeypatch.setattr(time, name, lambda: next(ticks))
-    assert numbers_of(experiment.run(cell(results="back"))) == numbers_of(whole)
+    assert numbers_of(execute.run(cell(results="back"))) == numbers_of(whole)
 
 
 def test_precisions_that_a_device_lacks_are_refused(cell):
@@ -463,11 +467,11 @@ def test_precisions_that_a_device_lacks_are_refused(cell):
         config = replace(cell(override.replace("tf32", "fp32")))
         config.precision, config.device = ("tf32", "auto") if "tf32" in override else ("fp32", "cuda")
         with pytest.raises(UserError, match=message):
-            experiment.prepare_device(config)
+            execute.prepare_device(config)
 
 
 def test_bf16_is_autocast_on_the_cpu_with_float32_rows(cell):
-    full, half = (rows_of(experiment.run(cell(f"precision={p}")))[-1] for p in ("fp32", "bf16"))
+    full, half = (rows_of(execute.run(cell(f"precision={p}")))[-1] for p in ("fp32", "bf16"))
     assert full["train_loss"] != half["train_loss"]
     assert float(half["train_loss"]) == pytest.approx(float(full["train_loss"]), rel=0.1)
 
@@ -479,7 +483,7 @@ def test_the_first_step_on_cuda_has_the_cpus_loss(cell, overrides):
     extra = ["model.dropout=[0,0,0]"] if "model=cnn" in overrides else []
     one_step = ["train.epochs=1", "train.limit_batches=1", "norm=dbn", *overrides, *extra]
     losses = [
-        float(rows_of(experiment.run(cell(*one_step, f"device={device}", results=device)))[0]["train_loss"])
+        float(rows_of(execute.run(cell(*one_step, f"device={device}", results=device)))[0]["train_loss"])
         for device in ("cpu", "cuda")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

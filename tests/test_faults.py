@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dbnrun import records
+from dbnrun.runs import metrics
 from soak import soak
 
 QUICK = ["train.epochs=3", "train.limit_batches=4", "threads=1", "progress=false"]
@@ -18,7 +18,7 @@ QUICK = ["train.epochs=3", "train.limit_batches=4", "threads=1", "progress=false
 
 def numbers(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
 
 
 def runs(results):
@@ -145,13 +145,13 @@ def test_a_killed_holder_is_replaced_at_once(dbnrun, start, tmp_path):
 
 
 BREAK = """
-from dbnrun import experiment
-build = experiment.build_cell
+from dbnrun.runner import execute
+build = execute.build_cell
 def broken(config, *rest):
     if config.seed == 1:
         {what}
     return build(config, *rest)
-experiment.build_cell = broken
+execute.build_cell = broken
 """
 WAYS = {
     "raises": "raise ValueError('broken\\nby test')",

@@ -6,15 +6,15 @@ import pytest
 import torch
 from emulated_graph import emulate
 
-from dbnrun import graphs
-from dbnrun.config import RunConfig
-from dbnrun.experiment import build_cell, training_of
-from dbnrun.fused.stack import stacked
+from dbnrun.config.compose import composed
+from dbnrun.config.schema import RunConfig
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import load_state
-from dbnrun.overrides import composed
-from dbnrun.records import TIME_COLUMNS
-from dbnrun.streams import Streams
+from dbnrun.runner.execute import build_cell, training_of
+from dbnrun.runs.metrics import TIME_COLUMNS
+from dbnrun.train import cuda_graph
+from dbnrun.train.rng import Rngs
+from dbnrun.train.stack.networks import stacked
 
 CNN = ["model=cnn", "model.widths=[2,3,4,3,6]"]
 KINDS = {
@@ -52,7 +52,9 @@ def numbers(rows):
 
 def alone(one, captured, device="cpu", monkeypatch=None, kind=""):
     cell, data = built(one, device)
-    counts = emulate(monkeypatch, graphs, None if kind in DEVICE_COUNTERS else cell.optimizer) if monkeypatch else []
+    counts = (
+        emulate(monkeypatch, cuda_graph, None if kind in DEVICE_COUNTERS else cell.optimizer) if monkeypatch else []
+    )
     rows = [rows for (rows,) in training_of([[cell]], data, captured=captured).epochs()]
     return numbers(rows), cell.state(2), counts
 
@@ -77,7 +79,7 @@ def test_a_replayed_step_gives_the_numbers_of_the_step_bit_for_bit(kind, monkeyp
 def test_the_emulated_graph_shows_a_step_that_counts_in_python(monkeypatch):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    emulate(monkeypatch, graphs, None)
+    emulate(monkeypatch, cuda_graph, None)
     total, count = torch.zeros(()), 0
 
     def step():
@@ -85,7 +87,7 @@ def test_the_emulated_graph_shows_a_step_that_counts_in_python(monkeypatch):
         count += 1
         total.add_(count)
 
-    update = graphs.Replayed(step, [], optimizer)
+    update = cuda_graph.Replayed(step, [], optimizer)
     for _ in range(6):
         update()
     assert total == 1 + 2 + 3 + 4 + 4 + 4 and count == 4
@@ -103,8 +105,8 @@ def test_the_emulated_graph_shows_a_step_that_counts_in_python(monkeypatch):
 )
 def test_the_emulated_graph_refuses_a_step_that_waits_for_the_host(wait, monkeypatch):
     x = torch.ones(())
-    emulate(monkeypatch, graphs, None)
-    update = graphs.Replayed(lambda: wait(x), [], torch.optim.SGD([torch.nn.Parameter(x)], lr=1.0))
+    emulate(monkeypatch, cuda_graph, None)
+    update = cuda_graph.Replayed(lambda: wait(x), [], torch.optim.SGD([torch.nn.Parameter(x)], lr=1.0))
     with pytest.raises(AssertionError, match="may not wait"):
         for _ in range(4):
             update()
@@ -133,7 +135,7 @@ def test_a_replayed_step_of_a_stack_gives_the_numbers_of_the_step_bit_for_bit(ki
         data = built(configs[0])[1]
         if captured:
             driver = driver_of(monkeypatch, kind)
-            counts = emulate(monkeypatch, graphs, driver)
+            counts = emulate(monkeypatch, cuda_graph, driver)
         epochs = list(training_of([[cell] for cell in cells], data, captured=captured).epochs())
         results.append(([numbers(rows) for rows in epochs], [cell.state(2) for cell in cells]))
     (rows, states), (replayed, others) = results
@@ -154,13 +156,13 @@ def driver_of(monkeypatch, kind):
             return self.replayed.optimizer.state
 
     late = Late()
-    make = graphs.Replayed.__init__
+    make = cuda_graph.Replayed.__init__
 
     def remember(self, *args):
         make(self, *args)
         late.replayed = self
 
-    monkeypatch.setattr(graphs.Replayed, "__init__", remember)
+    monkeypatch.setattr(cuda_graph.Replayed, "__init__", remember)
     return late
 
 
@@ -174,7 +176,7 @@ def test_replayed_steps_move_every_lambda_that_follows_a_run(monkeypatch):
             share_weights(cells[0].model, cell.model)
         follow(cells[0].model, [cell.model for cell in cells[1:]])
         if captured:
-            emulate(monkeypatch, graphs, cells[0].optimizer)
+            emulate(monkeypatch, cuda_graph, cells[0].optimizer)
         results.append(numbers(rows for (rows,) in training_of([cells], data, captured=captured).epochs()))
     assert results[0] == results[1]
 
@@ -191,13 +193,13 @@ def test_a_checkpoint_of_one_device_goes_on_on_another_by_that_ones_own_kernels(
 
 
 def test_a_stream_of_another_kind_of_device_begins_anew_and_the_others_go_on():
-    streams = Streams.of(0)
-    torch.rand(3, generator=streams.order)
-    state = streams.state() | {"dropout": torch.zeros(16, dtype=torch.uint8)}  # as a CUDA generator's is
-    other = Streams.of(0)
+    rngs = Rngs.of(0)
+    torch.rand(3, generator=rngs.order)
+    state = rngs.state() | {"dropout": torch.zeros(16, dtype=torch.uint8)}  # as a CUDA generator's is
+    other = Rngs.of(0)
     other.restore(state)
-    assert torch.equal(other.order.get_state(), streams.order.get_state())
-    assert torch.equal(other.dropout.get_state(), Streams.of(0).dropout.get_state())
+    assert torch.equal(other.order.get_state(), rngs.order.get_state())
+    assert torch.equal(other.dropout.get_state(), Rngs.of(0).dropout.get_state())
 
 
 def test_a_stack_of_dropouts_keeps_what_each_would_keep_alone():

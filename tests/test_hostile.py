@@ -10,12 +10,14 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dbnrun import lease, plan, records
-from dbnrun.choices import files
 from dbnrun.cli import main
-from dbnrun.config import UserError, known_keys
+from dbnrun.config.registry import UserError, files
+from dbnrun.config.schema import known_keys
 from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.records import COLUMNS, csv_text, read_rows
+from dbnrun.runner import plan
+from dbnrun.runs import layout, status
+from dbnrun.runs import lock as lock_module
+from dbnrun.runs.metrics import COLUMNS, csv_text, read_rows
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 WORDS = st.text(string.ascii_letters + string.digits + "_.-:äß€∑", min_size=1, max_size=12)
@@ -148,9 +150,9 @@ MANIFESTS = st.dictionaries(st.sampled_from(["status", "results_version", "error
 def test_any_manifest_and_lock_are_read_as_some_standing(tmp_path, manifest, lock):
     (tmp_path / "manifest.json").write_text(manifest, errors="replace")
     (tmp_path / "lock").write_text(lock, errors="replace")
-    assert plan.standing(tmp_path, "digits").name in plan.STANDINGS
-    assert isinstance(records.is_finished(tmp_path, "digits"), bool)
-    assert lease.look(tmp_path) is None
+    assert status.status_of(tmp_path, "digits").name in status.STATUSES
+    assert isinstance(layout.is_finished(tmp_path, "digits"), bool)
+    assert lock_module.live_holder(tmp_path) is None
 
 
 class _Bomb:
@@ -166,8 +168,8 @@ def test_no_code_of_a_checkpoint_is_run(empty):
     folder = empty / json.loads(out.getvalue())["cells"][0]["folder"]
     folder.mkdir(parents=True)
     torch.save({"epoch": 0, "model": _Bomb()}, folder / "checkpoint.pt")
-    from dbnrun.recording import Recording
+    from dbnrun.runs.run_dir import RunDir
 
-    with Recording(plan.asked(words).cells[0].config) as recording:
-        assert recording.position == (0, 0)
+    with RunDir(plan.asked(words).cells[0].config) as run_dir:
+        assert run_dir.position == (0, 0)
     assert list(folder.glob("checkpoint.set-aside-1.pt"))

@@ -13,12 +13,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dbnrun import cli, experiment, interrupt, plan, records, sweep, train
+from dbnrun import cli, interrupt
+from dbnrun.config.compose import composed
 from dbnrun.data.parts import Part
-from dbnrun.experiment import build_cell, load_data, run_all
-from dbnrun.lease import Lease
-from dbnrun.overrides import composed
-from dbnrun.recording import position_of
+from dbnrun.runner import execute, plan
+from dbnrun.runner import sweeper as sweeper_module
+from dbnrun.runner.execute import build_cell, load_data, run_all
+from dbnrun.runs import layout, metrics
+from dbnrun.runs.checkpoint import position_of
+from dbnrun.runs.lock import Lease
+from dbnrun.train import evaluate as evaluate_module
+from dbnrun.train import loop
 
 QUICK = ["norm=dbn", "schedule=harmonic", "train.epochs=3", "train.limit_batches=4", "device=cpu", "progress=false"]
 
@@ -35,7 +40,7 @@ def config(results, *more):
 
 def numbers(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
 
 
 def send(number=signal.SIGTERM):
@@ -84,7 +89,7 @@ def test_a_verb_is_interrupted_where_it_is(monkeypatch, capsys):
 @pytest.mark.parametrize(("launcher", "seen"), [({}, []), ({"inner": None}, ["launched"])], ids=["other", "fused"])
 def test_waiting_for_another_launchers_jobs_is_interrupted_and_training_here_is_not(launcher, seen):
     launched = []
-    sweeper = sweep.CellSweeper()
+    sweeper = sweeper_module.CellSweeper()
     sweeper.master = OmegaConf.create({"hydra": {"launcher": launcher}})
     sweeper.runner = SimpleNamespace(launch=lambda *_, **__: (send(), launched.append("launched"), [])[2])
     with interrupt.noting(), contextlib.suppress(KeyboardInterrupt):
@@ -137,15 +142,15 @@ def test_training_stops_after_the_very_update_and_goes_on_with_the_next(tmp_path
 
     whole = run("whole")
     with monkeypatch.context() as patch:
-        made = at_update(patch, train, wanted, send)
+        made = at_update(patch, loop, wanted, send)
         with interrupt.noting(), pytest.raises(KeyboardInterrupt):
             run("cut")
         assert len(made) == wanted
     for folder in (tmp_path / "cut" / "runs").iterdir():
-        assert records.read_manifest(folder)["status"] == "interrupted" and not (folder / "lock").exists()
+        assert layout.read_manifest(folder)["status"] == "interrupted" and not (folder / "lock").exists()
         assert position_of(torch.load(folder / "checkpoint.pt", weights_only=True)) == position
     monkeypatch.setattr(interrupt, "_noted_at", None)
-    made = at_update(monkeypatch, train, 0, send)
+    made = at_update(monkeypatch, loop, 0, send)
     again = run("cut")
     assert len(made) == 3 * 4 - wanted
     assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
@@ -157,17 +162,19 @@ def test_a_signal_amid_an_evaluation_keeps_the_updates_before_it(tmp_path, monke
         return [one for (one,) in run_all([[config(tmp_path / results, f"seed={seed}")] for seed in seeds])]
 
     whole = run("whole")
-    evaluate, called = train.evaluate, []
+    evaluate, called = evaluate_module.evaluate, []
     with monkeypatch.context() as patch:
         patch.setattr(
-            train, "evaluate", lambda *given: (called.append(1), len(called) == 5 and send(), evaluate(*given))[2]
+            evaluate_module,
+            "evaluate",
+            lambda *given: (called.append(1), len(called) == 5 and send(), evaluate(*given))[2],
         )
         with interrupt.noting(), pytest.raises(KeyboardInterrupt):
             run("cut")
     positions = {position_of(torch.load(path, weights_only=True)) for path in tmp_path.glob("cut/runs/*/checkpoint.pt")}
     assert positions == {(1, 4) if len(seeds) == 1 else (0, 4)}  # the fifth evaluation: of epoch 2, or of run 2
     monkeypatch.setattr(interrupt, "_noted_at", None)
-    made = at_update(monkeypatch, train, 0, send)
+    made = at_update(monkeypatch, loop, 0, send)
     again = run("cut")
     assert len(made) == (4 if len(seeds) == 1 else 8)
     assert [numbers(one.folder) for one in again] == [numbers(one.folder) for one in whole]
@@ -178,12 +185,12 @@ def test_an_error_that_a_signal_has_caused_is_an_interrupt_and_no_fault_of_the_c
         send(signal.SIGINT)
         raise RuntimeError("the compiler was ended by Ctrl-C, as all of its process group")
 
-    at_update(monkeypatch, train, 2, killed)
+    at_update(monkeypatch, loop, 2, killed)
     with interrupt.noting(), pytest.raises(KeyboardInterrupt):
-        experiment.run(config(tmp_path))
+        execute.run(config(tmp_path))
     (folder,) = (tmp_path / "runs").iterdir()
     assert (
-        records.read_manifest(folder)["status"] == "interrupted" and "Traceback" not in (folder / "run.log").read_text()
+        layout.read_manifest(folder)["status"] == "interrupted" and "Traceback" not in (folder / "run.log").read_text()
     )
 
 
@@ -192,11 +199,11 @@ def test_after_a_signal_no_cell_begins_and_none_is_composed(tmp_path):
     with interrupt.noting():
         send()
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(one)
+            execute.run(one)
         with pytest.raises(KeyboardInterrupt):
             plan.asked(["seed=0,1"])
         with pytest.raises(KeyboardInterrupt):
-            plan.PlannedCell([], one, "0").standing()
+            plan.PlannedCell([], one, "0").status()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,12 +215,12 @@ def test_evaluation_and_the_population_pass_stop_before_their_next_batch(tmp_pat
     prefix = model.prefix
     monkeypatch.setattr(model, "prefix", lambda x: (seen.append(len(x)), send(), prefix(x))[2])
     with interrupt.noting(), pytest.raises(KeyboardInterrupt):
-        train.evaluate([model], Part(data.train.x, data.train.y), "fp32")
-    assert seen == [train.EVAL_BATCH]
+        evaluate_module.evaluate([model], Part(data.train.x, data.train.y), "fp32")
+    assert seen == [evaluate_module.EVAL_BATCH]
     monkeypatch.setattr(interrupt, "_noted_at", None)
     with interrupt.noting(), pytest.raises(KeyboardInterrupt):
-        train.population_moments(model, train._batches(data.train, 100, None))
-    assert seen == [train.EVAL_BATCH, 100]
+        evaluate_module.population_moments(model, evaluate_module._batches(data.train, 100, None))
+    assert seen == [evaluate_module.EVAL_BATCH, 100]
 
 
 AMID = """

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dbnrun import records
+from dbnrun.runs import metrics
 
 QUICK = ["norm=dbn", "schedule=harmonic,alpha_0.5", "seed=0,1", "train.epochs=2", "train.limit_batches=3", "threads=1"]
 
@@ -15,7 +15,7 @@ def numbers(results):
     found = {}
     for path in sorted(results.glob("runs/*/metrics.csv")):
         with path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
         found[path.parent.name] = rows
     return found
 
@@ -55,7 +55,7 @@ def test_joblib_divides_the_cores_among_its_processes(fresh_dbnrun, tmp_path):
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra():
     from hydra.errors import InstantiationException
 
-    from dbnrun.overrides import refusal
+    from dbnrun.config.overrides import refusal
 
     error = InstantiationException("Error locating target 'hydra_plugins.hydra_submitit_launcher.x'")
     assert "pip install 'dbnrun[slurm]'" in str(refusal(error))

@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import pytest
 
-from dbnrun import lease
-from dbnrun.lease import Held, Lease, Lost
+from dbnrun.runs import lock
+from dbnrun.runs.lock import Held, Lease, Lost
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """A heartbeat fast enough for tests."""
-    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(lease, "EXPIRY", 0.5)
-    monkeypatch.setattr(lease, "_seen_dead", set())
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lock, "EXPIRY", 0.5)
+    monkeypatch.setattr(lock, "_seen_dead", set())
 
 
 def elsewhere(folder, age, **changes):
@@ -37,9 +37,9 @@ def test_a_lease_excludes_another_and_leaves_nothing_behind(tmp_path):
     first.take()
     with pytest.raises(Held, match=f"process {os.getpid()} on "):
         Lease(tmp_path).take()
-    assert lease.look(tmp_path) == first.mine
+    assert lock.live_holder(tmp_path) == first.mine
     first.release()
-    assert list(tmp_path.iterdir()) == [] and lease.look(tmp_path) is None
+    assert list(tmp_path.iterdir()) == [] and lock.live_holder(tmp_path) is None
 
 
 def test_a_process_of_this_machine_that_is_dead_gives_way_at_once_however_fresh_its_lease(tmp_path):
@@ -47,10 +47,10 @@ def test_a_process_of_this_machine_that_is_dead_gives_way_at_once_however_fresh_
     dead.wait()
     holder = replace(Lease(tmp_path).mine, pid=dead.pid, token="theirs")
     (tmp_path / "lock").write_text(json.dumps(vars(holder)))
-    assert lease.look(tmp_path) is None
+    assert lock.live_holder(tmp_path) is None
     ours = Lease(tmp_path)
     ours.take()
-    assert lease.read(tmp_path / "lock") == ours.mine
+    assert lock.read(tmp_path / "lock") == ours.mine
     ours.release()
 
 
@@ -79,23 +79,23 @@ def test_a_lease_of_another_machine_that_is_no_longer_renewed_is_taken_over(tmp_
     elsewhere(tmp_path, 5)
     ours = Lease(tmp_path)
     ours.take()
-    assert lease.look(tmp_path) == ours.mine
+    assert lock.live_holder(tmp_path) == ours.mine
     ours.release()
 
 
 def test_of_a_dead_holder_only_the_first_lease_is_watched(tmp_path, monkeypatch, quick):
     slept = []
-    monkeypatch.setattr(lease.time, "sleep", slept.append)
+    monkeypatch.setattr(lock.time, "sleep", slept.append)
     for name in "abc":
         (tmp_path / name).mkdir()
         elsewhere(tmp_path / name, 5)
         Lease(tmp_path / name).take()
-    assert [seconds for seconds in slept if seconds == 1.5 * lease.HEARTBEAT] == [1.5 * lease.HEARTBEAT]
+    assert [seconds for seconds in slept if seconds == 1.5 * lock.HEARTBEAT] == [1.5 * lock.HEARTBEAT]
 
 
 def test_a_holder_whose_file_servers_clock_leapt_is_seen_to_renew(tmp_path, monkeypatch, quick):
     elsewhere(tmp_path, 5)  # as if the clock had leapt five seconds since the last beat
-    monkeypatch.setattr(lease.time, "sleep", lambda _: os.utime(tmp_path / "lock"))  # it beats while we watch
+    monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(tmp_path / "lock"))  # it beats while we watch
     with pytest.raises(Held):
         Lease(tmp_path).take()
 
@@ -132,7 +132,7 @@ def test_a_holder_that_lost_its_lease_finds_out_and_does_not_touch_what_is_anoth
     with pytest.raises(Lost, match=how):
         ours.check()
     ours.release()
-    assert how == "removed" or lease.read(tmp_path / "lock") == theirs
+    assert how == "removed" or lock.read(tmp_path / "lock") == theirs
 
 
 def test_without_links_the_lease_is_made_by_an_exclusive_file(tmp_path, monkeypatch):

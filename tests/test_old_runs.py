@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dbnrun import experiment, records, status
-from dbnrun.overrides import composed
-from dbnrun.report.gather import read_runs
+from dbnrun.config.compose import composed
+from dbnrun.runner import execute, status_table
+from dbnrun.runs import metrics
+from dbnrun.runs.load import read_runs
 
 OLD = Path(__file__).parent / "old_runs"
 CELL = [
@@ -35,7 +36,7 @@ def cell(results, seed=0):
 
 def numbers(path):
     with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
 
 
 def assert_alike(found, expected):
@@ -48,23 +49,23 @@ def assert_alike(found, expected):
 
 
 def test_a_finished_cell_is_found_again_and_reported(results):
-    outcome = experiment.run(cell(results / "done"))
+    outcome = execute.run(cell(results / "done"))
     assert (outcome.status, outcome.message) == ("skipped", "done")
     (run,) = read_runs([results / "done"])
     assert (run.status, len(run.rows)) == ("done", 3) and run.signature in outcome.folder.name
     (folder,) = (results / "cut" / "runs").iterdir()
-    assert status.read(folder).standing.name == "unfinished"
+    assert status_table.read(folder).status.name == "unfinished"
 
 
 def test_a_cell_that_was_cut_off_goes_on_to_the_rows_that_it_would_have_had(results):
-    outcome = experiment.run(cell(results / "cut"))
+    outcome = execute.run(cell(results / "cut"))
     assert outcome.status == "done"
     (done,) = (results / "done" / "runs").glob("*/metrics.csv")
     assert_alike(numbers(outcome.folder / "metrics.csv"), numbers(done))
 
 
 def test_a_stack_that_was_cut_off_goes_on_to_the_rows_that_it_would_have_had(results):
-    outcomes = experiment.run_all([[cell(results / "stacked", seed)] for seed in (0, 1)])
+    outcomes = execute.run_all([[cell(results / "stacked", seed)] for seed in (0, 1)])
     for (outcome,) in outcomes:
         assert outcome.status == "done"
         assert json.loads((outcome.folder / "manifest.json").read_text())["stacked"] == 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dbnrun import choices
-from dbnrun.choices import UserError
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
 from dbnrun.optim.groups import add_penalty, build_optimizer, group_parameters, lr_of
 from dbnrun.optim.options import Group
 
@@ -52,7 +52,7 @@ def test_ten_steps_equal_torchs_own_optimizer_with_its_weight_decay(name):
     torch.manual_seed(0)
     ours, theirs = Net().double(), Net().double()
     theirs.load_state_dict(ours.state_dict())
-    config = choices.make("optimizer", name, lr=0.05, groups=groups(weights=0.01), **OPTIONS[name])
+    config = registry.make("optimizer", name, lr=0.05, groups=groups(weights=0.01), **OPTIONS[name])
     mine = build_optimizer(config, ours)
     decayed = [theirs.linear.weight, theirs.out.weight]
     rest = [p for p in theirs.parameters() if all(p is not d for d in decayed)]
@@ -81,7 +81,7 @@ def test_ten_steps_equal_torchs_own_optimizer_with_its_weight_decay(name):
 
 def test_the_gradient_norm_is_that_of_loss_plus_l2():
     net = Net().double()
-    config = choices.make("optimizer", "adagrad", lr=0.05, groups=groups(weights=0.3), **OPTIONS["adagrad"])
+    config = registry.make("optimizer", "adagrad", lr=0.05, groups=groups(weights=0.3), **OPTIONS["adagrad"])
     optimizer = build_optimizer(config, net)
     x, y = torch.randn(8, 4).double(), torch.randint(0, 2, (8,))
     nn.functional.cross_entropy(net(x), y).backward()
@@ -98,6 +98,6 @@ def test_a_group_has_its_own_learning_rate_and_empty_groups_vanish():
     own = groups()
     own["norm"].lr = 0.5
     own["unused"] = Group(pattern="nothing", lr=9, weight_decay=0)
-    optimizer = build_optimizer(choices.make("optimizer", "sgd", lr=0.05, groups=own, **OPTIONS["sgd"]), Net())
+    optimizer = build_optimizer(registry.make("optimizer", "sgd", lr=0.05, groups=own, **OPTIONS["sgd"]), Net())
     assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"norm": 0.5, "biases": 0.05, "weights": 0.05}
     assert lr_of(optimizer) == 0.05 and lr_of(optimizer, "norm") == 0.5

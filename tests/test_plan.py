@@ -13,10 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from dbnrun import records
-from dbnrun.choices import conf_dir, files
-from dbnrun.config import RunConfig, UserError, checked, store_schema
-from dbnrun.plan import Composer, duration
+from dbnrun.config.compose import Composer
+from dbnrun.config.registry import UserError, conf_dir, files
+from dbnrun.config.schema import RunConfig, checked, store_schema
+from dbnrun.runs import layout
+from dbnrun.runs.status import duration
 
 VALUES = {
     "seed": ["0", "7"],
@@ -110,7 +111,7 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     assert len(folders) == 6
 
     def change(folder, **values):
-        records.write_manifest(folder, {**records.read_manifest(folder), **values})
+        layout.write_manifest(folder, {**layout.read_manifest(folder), **values})
 
     change(folders[0], status="failed", error="RuntimeError: no luck")
     change(folders[1], status="running")  # by a process that is gone
@@ -149,7 +150,7 @@ def test_retry_leaves_a_single_cell_alone_that_did_not_fail(dbnrun):
 
 
 def test_a_cell_under_way_is_shown_with_its_holder(dbnrun, tmp_path):
-    from dbnrun.lease import Lease
+    from dbnrun.runs.lock import Lease
 
     assert dbnrun(*QUICK).returncode == 0
     (folder,) = (tmp_path / "results" / "runs").iterdir()
@@ -199,7 +200,7 @@ def test_status_of_a_folder_without_runs_and_of_a_torn_run_says_so(dbnrun, tmp_p
 
 
 def test_status_can_watch(tmp_path, capsys):
-    from dbnrun import status
+    from dbnrun.runner import status_table
 
     (tmp_path / "config.yaml").write_text("train: {epochs: 3}")
     ticks = iter([None, None])
@@ -208,7 +209,7 @@ def test_status_can_watch(tmp_path, capsys):
         if next(ticks, "end") == "end":
             raise KeyboardInterrupt
 
-    status.watch([tmp_path], False, 1.0, wait)
+    status_table.watch([tmp_path], False, 1.0, wait)
     assert capsys.readouterr().out.count("1 new") == 3
 
 

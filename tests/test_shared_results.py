@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dbnrun import records
+from dbnrun.runs import metrics
 
 SWEEP = ["-m", "norm=bn,dbn", "schedule=harmonic,alpha_0.5,alpha_0.1", f"seed={','.join(map(str, range(10)))}"]
 QUICK = ["train.epochs=12", "train.limit_batches=4", "threads=1", "progress=false"]
@@ -32,7 +32,7 @@ def machine(name, folder):
 
 def numbers(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
 
 
 def starts(folder):

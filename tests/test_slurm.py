@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dbnrun import records
+from dbnrun.runs import metrics
 
 UP = Path(__file__).parents[2] / "shared" / "tools" / "slurm_up.sh"
 SWEEP = ["norm=dbn", "schedule=harmonic,alpha_0.5,alpha_0.1", "seed=0,1,2,3"]
@@ -54,7 +54,7 @@ def numbers(results):
     found = {}
     for path in sorted(results.glob("runs/*/metrics.csv")):
         with path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in csv.DictReader(file)]
         found[path.parent.name] = rows
     return found
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from dbnrun import eager, records
+from dbnrun.runs import layout
+from dbnrun.train import eager
 
 HEAVY = {"hydra", "numpy", "pandas", "pooch", "scipy", "sklearn", "sympy", "torch", "torch._dynamo", "torch._inductor"}
 CELL = ["dataset=digits", "train.epochs=1", "train.limit_batches=3", "threads=1", "progress=false"]
@@ -71,7 +72,7 @@ def test_without_the_compiler_every_optimizer_alone_and_stacked_gives_the_same_n
     assert len(others) == len(OPTIMIZERS) + 2
     for other in others:
         ours = folder / "results" / "runs" / other.name
-        assert records.read_manifest(ours)["deterministic"] is records.read_manifest(other)["deterministic"] is True
+        assert layout.read_manifest(ours)["deterministic"] is layout.read_manifest(other)["deterministic"] is True
         lines = [(path / "metrics.csv").read_text().splitlines() for path in (ours, other)]
         numbers = [[line.rsplit(",", 2)[0] for line in text] for text in lines]  # the last two are seconds
         assert len(numbers[0]) == 2 and numbers[0] == numbers[1]

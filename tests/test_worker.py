@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from dbnrun import interrupt, worker
+from dbnrun import interrupt
+from dbnrun.runner import worker
 
 
 def test_jobs_take_turns_on_the_devices_and_keep_the_one_they_were_given():
@@ -44,7 +45,7 @@ def test_a_stopped_job_ends_as_after_ctrl_c_and_asks_for_its_place_in_the_queue(
 def test_the_cells_of_a_stack_travel_as_one_override():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dbnrun.fused.launcher import packed, unpacked
+    from dbnrun.runner.launcher import packed, unpacked
 
     cells = [["norm=dbn", "schedule.alpha=0.1", "results_dir='a ü, ${b} \"c\"'"], ["seed=1"]]
     (override,) = OverridesParser.create().parse_overrides([packed(cells)])

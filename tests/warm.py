@@ -70,7 +70,7 @@ def serve(requests: socket.socket) -> None:
     from hydra.core.plugins import Plugins
 
     import dbnrun.cli
-    import dbnrun.experiment  # noqa: F401 - and with it torch and all that trains
+    import dbnrun.runner.execute  # noqa: F401 - and with it torch and all that trains
 
     Plugins.instance()  # finds and imports Hydra's plugins
     while True:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dbnrun.choices import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.data import options
 from dbnrun.data.parts import SPLIT_SEED, Data, Part, split_off
 from dbnrun.data.source import expected_digest

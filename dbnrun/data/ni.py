@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbnrun.choices import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.data import options
 from dbnrun.data.parts import SPLIT_SEED, Data, Part, mixed, validation_count
 from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault, missing, whole

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.choices import UNSET, Choice, UserError, choice, option
+from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 
 SPLIT_SEED = 170508011  # the paper's arXiv number; the validation part is the same for every cell
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dbnrun import interrupt
-from dbnrun.choices import UserError
+from dbnrun.config.registry import UserError
 
 CHUNK = 1 << 20
 

@@ -11,12 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dbnrun.norm.dbn import (
-        DiminishingBatchNorm1d,
-        DiminishingBatchNorm2d,
-        DiminishingBatchNorm3d,
-        convert_sync,
-    )
+    from dbnrun.norm.dbn import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d, convert_sync
 
 __all__ = ["DiminishingBatchNorm1d", "DiminishingBatchNorm2d", "DiminishingBatchNorm3d", "convert_sync"]
 

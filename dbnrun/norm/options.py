@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.choices import Choice, choice, in_range, option
+from dbnrun.config.registry import Choice, choice, in_range, option
 
 if TYPE_CHECKING:
     from torch import nn

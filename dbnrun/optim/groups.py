@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from dbnrun.choices import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.optim.options import Group, Optimizer
 
 NORM = "norm"  # the group that takes the normalizers' parameters, whatever their names

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.choices import UNSET, Choice, UserError, choice, in_range, option
+from dbnrun.config.registry import UNSET, Choice, UserError, choice, in_range, option
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ def report(paths: Sequence[Path], out: Path, *, strict: bool = False) -> list[Pa
     out. Raises UserError where there is nothing to report, or with `strict` at a folder that cannot be read.
     """
     from dbnrun.report import figures, tables
-    from dbnrun.report.gather import gather
+    from dbnrun.report.series import gather
 
     settings = gather(paths, strict=strict)
     written = tables.write(settings, out / "tables")
@@ -37,23 +37,26 @@ def publish(
     returns the files written. A run folder that cannot be read is warned of and left out. Raises UserError where
     nothing is recorded, records are damaged, or with `strict` at such a folder.
     """
-    from dbnrun.report import archive, figures, page, paper_tables, readme, tables, verdicts
-    from dbnrun.report.book import book_of
-    from dbnrun.report.gather import counted, nothing_to_report, read_runs
+    from dbnrun.paper import documents, page, table1, verdicts
+    from dbnrun.paper.book import result_set
+    from dbnrun.report import figures, tables
+    from dbnrun.report.series import nothing_to_report
+    from dbnrun.runs import archive
+    from dbnrun.runs.load import counted, read_runs
 
     runs = read_runs(paths, strict=strict)
-    book = book_of(counted(archive.update(results / "records", runs)))
+    book = result_set(counted(archive.update(results / "records", runs)))
     if not book.mains:
         raise nothing_to_report(paths, runs)
     if nowhere := len(book.nowhere):
         print(f"{nowhere} of {len(book.runs)} recorded runs stand in no table: two knobs turned, or no run beside")
     judged = verdicts.judge(book.mains, book.protocols)
     written = tables.write(book.settings, out / "tables")
-    written += paper_tables.write(book, out / "tables") + verdicts.write(judged, out / "tables")
+    written += table1.write(book, out / "tables") + verdicts.write(judged, out / "tables")
     for setting in book.settings:
         print(tables.as_text(setting) + "\n")
         written += figures.draw(setting, out / "figures")
     written += page.write(book, judged, out / "report.html")
-    written += [path for path in readmes if readme.update(path, book, judged)]
+    written += [path for path in readmes if documents.update(path, book, judged)]
     print("\n".join(f"  {path}" for path in written if path.suffix != ".svg"))
     return written

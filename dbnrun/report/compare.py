@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbnrun.config.identity import schedule_key
 from dbnrun.report import stats
-from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import schedule_key
+from dbnrun.report.series import Series, Setting
 
 Measure = Callable[[Series], dict[int, float]]
 ALPHA_ONE, MODERN_BN = "1", "bn"  # the two references, as `schedule_key` spells them

@@ -17,10 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from dbnrun.records import write_atomic
-from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import DATASETS, PROTOCOLS
+from dbnrun.report.names import DATASETS, PROTOCOLS
+from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
+from dbnrun.runs.layout import write_atomic
 
 CROWDED = 1 / 3  # of the whole axis: curves that share less than this get most of a broken one
 EVEN_TICKS = 2.5  # a log axis that spans less than this ratio has evenly spaced numbers

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbnrun.records import write_atomic
+from dbnrun.config.identity import schedule_key
 from dbnrun.report import compare
-from dbnrun.report.gather import Series, Setting
-from dbnrun.report.protocols import schedule_key
+from dbnrun.report.series import Series, Setting
+from dbnrun.runs.layout import write_atomic
 
 TOP = 3  # the paper marks the three best of a column
 MEASURES = {

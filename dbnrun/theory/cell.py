@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dbnrun.config import RunConfig
+from dbnrun.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from dbnrun.theory.conditions import Report

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.theory.settings import ACTIVATION_NOTES, DATA, LOSSES
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.theory.growth import MAX_LOG, ONE, Exact, M, Undecided, Undefined, degree, leading, sign
 
 NAMED = {"harmonic": "1/m", "inverse_square": "1/m**2"}

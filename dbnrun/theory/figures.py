@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.report.figures import STYLE, save
 from dbnrun.theory import expression, rows
 from dbnrun.theory.conditions import Report, check

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbnrun import choices
-from dbnrun.choices import UserError
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
 from dbnrun.theory.settings import LOSSES
 
 _aten = torch.ops.aten
@@ -88,7 +88,7 @@ def build(data: str, records: int | None, activation: str, loss: str, seed: int,
 def _images(data: str, records: int | None, seed: int, data_dir: Path) -> tuple[Tensor, Tensor]:
 
     val_size = {"digits": 240, "mnist": 10000}[data]
-    part = choices.make("dataset", data, val_size=val_size, fnn_widths=[]).load(data_dir).train
+    part = registry.make("dataset", data, val_size=val_size, fnn_widths=[]).load(data_dir).train
     wanted = records or {"digits": len(part), "mnist": 1000}[data]
     if wanted > len(part):
         raise UserError(f"--records {wanted}: {data} has {len(part)} training records; choose fewer.")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun.config import UserError
-from dbnrun.records import write_atomic
+from dbnrun.config.registry import UserError
+from dbnrun.runs.layout import write_atomic
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Hands dbnrun's sweeper to Hydra, which knows a plugin by the module that defines it, and takes only these."""
 
-from dbnrun import sweep
+from dbnrun.runner import sweeper
 
 
-class CellSweeper(sweep.CellSweeper):
-    """dbnrun.sweep.CellSweeper, under a name that Hydra accepts."""
+class CellSweeper(sweeper.CellSweeper):
+    """dbnrun.runner.sweeper.CellSweeper, under a name that Hydra accepts."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from bench import Finding
 from bench.subjects import BATCH, cell, compiles, synthetic
 from bench.timing import by_turns, ratio
-from dbnrun import graphs
 from dbnrun.data.parts import Data
-from dbnrun.experiment import training_of
-from dbnrun.train import Training
+from dbnrun.runner.execute import training_of
+from dbnrun.train import cuda_graph
+from dbnrun.train.loop import Training
 
 RECORDS = 10_000
 
@@ -111,7 +111,7 @@ def updates(training: Training) -> Callable[[], None]:
             training.dealer.shuffle([torch.randperm(training.records) for _ in training.draws])
         training.update()
 
-    for _ in range(graphs.WARM_UP + 1):  # and the capture, if there is one
+    for _ in range(cuda_graph.WARM_UP + 1):  # and the capture, if there is one
         step()
     return step
 

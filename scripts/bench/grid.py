@@ -13,9 +13,9 @@ from bench.cell import floor, ours, updates
 from bench.subjects import BATCH, cell, cells, compiles, synthetic
 from bench.timing import by_turns, ratio
 from dbnrun.data.parts import Data
-from dbnrun.experiment import Cell, training_of
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.train import EVAL_BATCH
+from dbnrun.runner.execute import Cell, training_of
+from dbnrun.train.evaluate import EVAL_BATCH
 
 TABLE_1 = (
     "alpha_1", "alpha_0.75", "alpha_0.5", "alpha_0.25", "alpha_0.1", "alpha_0.01", "alpha_0.001", "harmonic",

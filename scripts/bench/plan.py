@@ -16,10 +16,10 @@ GRID = ["norm=dbn", "schedule=alpha_1,alpha_0.5,alpha_0.1,harmonic,inverse_squar
 MEASURE = r"""
 import json, re, sys, time
 started = time.perf_counter()
-from dbnrun import plan
+from dbnrun.runner import plan
 found = plan.asked(sys.argv[1:])
-standings = [cell.standing() for cell in found.cells]
-text = "\n".join(plan.lines(found, standings, False))
+statuses = [cell.status() for cell in found.cells]
+text = "\n".join(plan.lines(found, statuses, False))
 # Not getrusage, whose maximum a child begins with its parent's: a bench that has run before would be counted.
 mb = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 print(json.dumps([len(found.cells), time.perf_counter() - started, mb]))

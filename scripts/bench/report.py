@@ -14,9 +14,9 @@ from bench import Finding
 from bench.grid import TABLE_1
 from bench.subjects import config
 from bench.timing import duration
-from dbnrun import records
-from dbnrun.config import cell_of, signature
-from dbnrun.records import EpochRow
+from dbnrun.config.identity import cell_of, signature
+from dbnrun.runs import layout, metrics
+from dbnrun.runs.metrics import EpochRow
 
 CELLS, EPOCHS, ROUNDS = 1000, 100, 3
 
@@ -53,12 +53,12 @@ def _record(results: Path) -> None:
         for seed in range(CELLS // len(TABLE_1)):
             cell = cell_of(replace(composed, seed=seed))
             sig = signature(cell, "synthetic")
-            folder = records.run_folder(results, cell, sig)
+            folder = layout.run_folder(results, cell, sig)
             folder.mkdir(parents=True)
             rows = [
                 replace(line, epoch=e, step=500 * e, test_error_pct=2 + seed / 100 + 3 / e)
                 for e in range(1, EPOCHS + 1)
             ]
-            (folder / "metrics.csv").write_text(records.csv_text(rows))
-            records.write_cell(folder, cell)
-            records.write_manifest(folder, {"status": "done", "signature": sig, "data_digest": "synthetic"})
+            (folder / "metrics.csv").write_text(metrics.csv_text(rows))
+            layout.write_cell(folder, cell)
+            layout.write_manifest(folder, {"status": "done", "signature": sig, "data_digest": "synthetic"})

@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Generator
 
-from dbnrun import graphs
-from dbnrun.compiling import check_compiler
-from dbnrun.config import RunConfig, UserError
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
+from dbnrun.config.schema import RunConfig
 from dbnrun.data.parts import Data, Part
-from dbnrun.experiment import Cell, build_cell, prepare_device
-from dbnrun.overrides import composed
+from dbnrun.runner.execute import Cell, build_cell, prepare_device
+from dbnrun.train import cuda_graph
+from dbnrun.train.compile import check_compiler
 
 BATCH = 100
 SHAPES = {"mnist": ((1, 28, 28), 10), "ni": ((118,), 5), "cifar10": ((3, 32, 32), 10)}
@@ -49,8 +50,8 @@ def captured(
     step: Callable[[], None], generators: Sequence[Generator], optimizer: torch.optim.Optimizer
 ) -> Callable[[], None]:
     """A step that is replayed as a CUDA graph from the first call on."""
-    update = graphs.Replayed(step, generators, optimizer)
-    for _ in range(graphs.WARM_UP + 1):
+    update = cuda_graph.Replayed(step, generators, optimizer)
+    for _ in range(cuda_graph.WARM_UP + 1):
         update()
     return update
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dbnrun import choices
-from dbnrun.choices import UserError
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
 from dbnrun.data import expected_digest, source
 from dbnrun.data.parts import split_off
 from dbnrun.data.source import DataFile, Download
 
 
 def mnist(val_size=10000):
-    return choices.make("dataset", "mnist", val_size=val_size, fnn_widths=[300], augment="none")
+    return registry.make("dataset", "mnist", val_size=val_size, fnn_widths=[300], augment="none")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_mnist_holds_the_official_pixels(real_data):
 
 
 def test_cifar10_is_standardized_by_channel_on_the_training_part(real_data):
-    data = choices.make("dataset", "cifar10", val_size=5000, fnn_widths=[300], augment="none").load(real_data)
+    data = registry.make("dataset", "cifar10", val_size=5000, fnn_widths=[300], augment="none").load(real_data)
     assert (len(data.train), len(data.val), len(data.test)) == (45000, 5000, 10000)
     folder = real_data / "cifar-10-batches-py"  # `load` has verified every byte of it
 
@@ -91,7 +91,7 @@ def test_cifar10_is_standardized_by_channel_on_the_training_part(real_data):
     x, y = official(*(f"data_batch_{i}" for i in range(1, 6)))
     train, val = split_off(50000, 5000)
     channels = x[train].reshape(-1, 3, 1024)
-    # Sums of whole numbers are exact; a float64 copy of the images would take more than a gigabyte.
+    # MetricSums of whole numbers are exact; a float64 copy of the images would take more than a gigabyte.
     mean = channels.sum((0, 2), dtype=np.int64) / (45000 * 1024)
     square = np.square(channels, dtype=np.uint16).sum((0, 2), dtype=np.int64) / (45000 * 1024)
     std = np.sqrt(square - mean**2)

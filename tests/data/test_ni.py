@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbnrun import choices
-from dbnrun.choices import UserError
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
 from dbnrun.data import ni
 from dbnrun.data.ni import CLASSES, encode, first_malformed, parse, split_groups
 from dbnrun.data.source import DataFile, Download
@@ -60,7 +60,7 @@ def small(tmp_path, monkeypatch):
 
 
 def config(**changes):
-    return choices.make("dataset", **{"name": "ni", "val_size": 0.2, "fnn_widths": [5], "features": "log", **changes})
+    return registry.make("dataset", **{"name": "ni", "val_size": 0.2, "fnn_widths": [5], "features": "log", **changes})
 
 
 def test_records_are_parsed_into_numbers_categories_and_classes():

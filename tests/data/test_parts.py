@@ -9,13 +9,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dbnrun import choices
-from dbnrun.choices import UserError
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
 from dbnrun.data import digits
 from dbnrun.data.augment import PADDING, flip_crop
 from dbnrun.data.parts import split_off
 
-DIGITS = choices.make("dataset", "digits", val_size=240, fnn_widths=[64], augment="none")
+DIGITS = registry.make("dataset", "digits", val_size=240, fnn_widths=[64], augment="none")
 
 
 def test_a_split_is_fixed_disjoint_and_complete():

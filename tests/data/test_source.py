@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from dbnrun import interrupt
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.data import source
 from dbnrun.data.source import DataFile, Download, fault, fetch
 

@@ -9,20 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from dbnrun import choices, experiment, recording, records
-from dbnrun.config import RunConfig, UserError
+from dbnrun.config import registry
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
+from dbnrun.config.schema import RunConfig
 from dbnrun.data.parts import Data, Part
-from dbnrun.experiment import Cell, build_cell, run_all
-from dbnrun.fused import memory
-from dbnrun.fused.grouping import grouped
-from dbnrun.fused.stack import stacked
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.dbn import DiminishingBatchNorm1d
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer
-from dbnrun.overrides import composed
-from dbnrun.recording import Recording, position_of
-from dbnrun.train import Step
+from dbnrun.runner import execute, memory
+from dbnrun.runner.execute import Cell, build_cell, run_all
+from dbnrun.runner.grouping import grouped
+from dbnrun.runs import metrics, run_dir
+from dbnrun.runs.checkpoint import position_of
+from dbnrun.runs.run_dir import RunDir
+from dbnrun.train.loop import Step
+from dbnrun.train.stack.networks import stacked
 
 CPU = torch.device("cpu")
 
@@ -96,8 +99,8 @@ RATES = ["[0.25,0.25,0.5]", "[0,0.5,0.1]", "[0.25,0.1,0]", "[0.25,0.25,0.5]"]
 def both(kind, data, configs):
     """Rows of the cells alone and stacked, by cell and epoch, and the cells."""
     alone, cells = built(configs, data), built(configs, data)
-    expected = [[row for ((row,),) in experiment.training_of([[cell]], data).epochs()] for cell in alone]
-    epochs = list(experiment.training_of([[cell] for cell in cells], data).epochs())
+    expected = [[row for ((row,),) in execute.training_of([[cell]], data).epochs()] for cell in alone]
+    epochs = list(execute.training_of([[cell] for cell in cells], data).epochs())
     return expected, [[rows[number][0] for rows in epochs] for number in range(len(cells))], alone, cells
 
 
@@ -159,10 +162,10 @@ def test_runs_that_are_each_shared_by_several_cells_stack_too():
             share_weights(cells[0].model, cell.model)
         follow(cells[0].model, [cell.model for cell in cells[1:]])
         runs.append(cells)
-    epochs = list(experiment.training_of(runs, data).epochs())
+    epochs = list(execute.training_of(runs, data).epochs())
     for number, configs in enumerate(shared):
         for place, cell in enumerate(built(configs, data)):
-            for epoch, ((row,),) in enumerate(experiment.training_of([[cell]], data).epochs()):
+            for epoch, ((row,),) in enumerate(execute.training_of([[cell]], data).epochs()):
                 mine = epochs[epoch][number][place]
                 assert mine.val_loss == pytest.approx(row.val_loss, rel=1e-9)
                 assert mine.lambda_drift == pytest.approx(row.lambda_drift, rel=1e-9)
@@ -174,7 +177,7 @@ def rows_of(outcome):
 
 def test_every_cell_has_the_folder_it_would_have_had_alone(tmp_path):
     overrides = [["norm=dbn", f"seed={seed}", s, "save_weights=true"] for seed in (0, 1) for s in SCHEDULES[:2]]
-    alone = [experiment.run(config(*own, results=tmp_path / "alone")) for own in overrides]
+    alone = [execute.run(config(*own, results=tmp_path / "alone")) for own in overrides]
     stacked = run_all([[config(*own, results=tmp_path / "stacked")] for own in overrides])
     for one, (other,) in zip(alone, stacked, strict=True):
         assert (one.name, one.status) == (other.name, other.status) and one.status == "done"
@@ -213,8 +216,8 @@ def test_a_stack_that_has_diverged_whole_stops(tmp_path, monkeypatch):
 def test_a_stack_whose_first_run_has_diverged_keeps_checkpoints_as_seldom_as_before(tmp_path, monkeypatch):
     """By a clock that only this test moves: one second an update, a checkpoint due every 5 s within an epoch."""
     now, kept = [0.0], []
-    monkeypatch.setattr(recording.time, "monotonic", lambda: now[0])
-    step, save = Step.__call__, Recording.checkpoint
+    monkeypatch.setattr(run_dir.time, "monotonic", lambda: now[0])
+    step, save = Step.__call__, RunDir.checkpoint
 
     def second(*given):
         step(*given)
@@ -225,7 +228,7 @@ def test_a_stack_whose_first_run_has_diverged_keeps_checkpoints_as_seldom_as_bef
         save(self, state)
 
     monkeypatch.setattr(Step, "__call__", second)
-    monkeypatch.setattr(Recording, "checkpoint", counted)
+    monkeypatch.setattr(RunDir, "checkpoint", counted)
     words = ["norm=none", "optimizer=sgd", "train.limit_batches=8", f"checkpoint.minutes={5 / 60}"]
     sick, healthy = (config(*words, *own, results=tmp_path) for own in (["optimizer.lr=1e30"], ["seed=1"]))
     outcomes = run_all([[sick], [healthy]])
@@ -240,7 +243,7 @@ class Quieter(DiminishingBatchNorm1d):
 
 @pytest.mark.parametrize("own", [nn.InstanceNorm1d, Quieter])
 def test_a_stack_refuses_a_normalizer_that_it_does_not_know_and_trains_nothing(tmp_path, monkeypatch, own):
-    monkeypatch.setattr(choices.of("norm")["bn"], "build", lambda _options, features, *_: own(features))
+    monkeypatch.setattr(registry.of("norm")["bn"], "build", lambda _options, features, *_: own(features))
     (first,), (second,) = run_all([[config("norm=bn", f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
     assert first.status == second.status == "refused" and "\n" not in first.message
     assert f"{own.__module__}.{own.__qualname__}: expected one of DiminishingBatchNorm1d" in first.message
@@ -285,7 +288,7 @@ def test_a_stack_cut_anywhere_goes_on_byte_for_byte(tmp_path, monkeypatch, momen
         ]
 
     whole = run_all(make("whole"))
-    save = Recording.checkpoint
+    save = RunDir.checkpoint
     written = []
 
     def power_cut(self, state):
@@ -296,19 +299,19 @@ def test_a_stack_cut_anywhere_goes_on_byte_for_byte(tmp_path, monkeypatch, momen
             raise KeyboardInterrupt
         save(self, state)
 
-    monkeypatch.setattr(Recording, "checkpoint", power_cut)
+    monkeypatch.setattr(RunDir, "checkpoint", power_cut)
     with pytest.raises(KeyboardInterrupt):
         run_all(make("cut"))
-    monkeypatch.setattr(Recording, "checkpoint", save)
+    monkeypatch.setattr(RunDir, "checkpoint", save)
     sizes = []
-    original = experiment.training_of
+    original = execute.training_of
     monkeypatch.setattr(
-        experiment, "training_of", lambda runs, *a, **k: sizes.append(len(runs)) or original(runs, *a, **k)
+        execute, "training_of", lambda runs, *a, **k: sizes.append(len(runs)) or original(runs, *a, **k)
     )
     cut = run_all(make("cut"))
     assert sizes == [3]  # together again, from a point that all have kept
     numbers = lambda outcome: [  # noqa: E731
-        {k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows_of(outcome)
+        {k: v for k, v in row.items() if k not in metrics.TIME_COLUMNS} for row in rows_of(outcome)
     ]
     assert [numbers(o) for (o,) in cut] == [numbers(o) for (o,) in whole]
 
@@ -318,7 +321,7 @@ def test_a_cell_cut_inside_an_epoch_of_a_stack_goes_on_alone(tmp_path, monkeypat
     def make(results):
         return [[config("norm=dbn", f"seed={n}", "checkpoint.minutes=0", results=tmp_path / results)] for n in (0, 1)]
 
-    save = Recording.checkpoint
+    save = RunDir.checkpoint
 
     def power_cut(self, state):
         save(self, state)
@@ -326,7 +329,7 @@ def test_a_cell_cut_inside_an_epoch_of_a_stack_goes_on_alone(tmp_path, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Recording, "checkpoint", power_cut)
+        patch.setattr(RunDir, "checkpoint", power_cut)
         run_all(make("cut"))
     if older:  # sums of the batches' mean losses
         (folder,) = (tmp_path / "cut" / "runs").glob("*seed0*")
@@ -335,29 +338,29 @@ def test_a_cell_cut_inside_an_epoch_of_a_stack_goes_on_alone(tmp_path, monkeypat
             del state["under_way"]["sound"]
             state["under_way"]["loss"] /= 100
             torch.save(state, path)
-    cut, whole = (rows_of(experiment.run(make(results)[0][0])) for results in ("cut", "whole"))
+    cut, whole = (rows_of(execute.run(make(results)[0][0])) for results in ("cut", "whole"))
     for mine, theirs in zip(cut, whole, strict=True):
         assert float(mine["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=1e-5)
 
 
 def test_a_stacked_cells_checkpoint_holds_that_cell_alone(tmp_path, monkeypatch):
     sizes = {}
-    save = Recording.checkpoint
+    save = RunDir.checkpoint
 
     def weigh(self, state):
         save(self, state)
         sizes[self.config.results_dir] = (self.folder / "checkpoint.pt").stat().st_size
 
-    monkeypatch.setattr(Recording, "checkpoint", weigh)
+    monkeypatch.setattr(RunDir, "checkpoint", weigh)
     run_all([[config("norm=dbn", f"seed={n}", results=tmp_path / "stacked")] for n in range(4)])
-    experiment.run(config("norm=dbn", results=tmp_path / "alone"))
+    execute.run(config("norm=dbn", results=tmp_path / "alone"))
     stacked, alone = sizes.values()
     assert stacked == pytest.approx(alone, rel=0.02)
 
 
 def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
     sizes = []
-    original = experiment.training_of
+    original = execute.training_of
 
     def short_of_memory(runs, *rest, **more):
         sizes.append(len(runs))
@@ -365,7 +368,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return original(runs, *rest, **more)
 
-    monkeypatch.setattr(experiment, "training_of", short_of_memory)
+    monkeypatch.setattr(execute, "training_of", short_of_memory)
     results = run_all([[config("norm=bn", f"seed={n}", results=tmp_path)] for n in range(5)])
     assert [outcome.status for (outcome,) in results] == ["done"] * 5
     assert sizes == [5, 2, 3, 1, 2]
@@ -373,7 +376,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(tmp_path, monkeypatch):
 
 def test_finished_cells_are_left_out_of_a_stack(tmp_path):
     configs = [config("norm=bn", f"seed={n}", results=tmp_path) for n in range(3)]
-    experiment.run(configs[1])
+    execute.run(configs[1])
     results = run_all([[one] for one in configs])
     assert [outcome.status for (outcome,) in results] == ["done", "skipped", "done"]
 

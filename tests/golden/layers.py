@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbnrun import choices
+from dbnrun.config import registry
 from dbnrun.norm.options import Norm, ScheduleOptions
 from dbnrun.norm.schedules import Constant
 
@@ -47,19 +47,19 @@ def norms() -> Iterator[tuple[str, Norm]]:
             continue  # eps_at means nothing to it
         chosen = {"train_stats": train_stats, "stats_grad": stats_grad, "average": average, "eps_at": eps_at}
         name = ", ".join(["dbn", *(f"{axis}={value}" for axis, value in chosen.items())])
-        yield name, choices.make("norm", "dbn", init=[0.5, 2.0], **chosen)
-    yield "bn", choices.make("norm", "bn")
-    yield "ln", choices.make("norm", "ln")
-    yield "gn", choices.make("norm", "gn", num_groups=2)
-    yield "none", choices.make("norm", "none")
+        yield name, registry.make("norm", "dbn", init=[0.5, 2.0], **chosen)
+    yield "bn", registry.make("norm", "bn")
+    yield "ln", registry.make("norm", "ln")
+    yield "gn", registry.make("norm", "gn", num_groups=2)
+    yield "none", registry.make("norm", "none")
 
 
 def schedules() -> Iterator[ScheduleOptions]:
     for unit in ("step", "epoch"):
-        yield choices.make("schedule", "constant", unit=unit, alpha=0.25)
-        yield choices.make("schedule", "harmonic", unit=unit)
-        yield choices.make("schedule", "inverse_square", unit=unit)
-        yield choices.make("schedule", "power", unit=unit, exponent=0.7)
+        yield registry.make("schedule", "constant", unit=unit, alpha=0.25)
+        yield registry.make("schedule", "harmonic", unit=unit)
+        yield registry.make("schedule", "inverse_square", unit=unit)
+        yield registry.make("schedule", "power", unit=unit, exponent=0.7)
 
 
 def step(config: Norm, shape: tuple[int, ...]) -> Numbers:

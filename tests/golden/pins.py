@@ -4,7 +4,8 @@
 
 Set DBNRUN_DATA to the folder of the real data first: pins whose data are not at hand keep their rows.
 
-A change of the numbers is declared by what that diff shows, by a higher number in dbnrun.records.RESULTS_VERSIONS, and
+A change of the numbers is declared by what that diff shows, by a higher number in
+dbnrun.runs.layout.RESULTS_VERSIONS, and
 by a line in CHANGELOG.md. `layers.py` has the same for one step of each layer in float64.
 """
 
@@ -20,11 +21,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from dbnrun import records
-from dbnrun.config import RunConfig
-from dbnrun.experiment import run_all
-from dbnrun.fused.grouping import grouped
-from dbnrun.overrides import composed
+from dbnrun.config.compose import composed
+from dbnrun.config.schema import RunConfig
+from dbnrun.runner.execute import run_all
+from dbnrun.runner.grouping import grouped
+from dbnrun.runs import metrics
 
 ROWS = Path(__file__).with_name("rows.csv")
 
@@ -164,7 +165,7 @@ PINS = {
 }
 
 Row = dict[str, str | float | None]
-COLUMNS = [name for name in records.COLUMNS if name not in records.TIME_COLUMNS]
+COLUMNS = [name for name in metrics.COLUMNS if name not in metrics.TIME_COLUMNS]
 WAYS = ("alone", "together")
 
 
@@ -201,7 +202,7 @@ def trained(pin: Pin, way: str) -> list[list[Row]]:
             for number, outcome in zip(chain.from_iterable(runs), chain.from_iterable(outcomes), strict=True):
                 assert outcome.status == "done", outcome.message
                 signature = outcome.name.rsplit("-", 1)[1]
-                found = records.read_rows(outcome.folder / "metrics.csv")
+                found = metrics.read_rows(outcome.folder / "metrics.csv")
                 rows[number] = [
                     {"signature": signature} | {name: getattr(row, name) for name in COLUMNS} for row in found
                 ]

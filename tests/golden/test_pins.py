@@ -7,10 +7,11 @@ import pins
 import pytest
 import remake
 
-from dbnrun import choices, experiment
+from dbnrun.config import registry
 from dbnrun.models.options import ACTIVATIONS
 from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.train import Dealer
+from dbnrun.runner import execute
+from dbnrun.train.loop import BatchSampler
 
 EVERY_WAY = [(name, way) for name, pin in pins.PINS.items() for way in pins.WAYS[: 1 if len(pin.cells) == 1 else 2]]
 
@@ -57,19 +58,19 @@ def test_remaking_keeps_the_digits_of_rows_that_match_and_replaces_the_others(mo
 def test_the_pins_have_every_choice_and_every_way_of_running():
     configs = [config for pin in pins.PINS.values() for config in pins.configs(pin)]
     dbn = [config.norm for config in configs if config.norm.name == "dbn"]
-    assert {config.dataset.name for config in configs} == set(choices.of("dataset"))
+    assert {config.dataset.name for config in configs} == set(registry.of("dataset"))
     assert {getattr(config.dataset, "augment", None) for config in configs} == {None, "none", "flip_crop"}
     assert {getattr(config.dataset, "features", None) for config in configs} == {None, "log", "standard"}
     assert {(config.model.name, config.norm.name) for config in configs} >= {
-        (model, name) for model in ("fnn", "cnn") for name in choices.of("norm")
+        (model, name) for model in ("fnn", "cnn") for name in registry.of("norm")
     }
-    assert {config.model.name for config in configs} == set(choices.of("model"))
+    assert {config.model.name for config in configs} == set(registry.of("model"))
     assert {config.model.activation for config in configs} == set(ACTIVATIONS)
     assert {getattr(config.model, "norm_position", None) for config in configs} == {None, "before", "after"}
-    assert {config.optimizer.name for config in configs} == set(choices.of("optimizer"))
+    assert {config.optimizer.name for config in configs} == set(registry.of("optimizer"))
     assert {config.precision for config in configs} == {"fp32", "bf16"}  # tf32 is a mode of CUDA devices
     steered = [config for config in configs if config.norm.name == "dbn"]
-    assert {config.schedule.name for config in steered} == set(choices.of("schedule"))
+    assert {config.schedule.name for config in steered} == set(registry.of("schedule"))
     assert {config.schedule.unit for config in steered} == {"step", "epoch"}
     assert {(own.train_stats, own.stats_grad) for own in dbn} == {
         (s, g) for s in ("lambda", "batch") for g in (True, False)
@@ -85,17 +86,17 @@ def test_the_pins_have_every_choice_and_every_way_of_running():
 
 
 def two_batches_swapped(monkeypatch):
-    shuffle = Dealer.shuffle
+    shuffle = BatchSampler.shuffle
 
     def swapped(self, orders, dealt=0):
         shuffle(self, orders, dealt)
         self.order[:, [0, 1]] = self.order[:, [1, 0]]
 
-    monkeypatch.setattr(Dealer, "shuffle", swapped)
+    monkeypatch.setattr(BatchSampler, "shuffle", swapped)
 
 
 def no_l2_penalty(monkeypatch):
-    build = experiment.build_optimizer
+    build = execute.build_optimizer
 
     def without(*arguments):
         optimizer = build(*arguments)
@@ -103,7 +104,7 @@ def no_l2_penalty(monkeypatch):
             group["l2"] = 0.0
         return optimizer
 
-    monkeypatch.setattr(experiment, "build_optimizer", without)
+    monkeypatch.setattr(execute, "build_optimizer", without)
 
 
 def lambda_moves_after_the_normalization(monkeypatch):
@@ -118,7 +119,7 @@ def lambda_moves_after_the_normalization(monkeypatch):
 
 
 def eps_one_percent_larger(monkeypatch):
-    for name, kind in choices.of("norm").items():
+    for name, kind in registry.of("norm").items():
         if name == "none":
             continue
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dbnrun import choices
-from dbnrun.config import GROUPS, RunConfig, cell_of, checked, signature
+from dbnrun.config import registry
+from dbnrun.config.compose import composed
+from dbnrun.config.identity import cell_of, signature
+from dbnrun.config.schema import GROUPS, RunConfig, checked
 from dbnrun.data import expected_digest
-from dbnrun.overrides import composed
 
 RECORDS = sorted((Path(__file__).parents[2] / "results" / "records").glob("*.json"))
 
@@ -38,7 +39,7 @@ def typed(recorded: dict[str, Any]) -> RunConfig:
     base = chosen(*(f"{group}={name}" for group, name in names.items()))
     parts = {key: base[key] | value if isinstance(value, dict) else value for key, value in recorded.items()}
     schema = OmegaConf.structured(RunConfig)
-    options = {group: OmegaConf.structured(choices.of(group)[base[group]["name"]]) for group in GROUPS}
+    options = {group: OmegaConf.structured(registry.of(group)[base[group]["name"]]) for group in GROUPS}
     return checked(OmegaConf.merge(schema, options, base | parts))  # type: ignore[arg-type]
 
 

@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dbnrun import choices
+from dbnrun.config import registry
 from dbnrun.models.layers import ACTIVATIONS, Dropout
 from dbnrun.models.two_layer import TwoLayer
 from dbnrun.norm import DiminishingBatchNorm1d
 from dbnrun.norm.options import Normalizers
 from dbnrun.norm.schedules import Power
-from dbnrun.streams import Streams
+from dbnrun.train.rng import Rngs
 
-NORMS = {name: choices.make("norm", name) for name in choices.of("norm")}
+NORMS = {name: registry.make("norm", name) for name in registry.of("norm")}
 SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 
 
 def build(name, norm="bn", seed=0, **changes):
     widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
-    model = choices.make("model", name, **{"widths": widths, **changes})
-    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(1.0)), Streams.of(seed))
+    model = registry.make("model", name, **{"widths": widths, **changes})
+    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(1.0)), Rngs.of(seed))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -84,16 +84,16 @@ def test_activations_are_found_by_name(name, function):
 
 def test_dropout_keeps_the_mean_follows_its_stream_and_rests_in_evaluation():
     x = torch.ones(400, 500)
-    a, b = (Dropout(0.25, Streams.of(7).dropout)(x) for _ in range(2))
+    a, b = (Dropout(0.25, Rngs.of(7).dropout)(x) for _ in range(2))
     assert torch.equal(a, b)
     assert a.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     # 200,000 draws of standard deviation 0.58: the mean's standard error is 0.0013.
     assert a.mean().item() == pytest.approx(1.0, abs=0.006)
-    assert torch.equal(Dropout(0.25, Streams.of(7).dropout).eval()(x), x)
+    assert torch.equal(Dropout(0.25, Rngs.of(7).dropout).eval()(x), x)
 
 
 def test_streams_of_one_seed_are_independent_and_reproducible():
-    one, again, other = Streams.of(1), Streams.of(1), Streams.of(2)
+    one, again, other = Rngs.of(1), Rngs.of(1), Rngs.of(2)
     draw = lambda g: torch.rand(4, generator=g)  # noqa: E731
     assert torch.equal(draw(one.init), draw(again.init))
     assert not torch.equal(draw(one.order), draw(one.dropout))

@@ -105,10 +105,10 @@ def test_statistics_come_back_when_the_pass_is_cut_short():
 def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
 
-    from dbnrun import train
+    from dbnrun.config.compose import composed
     from dbnrun.data.parts import Part, mixed
-    from dbnrun.experiment import build_cell
-    from dbnrun.overrides import composed
+    from dbnrun.runner.execute import build_cell
+    from dbnrun.train import evaluate
 
     config = composed(["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"])
     data = config.dataset.load(None)
@@ -120,7 +120,7 @@ def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     def drift(train_part, mixing):
         there = dataclasses.replace(data, train=train_part, mixing=mixing)
         model = build_cell(config, there, torch.device("cpu")).model
-        return train._evaluations([model], there, config.train, "fp32")[0]["lambda_drift"]
+        return evaluate._evaluations([model], there, config.train, "fp32")[0]["lambda_drift"]
 
     in_mixed_order = drift(Part(part.x[order], part.y[order]), None)
     assert drift(part, order) == in_mixed_order

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun import records
-from dbnrun.config import signature
-from dbnrun.records import EpochRow, RecordWriter
-from dbnrun.report.gather import Run
+from dbnrun.config.identity import signature
+from dbnrun.runs import layout
+from dbnrun.runs.load import RunRecord
+from dbnrun.runs.metrics import EpochRow, MetricsWriter
 
 CONSTANTS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001, 0.0)
 SCHEDULES = [{"name": "constant", "alpha": alpha} for alpha in CONSTANTS] + [
@@ -67,28 +67,28 @@ def rows(test: Any, val: Any = None, val_loss: Any = None) -> tuple[EpochRow, ..
 def manifest(content: Any, status: str = "done") -> dict[str, Any]:
     return {
         "signature": signature(content, DIGEST), "status": status, "data_digest": DIGEST, "threads": 2,
-        "results_version": records.RESULTS_VERSIONS[content["dataset"]["name"]],
+        "results_version": layout.RESULTS_VERSIONS[content["dataset"]["name"]],
         "versions": {"dbnrun": "0.1.0", "torch": "2.13.0"}, "git": "23708c5" + "0" * 33, "host": "h", "device": "cpu",
         "command": ["dbnrun", "experiment=paper_mnist_a"], "started": "2026-11-23T16:00:00+0000", "wall_seconds": 9.5,
     }  # fmt: skip
 
 
-def run(content: Any, test: Any, status: str = "done", **values: Any) -> Run:
+def run(content: Any, test: Any, status: str = "done", **values: Any) -> RunRecord:
     """A recorded run in memory."""
     content = {**content, "train": {**content["train"], "epochs": len(test)}}
     described = manifest(content, status)
-    return Run(Path("memory"), described["signature"], DIGEST, content, status, rows(test, **values), described)
+    return RunRecord(Path("memory"), described["signature"], DIGEST, content, status, rows(test, **values), described)
 
 
 def write_run(results: Path, content: Any, test: Any, status: str = "done", **values: Any) -> Path:
     """The same as a run folder; returns it."""
     content = {**content, "train": {**content["train"], "epochs": len(test)}}
     described = manifest(content, status)
-    folder = records.run_folder(results, content, described["signature"])
+    folder = layout.run_folder(results, content, described["signature"])
     folder.mkdir(parents=True)
-    records.write_cell(folder, content)
-    records.write_manifest(folder, described)
-    with RecordWriter(folder, []) as writer:
+    layout.write_cell(folder, content)
+    layout.write_manifest(folder, described)
+    with MetricsWriter(folder, []) as writer:
         for row in rows(test, **values):
             writer.write(row)
     return folder
@@ -100,7 +100,7 @@ def table_1(
     seeds: int = 3,
     epochs: int = 12,
     gain: float = 0.5,
-) -> list[Run]:
+) -> list[RunRecord]:
     """Every schedule and peer: α = 1 and BN at 3 % and noisy, α = 0 at 20 %, the others `gain` pp below.
 
     0.25 is the best. The validation loss of all but α = 0 falls alike.

@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 from synthetic import SCHEDULES, cell, constant, write_run
 
-from dbnrun import lease, records
-from dbnrun import recorded as committed
-from dbnrun.choices import files
 from dbnrun.cli import main
-from dbnrun.config import UserError, cell_of
-from dbnrun.overrides import composed
-from dbnrun.report import archive, publish, readme
-from dbnrun.report.gather import read_runs, settings_of
-from dbnrun.report.protocols import NORM_AXES, experiment_of, turned
+from dbnrun.config.compose import composed
+from dbnrun.config.identity import cell_of
+from dbnrun.config.registry import UserError, files
+from dbnrun.paper import documents
+from dbnrun.paper.protocols import NORM_AXES, experiment_of, turned
+from dbnrun.report import publish
+from dbnrun.report.series import settings_of
+from dbnrun.runs import archive, archive_index, layout, lock, metrics
+from dbnrun.runs.load import read_runs
 
 
 def snapshot(folder):
@@ -57,7 +58,7 @@ def test_the_records_say_where_the_numbers_come_from(recorded):
 
 def test_a_row_is_a_cell_and_epoch_and_its_columns_are_those_of_metrics_csv(recorded):
     table = pd.read_csv(recorded / "records" / "mnist_A.csv")
-    assert table.columns.tolist() == ["signature", "curve", "seed", *records.COLUMNS]
+    assert table.columns.tolist() == ["signature", "curve", "seed", *metrics.COLUMNS]
     assert len(table) == 6 * 3 and not table.duplicated(["signature", "epoch"]).any()
     assert set(table["curve"]) == {"1", "0.25", "1/m epochs"}
 
@@ -138,9 +139,9 @@ def test_trials_are_not_recorded(tmp_path, capsys, limit):
 
 
 def test_records_of_other_code_are_refused_and_not_skipped(recorded, monkeypatch):
-    assert len(committed.signatures(recorded)) == 6
-    monkeypatch.setitem(records.RESULTS_VERSIONS, "mnist", 99)
-    assert committed.signatures(recorded) == set()
+    assert len(archive_index.signatures(recorded)) == 6
+    monkeypatch.setitem(layout.RESULTS_VERSIONS, "mnist", 99)
+    assert archive_index.signatures(recorded) == set()
     with pytest.raises(UserError, match=r"mnist_\w+\.csv: cell \w{8} was recorded by code whose numbers differ"):
         archive.read(recorded / "records")
 
@@ -210,7 +211,7 @@ def test_a_cell_that_the_sidecar_does_not_know_is_refused(recorded):
 
 
 def test_records_that_another_process_writes_are_left_alone(recorded):
-    with lease.leased(recorded / "records"), pytest.raises(UserError, match="being written by process"):
+    with lock.leased(recorded / "records"), pytest.raises(UserError, match="being written by process"):
         archive.update(recorded / "records", read_runs([recorded]))
 
 
@@ -279,7 +280,7 @@ def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, 
     clone = tmp_path / "clone"
     clone.mkdir()
     shutil.copytree(recorded / "records", clone / "results" / "records")
-    (clone / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    (clone / "README.md").write_text(f"{documents.BEGIN}\n{documents.END}\n")
     monkeypatch.chdir(clone)
     monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
     assert main(["report", "--readme"]) == 0

@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 from synthetic import cell, constant, run, table_1, write_run
 
-from dbnrun import records
-from dbnrun.records import EVALUATED
-from dbnrun.report import archive, charts, compare, figures, page, paper_tables, tables, verdicts
-from dbnrun.report.book import book_of
-from dbnrun.report.gather import read_runs, settings_of
-from dbnrun.report.protocols import schedule_key
-from dbnrun.report.verdicts import OPEN
+from dbnrun.config.identity import schedule_key
+from dbnrun.paper import charts, page, table1, verdicts
+from dbnrun.paper.book import result_set
+from dbnrun.paper.verdicts import OPEN
+from dbnrun.report import compare, figures, tables
+from dbnrun.report.series import settings_of
+from dbnrun.runs import archive, metrics
+from dbnrun.runs.load import read_runs
+from dbnrun.runs.metrics import EVALUATED
 
 EMPTY = dict.fromkeys([*EVALUATED, "test_error_pct_population"])
 
@@ -58,19 +60,19 @@ def test_what_goes_by_successive_epochs_is_not_defined():
 def test_runs_evaluated_less_often_never_replace_a_data_sets_main_setting():
     whole = [run(cell(constant(1.0), seed), [3.0, 2.0, 1.0]) for seed in range(2)]
     many = [sparse(run(cell(constant(1.0), seed), [3.0, 2.0, 1.0] * 9)) for seed in range(9)]
-    book = book_of([*many, *whole])
+    book = result_set([*many, *whole])
     assert [one.runs for one in book.mains["mnist"].series] == [whole]
     assert sorted(setting.slug for setting in book.settings)[0] == "mnist" and len(book.settings) == 2
-    assert book_of(many).mains["mnist"].series[0].runs == many
+    assert result_set(many).mains["mnist"].series[0].runs == many
 
 
 @pytest.fixture(scope="module")
 def gapped():
-    return book_of([sparse(one) for one in table_1(datasets=["mnist"], protocols="A")])
+    return result_set([sparse(one) for one in table_1(datasets=["mnist"], protocols="A")])
 
 
 def test_the_verdicts_that_need_every_epoch_are_open_and_the_others_stand(gapped):
-    whole = book_of(table_1(datasets=["mnist"], protocols="A"))
+    whole = result_set(table_1(datasets=["mnist"], protocols="A"))
     judged, before = (
         {
             (one.claim, one.selection): one
@@ -86,12 +88,12 @@ def test_the_verdicts_that_need_every_epoch_are_open_and_the_others_stand(gapped
 
 
 def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
-    gapped = book_of([one for one in gapped.runs if schedule_key(one.cell) in ("1", "0.25", "bn")])
+    gapped = result_set([one for one in gapped.runs if schedule_key(one.cell) in ("1", "0.25", "bn")])
     setting = gapped.mains["mnist"]
     assert "12 epochs, evaluated every 3 epochs" in tables.describe(setting.cell)
     table = tables.rows(setting)
     assert table["last_mean"].notna().all() and set(table["epochs"]) == {12}
-    assert paper_tables.statistics(setting)["mean"].notna().all()
+    assert table1.statistics(setting)["mean"].notna().all()
     drawn = figures.draw(setting, tmp_path)
     assert len(drawn) == 6 and all(path.stat().st_size > 10_000 for path in drawn)
     curves = charts.curves(gapped)
@@ -107,7 +109,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
 def write_sparse(results, one):
     """A gapped run as a folder."""
     folder = write_run(results, one.cell, [row.epoch for row in one.rows])
-    (folder / "metrics.csv").write_text(records.csv_text(one.rows))
+    (folder / "metrics.csv").write_text(metrics.csv_text(one.rows))
     return folder
 
 
@@ -118,7 +120,7 @@ def test_the_records_keep_empty_fields_empty_and_give_the_run_back(tmp_path, cap
     assert recorded.rows == one.rows and recorded.cell["train"]["eval_every"] == 3
     table = pd.read_csv(tmp_path / "records" / "mnist_A.csv")
     assert table["epoch"][table["val_loss"].notna()].tolist() == [3, 6, 7]
-    (folder / "metrics.csv").write_text(records.csv_text([*one.rows[:-1], replace(one.rows[-1], test_error_pct=4.75)]))
+    (folder / "metrics.csv").write_text(metrics.csv_text([*one.rows[:-1], replace(one.rows[-1], test_error_pct=4.75)]))
     archive.update(tmp_path / "records", read_runs([tmp_path]))
     assert "by up to 0.25 pp" in capsys.readouterr().out
     assert read_runs([tmp_path])[0].status == "done"

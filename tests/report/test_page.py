@@ -14,14 +14,14 @@ import pytest
 import vl_convert
 from synthetic import cell, constant, run, table_1
 
-from dbnrun.report import charts, page, verdicts
-from dbnrun.report.book import book_of
+from dbnrun.paper import charts, page, verdicts
+from dbnrun.paper.book import result_set
 
 CSS = (Path(page.__file__).parent / "page.css").read_text()
 
 
 def page_of(runs):
-    book = book_of(runs)
+    book = result_set(runs)
     return page.page(book, verdicts.judge(book.mains, book.protocols))
 
 

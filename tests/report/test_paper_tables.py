@@ -10,22 +10,24 @@ import pytest
 import scipy.stats
 from synthetic import cell, constant, run, table_1
 
-from dbnrun.config import UserError
-from dbnrun.report import archive, paper_tables, readme, stats, verdicts
-from dbnrun.report.book import book_of
+from dbnrun.config.registry import UserError
+from dbnrun.paper import documents, table1, verdicts
+from dbnrun.paper.book import result_set
+from dbnrun.report import stats
+from dbnrun.runs import archive
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def book():
-    return book_of(table_1(seeds=10, epochs=8))
+    return result_set(table_1(seeds=10, epochs=8))
 
 
 def test_a_row_of_the_statistics_by_hand():
     runs = [run(cell(constant(1.0), seed), [4.0, 3.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
     runs += [run(cell(constant(0.25), seed), [4.0, 2.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
-    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
     last = table.loc["0.25", "last"]
     assert (last["mean"], last["sd"], last["n"], last["paper"]) == (3, 1, 3, 1.91)
     assert (last["vs_alpha_1_diff"], last["vs_alpha_1_p"], last["vs_alpha_1_word"][:11]) == (-1, 0.25, "n too small")
@@ -35,7 +37,7 @@ def test_a_row_of_the_statistics_by_hand():
 
 
 def test_both_references_stand_side_by_side(book):
-    table: Any = paper_tables.statistics(book.mains["mnist"])
+    table: Any = table1.statistics(book.mains["mnist"])
     shown = table[(table["selection"] == "last") & (table["protocol"] == "A")].set_index("curve")
     assert shown["vs_alpha_1_n"].drop("1").eq(10).all() and shown["vs_bn_n"].eq(10).all()
     assert shown.loc["0.25", "vs_alpha_1_p_holm"] == pytest.approx(11 * 2 / 1024)
@@ -45,7 +47,7 @@ def test_both_references_stand_side_by_side(book):
 
 
 def test_the_markdown_has_a_line_a_curve_and_the_csv_a_row_a_selection(book, tmp_path):
-    paper_tables.write(book, tmp_path)
+    table1.write(book, tmp_path)
     text = (tmp_path / "paper.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 3 * (3 * (12 + 1) + 4 + 1) and len({line.count("|") for line in lines}) == 1
@@ -74,9 +76,9 @@ def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
             runs += [knob_run("l2", value, alpha, seed, 2 + alpha + 100 * value) for value in (0.0, 1e-4, 1e-3)]
             runs += [knob_run("lr", 0.03, alpha, seed, 4 + alpha)]
             runs += [knob_run("average", value, alpha, seed, 3 + alpha) for value in ("var", "inv_std")]
-    book = book_of(runs)
+    book = result_set(runs)
     assert book.mains["mnist"].n == 6  # the paper's knobs alone
-    table: Any = paper_tables.sensitivity(book.variants).set_index(["knob", "value", "curve"])
+    table: Any = table1.sensitivity(book.variants).set_index(["knob", "value", "curve"])
     assert table.loc[("l2", "0.001", "0.25"), "mean"] == pytest.approx(2.35)
     assert table["vs_alpha_1_diff"].dropna().round(9).eq(-0.75).all()
     assert table.loc["average"].index.get_level_values(0).unique().tolist() == ["inv_std", "std", "var"]
@@ -89,7 +91,7 @@ def test_a_knobs_differences_are_tested_as_a_column_is():
     generator = np.random.default_rng(0)
     errors = {alpha: generator.normal(2 + alpha, 0.2, 10) for alpha in (1.0, 0.5, 0.25)}
     runs = [knob_run("l2", l2, a, s, errors[a][s] + l2) for a in errors for s in range(10) for l2 in (1e-4, 1e-3)]
-    table: Any = paper_tables.sensitivity(book_of(runs).variants).set_index(["value", "curve"])
+    table: Any = table1.sensitivity(result_set(runs).variants).set_index(["value", "curve"])
     raw = [
         scipy.stats.permutation_test(
             (errors[alpha] - errors[1.0],), np.mean, permutation_type="samples", n_resamples=np.inf
@@ -104,7 +106,7 @@ def test_a_knobs_differences_are_tested_as_a_column_is():
 
 
 def errors_of(runs, curve):
-    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
     return table.loc[curve, "last"]["n"], table.loc[curve, "last"]["mean"]
 
 
@@ -113,7 +115,7 @@ def test_a_normalizer_off_the_papers_runs_is_a_knob_and_replaces_no_number(key, 
     runs = [run(cell(constant(alpha), seed), [5.0, 2.0]) for seed in range(2) for alpha in (1.0, 0.1)]
     other = cell(constant(0.1))
     other["norm"][key] = value
-    book = book_of([*runs, run(other, [5.0, 50.0])])
+    book = result_set([*runs, run(other, [5.0, 50.0])])
     assert errors_of(book.runs, "0.1") == (2, 2.0) and errors_of(book.runs, "1") == (2, 2.0)
     shown = {(v.knob, v.value): v.series["0.1"].n for v in book.variants}
     assert shown == {(f"dbn {key}", str(other["norm"][key])): 1} | {
@@ -137,11 +139,11 @@ def test_sensitivity_at_another_setting_stands_apart(tmp_path):
         small = knob_run("l2", l2, 1.0, seed, 40.0)
         small.cell["train"]["batch_size"] = 50
         runs.append(run(small.cell, [5.0, 40.0]))
-    table: Any = paper_tables.sensitivity(book_of(runs).variants)
+    table: Any = table1.sensitivity(result_set(runs).variants)
     assert table.groupby("family")["main"].first().tolist() == [True, False]
     path = tmp_path / "findings.md"
-    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{readme.END}\n")
-    assert readme.update(path, book_of(runs), [])
+    path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{documents.END}\n")
+    assert documents.update(path, result_set(runs), [])
     assert path.read_text().count("| 3.00 [3.00, 3.00] |") == 2 and "40.00" not in path.read_text()
 
 
@@ -151,7 +153,7 @@ def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted
     adam["optimizer"] = {"name": "adam", "groups": {"weights": {"pattern": "*", "lr": 0.001, "weight_decay": 0.0}}}
     twice = knob_run("l2", 0.0, 0.1, 0, 3.0)
     twice.cell["norm"]["average"] = "var"
-    book = book_of([*runs, run(adam, [5.0, 50.0]), twice])
+    book = result_set([*runs, run(adam, [5.0, 50.0]), twice])
     assert sorted(setting.n for setting in book.settings) == [1, 2]
     assert book.mains["mnist"].cell["optimizer"]["name"] == "adagrad" and book.nowhere == [twice]
 
@@ -159,39 +161,39 @@ def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted
 def test_two_constants_that_look_alike_in_short_stay_two():
     runs = [run(cell(constant(alpha)), [5.0, error]) for alpha, error in ((0.1, 2.0), (0.1 + 1e-9, 3.0))]
     assert errors_of(runs, "0.1") == (1, 2.0) and errors_of(runs, "0.100000001") == (1, 3.0)
-    table: Any = paper_tables.statistics(book_of(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
     assert table.loc[("0.1", "last"), "paper"] == 1.90 and np.isnan(table.loc[("0.100000001", "last"), "paper"])
 
 
 def test_a_data_set_of_peers_alone_has_no_population_line(tmp_path):
     path = tmp_path / "findings.md"
-    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist A', 1)}\n{readme.END}\n")
-    assert readme.update(path, book_of([run(cell(norm="bn"), [5.0, 2.0])]), [])
+    path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist A', 1)}\n{documents.END}\n")
+    assert documents.update(path, result_set([run(cell(norm="bn"), [5.0, 2.0])]), [])
     assert "population" not in path.read_text()
 
 
 def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
     runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
-    book = book_of(runs)
+    book = result_set(runs)
     assert book.mains["mnist"].cell["train"]["epochs"] == 8
     assert [setting.slug for setting in book.settings] == ["mnist-epochs4", "mnist"]
 
 
 def test_many_short_runs_do_not_outweigh_a_column_that_was_trained():
     runs = table_1(["mnist"], "A", seeds=2, epochs=8) + table_1(["mnist"], "A", seeds=10, epochs=1)
-    assert book_of(runs).mains["mnist"].cell["train"]["epochs"] == 8
+    assert result_set(runs).mains["mnist"].cell["train"]["epochs"] == 8
 
 
 def test_a_main_setting_without_its_knobs_varied_has_no_sensitivity(book):
-    assert book.variants == [] and len(paper_tables.sensitivity(book.variants)) == 0
+    assert book.variants == [] and len(table1.sensitivity(book.variants)) == 0
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
 def test_a_document_of_this_checkout_has_the_results_of_its_records(name):
-    book = book_of(archive.read(ROOT / "results" / "records"))
+    book = result_set(archive.read(ROOT / "results" / "records"))
     judged = verdicts.judge(book.mains, book.protocols)
     text = (ROOT / name).read_text()
-    assert readme.with_results(text, book, judged, ROOT / name) == text, (
+    assert documents.with_results(text, book, judged, ROOT / name) == text, (
         f"{name} differs from results/records: write it again with `dbnrun report --readme`"
     )
 
@@ -201,9 +203,9 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
     runs += [run(cell(constant(0.25), seed), [4.0, 2.0 + 2 * seed]) for seed in range(2)]
     runs += [run(cell(constant(1.0), seed=0, protocol="B"), [4.0, 3.5])]
     path = tmp_path / "findings.md"
-    one, two = (readme.BEGIN.replace("results", f"results of {what}") for what in ("mnist A", "mnist B C"))
-    path.write_text(f"before\n{one}\nformer\n{readme.END}\nbetween\n{two}\n{readme.END}\nafter\n")
-    assert readme.update(path, book_of(runs), []) and not readme.update(path, book_of(runs), [])
+    one, two = (documents.BEGIN.replace("results", f"results of {what}") for what in ("mnist A", "mnist B C"))
+    path.write_text(f"before\n{one}\nformer\n{documents.END}\nbetween\n{two}\n{documents.END}\nafter\n")
+    assert documents.update(path, result_set(runs), []) and not documents.update(path, result_set(runs), [])
     # By hand: 2 and 4 have mean 3 and t interval 3 ± 12.706 · √2 / √2; their differences to 3 and 4 are −1 and 0.
     assert path.read_text().splitlines() == [
         "before",
@@ -213,13 +215,13 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
         "| α = 1 | 3.50 [−2.85, 9.85] |  |".replace("−", "-"),
         "| α = 0.25 | 3.00 [-9.71, 15.71] | −0.50 [−6.85, +5.85] |",
         "| the same weights, population statistics | 3.50 [-2.85, 9.85] | +0.00 [+0.00, +0.00] |",
-        readme.END,
+        documents.END,
         "between",
         two,
         "| MNIST | B, n = 1: test error [%] | to its α = 1 [pp] | C: test error [%] | to its α = 1 [pp] |",
         "|---|---|---|---|---|",
         "| α = 1 | 3.50 |  | not run |  |",
-        readme.END,
+        documents.END,
         "after",
     ]
 
@@ -231,8 +233,8 @@ def test_a_documents_sensitivity_has_a_line_a_value(tmp_path):
         for seed in range(2)
     ]
     path = tmp_path / "findings.md"
-    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{readme.END}\n")
-    assert readme.update(path, book_of(runs), [])
+    path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{documents.END}\n")
+    assert documents.update(path, result_set(runs), [])
     _, head, _, none, main, _ = path.read_text().splitlines()
     assert head.split(" | ")[:3] == ["| MNIST", "n", "α = 1: test error [%]"]
     assert none.startswith("| l2 0.0 | 2 | 4.00 [4.00, 4.00] | not run | −0.25 [−0.25, −0.25] |")
@@ -247,8 +249,8 @@ def test_a_documents_sensitivity_can_be_of_another_protocol(tmp_path):
             content["model"]["norm_position"] = position
             runs.append(run(content, [4.0, error]))
     path = tmp_path / "findings.md"
-    path.write_text(f"{readme.BEGIN.replace('results', 'results of mnist sensitivity B', 1)}\n{readme.END}\n")
-    assert readme.update(path, book_of(runs), [])
+    path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity B', 1)}\n{documents.END}\n")
+    assert documents.update(path, result_set(runs), [])
     _, head, _, after, before, _ = path.read_text().splitlines()
     assert "| 1/m (steps) [pp] |" in head and after.startswith("| norm position after | 2 | 3.00 [3.00, 3.00] |")
     assert before.startswith("| norm position before (main) |") and "−0.50 [−0.50, −0.50]" in before
@@ -256,11 +258,11 @@ def test_a_documents_sensitivity_can_be_of_another_protocol(tmp_path):
 
 def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nformer\n{readme.END}\nafter\n")
+    path.write_text(f"before\n{documents.BEGIN}\nformer\n{documents.END}\nafter\n")
     judged = verdicts.judge(book.mains, book.protocols)
-    assert readme.update(path, book, judged) and not readme.update(path, book, judged)
+    assert documents.update(path, book, judged) and not documents.update(path, book, judged)
     text = path.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{readme.END}\nafter\n") and "former" not in text
+    assert text.startswith("before\n") and text.endswith(f"{documents.END}\nafter\n") and "former" not in text
     row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
     assert "(1.91)" in row and "(7.24)" in row and "(17.00)" in row and row.count("[") == 3
     assert text.count("| holds") >= 3 and "MNIST, n = 10" in text
@@ -270,11 +272,11 @@ def test_a_readme_without_markers_is_refused_in_one_line(book, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing\n")
     with pytest.raises(UserError, match=r"README.md: expected the lines .* put them where the results should stand"):
-        readme.update(path, book, verdicts.judge(book.mains, book.protocols))
+        documents.update(path, book, verdicts.judge(book.mains, book.protocols))
 
 
 def test_what_was_not_run_says_so_in_the_readme():
-    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=2))
-    text = readme.results(book, verdicts.judge(book.mains, book.protocols))
+    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=2))
+    text = documents.results(book, verdicts.judge(book.mains, book.protocols))
     row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
     assert row.endswith("| not run | not run |")

@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from dbnrun import records
 from dbnrun.cli import main
-from dbnrun.config import UserError, signature
-from dbnrun.records import EpochRow, RecordWriter
+from dbnrun.config.identity import signature
+from dbnrun.config.registry import UserError
 from dbnrun.report import figures, report, tables
-from dbnrun.report.gather import counted, gather, read_runs
+from dbnrun.report.series import gather
+from dbnrun.runs import layout
+from dbnrun.runs.load import counted, read_runs
+from dbnrun.runs.metrics import EpochRow, MetricsWriter
 
 DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stats_grad": True, "average": "std",
        "eps_at": "std", "init": [0.0, 1.0]}  # fmt: skip
@@ -43,14 +45,12 @@ def constant(alpha):
 def record(results: Path, content, errors, status="done", population=None, val_loss=0.5, digest="d1", device="cpu"):
     """A run folder as the runner writes it, with the given test errors; `done` takes an error an epoch."""
     sign = signature(content, digest)
-    folder = records.run_folder(results, content, sign)
+    folder = layout.run_folder(results, content, sign)
     folder.mkdir(parents=True)
-    records.write_cell(folder, content)
+    layout.write_cell(folder, content)
     described = {"status": status, "signature": sign, "data_digest": digest, "device": device}
-    records.write_manifest(
-        folder, {**described, "results_version": records.RESULTS_VERSIONS[content["dataset"]["name"]]}
-    )
-    with RecordWriter(folder, []) as writer:
+    layout.write_manifest(folder, {**described, "results_version": layout.RESULTS_VERSIONS[content["dataset"]["name"]]})
+    with MetricsWriter(folder, []) as writer:
         for epoch, error in enumerate(errors, start=1):
             writer.write(
                 EpochRow(
@@ -305,7 +305,7 @@ def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
 def no_schedule(folder):
     content = cell("dbn", constant(0.5))
     del content["schedule"]
-    records.write_cell(folder, content)
+    layout.write_cell(folder, content)
 
 
 def no_file(folder):

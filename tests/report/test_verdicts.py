@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from synthetic import cell, constant, run, table_1
 
-from dbnrun.report import compare, verdicts
-from dbnrun.report.book import book_of
+from dbnrun.paper import verdicts
+from dbnrun.paper.book import result_set
+from dbnrun.paper.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, beats, judge, share_among_best, similar
+from dbnrun.report import compare
 from dbnrun.report.compare import Comparison
-from dbnrun.report.gather import settings_of
+from dbnrun.report.series import settings_of
 from dbnrun.report.stats import Summary
-from dbnrun.report.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, beats, judge, share_among_best, similar
 
 NAMED = ("0.5", "0.25")
 
@@ -163,7 +164,7 @@ def test_c5_counts_ties_in_favour_and_a_broken_schedule_last():
 
 @pytest.fixture(scope="module")
 def judged():
-    book = book_of(table_1(seeds=10, epochs=20))
+    book = result_set(table_1(seeds=10, epochs=20))
     return {(one.claim, one.dataset, one.protocol): one for one in judge(book.mains, book.protocols) if one.is_primary}
 
 
@@ -175,7 +176,7 @@ def test_claims_that_are_true_of_the_data_hold(judged):
 
 
 def test_claims_that_are_false_of_the_data_do_not_hold():
-    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=-0.5))
+    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=-0.5))
     judged = {
         one.claim: one
         for one in judge(book.mains, book.protocols)
@@ -186,13 +187,13 @@ def test_claims_that_are_false_of_the_data_do_not_hold():
 
 
 def test_of_equal_schedules_no_claim_of_a_gain_holds():
-    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=0.0))
+    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=0.0))
     judged = [one for one in judge(book.mains, book.protocols) if one.is_primary and one.dataset == "mnist"]
     assert all(one.verdict != HOLDS for one in judged if one.claim[:2] in ("C1", "C2"))
 
 
 def test_every_data_set_protocol_and_claim_has_one_verdict_and_what_was_not_run_says_so(judged):
-    book = book_of(table_1(datasets=["mnist"], protocols="A"))
+    book = result_set(table_1(datasets=["mnist"], protocols="A"))
     found = [one for one in judge(book.mains, book.protocols) if one.is_primary]
     names = [(one.claim, one.dataset, one.protocol) for one in found]
     assert len(names) == len(set(names)) and set(names) == set(judged)
@@ -211,7 +212,7 @@ def test_the_rules_are_those_that_the_document_states():
 
 
 def test_of_one_seed_no_verdict_speaks_of_intervals_or_tests():
-    book = book_of(table_1(datasets=["mnist"], protocols="A", seeds=1))
+    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=1))
     mine = [
         one for one in judge(book.mains, book.protocols) if one.dataset == "mnist" and one.protocol == "dbn_inference"
     ]

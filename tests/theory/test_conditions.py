@@ -146,7 +146,7 @@ def test_check_agrees_with_partial_sums_to_a_million_terms(h, k):
     series = [eta, eta * eta, alpha, alpha * partial, m * alpha * partial, m * alpha]
     converges = []
     for terms in series:
-        # Sums over (N/4, N/2] and (N/2, N]: with terms like m^-s (log m)^q the ratio tends to 2^(1-s).
+        # MetricSums over (N/4, N/2] and (N/2, N]: with terms like m^-s (log m)^q the ratio tends to 2^(1-s).
         quarter, half = terms[TERMS // 4 : TERMS // 2].sum(), terms[TERMS // 2 :].sum()
         converges.append(half / quarter < 1)
     # k = 1 is a boundary of Σ η itself, where the ratio is 1 but for rounding: known to diverge.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.theory import expression
 from dbnrun.theory.growth import Undecided, leading
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dbnrun.config import UserError
+from dbnrun.config.registry import UserError
 from dbnrun.theory import cell, figures, rows
 from dbnrun.theory.settings import ACTIVATION_NOTES
 

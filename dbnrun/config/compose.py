@@ -1,0 +1,89 @@
+"""Checked configurations from overrides, as Hydra composes them: one, or the cells of a sweep."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from dbnrun import interrupt
+from dbnrun.config.registry import conf_dir, files
+from dbnrun.config.schema import RunConfig, checked, store_schema
+
+SEED = re.compile(r"seed=([0-9]{1,19})")  # an override by a plain number
+MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*(\bseed\b|\$\{)")  # in an interpolation, or put together by a nested one
+
+
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """The checked configuration of one cell, as the command composes it."""
+    store_schema()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return checked(compose("config", list(overrides)))
+
+
+class Composer:
+    """Composes cells as Hydra does, each combination of group choices once; other values are merged into a copy.
+
+    Cells that differ in their seed alone are merged and checked once, unless another value may refer to the seed.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        self.loader = loader
+        self.master = master
+        self.parser = OverridesParser.create()
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._twins: dict[tuple[str, ...], RunConfig] = {}  # by a job's overrides but for its seed
+
+    def __call__(self, job: Sequence[str]) -> RunConfig:
+        """The checked configuration of the cell that `job` describes by overrides of one value each."""
+        interrupt.check()
+        seeds = [match[1] for line in job if (match := SEED.fullmatch(line))]
+        if len(seeds) != 1:
+            return checked(self._merged(job))
+        others = tuple(line for line in job if not SEED.fullmatch(line))
+        if others in self._twins:
+            return replace(self._twins[others], seed=int(seeds[0]))
+        merged = self._merged(job)
+        config = checked(merged)
+        if not MAY_REFER_TO_SEED.search(str(OmegaConf.to_container(merged))):
+            self._twins[others] = config
+        return config
+
+    def _merged(self, job: Sequence[str]) -> DictConfig:
+        """The configuration of the cell that `job` describes, not yet checked."""
+        overrides = [self._parse(line) for line in job]
+        choices = tuple(str(override.input_line) for override in overrides if self._needs_hydra(override))
+        config = copy.deepcopy(self._base(choices))
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if not self._needs_hydra(o)], config)
+        return config
+
+    def _needs_hydra(self, override: Override) -> bool:
+        """Whether an override chooses files, or adds a key, and so is not a mere value."""
+        return override.key_or_group in self.groups or override.is_add() or override.is_force_add()
+
+    def _parse(self, line: str) -> Override:
+        if line not in self._parsed:
+            self._parsed[line] = self.parser.parse_overrides([line])[0]
+        return self._parsed[line]
+
+    def _base(self, choices: tuple[str, ...]) -> DictConfig:
+        if choices not in self._composed:
+            config = self.loader.load_sweep_config(self.master, list(choices))
+            with open_dict(config):
+                del config["hydra"]
+            self._composed[choices] = config
+        return self._composed[choices]
+
+    @functools.cached_property
+    def groups(self) -> frozenset[str]:
+        return frozenset(files())

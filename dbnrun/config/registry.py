@@ -1,0 +1,171 @@
+"""What one can choose: a dataclass of options for each choice, registered under its group and name.
+
+A choice is the schema of its options, and it builds what it names. The dataclasses of a group stand in its options.py,
+which imports no torch, so that a command can be refused, planned or answered without it; `build` imports what it needs.
+The YAML file of a choice, conf/<group>/<name>.yaml, begins with `defaults: [base_<name>, _self_]` and states its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+# A cell has one choice of each group; the module registers those of the project.
+GROUPS = {
+    "dataset": "dbnrun.data.options",
+    "model": "dbnrun.models.options",
+    "norm": "dbnrun.norm.options",
+    "schedule": "dbnrun.norm.options",
+    "optimizer": "dbnrun.optim.options",
+}
+UNSET: Any = "???"  # OmegaConf's sign for a value that the configuration must state
+
+
+class UserError(ValueError):
+    """The user's input is refused. One line: what came, what was expected, what to do. Exit code 2."""
+
+
+def conf_dir() -> Path:
+    """conf/: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def files() -> dict[str, list[str]]:
+    """The groups of conf/ and the names one can choose in each: of the choices, and of presets of them."""
+    groups = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+
+
+def option(
+    default: Any = UNSET,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float = math.inf,
+    among: Iterable[Any] = (),
+    length: int | None = None,
+) -> Any:
+    """A field of a choice with its default and its bounds; of a list, the bounds of each of its `length` numbers."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "among": tuple(among), "length": length}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=bounds)
+    return field(default=default, metadata=bounds)
+
+
+@dataclass
+class Choice:
+    """The options of one choice. A value outside the bounds of its option is refused when the choice is made."""
+
+    name: str = UNSET
+    group: ClassVar[str]
+    registered: ClassVar[str]  # the name that it is registered under
+    label: ClassVar[str]  # what people call it, in tables and figures
+
+    def __post_init__(self) -> None:
+        if self.name != self.registered:
+            key = f"{self.group}.name"
+            raise UserError(f"{key}={self.name}: expected {self.registered}; choose with {self.group}={self.name}.")
+        for each in fields(self):
+            check_option(f"{self.group}.{each.name}", getattr(self, each.name), each.metadata)
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError for what the bounds of single options cannot say."""
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide numbers, as plain data; left out is what these options make idle."""
+        return asdict(self)
+
+
+C = TypeVar("C", bound=type[Choice])
+_REGISTERED: dict[str, dict[str, type[Choice]]] = {}
+
+
+def choice(group: str, name: str, label: str = "") -> Callable[[C], C]:
+    """Register a dataclass of options as the choice `group`=`name`; `label` is what people call it."""
+
+    def register(options: C) -> C:
+        options.group, options.registered, options.label = group, name, label or name
+        _REGISTERED.setdefault(group, {})[name] = options
+        return options
+
+    return register
+
+
+def of(group: str) -> dict[str, type[Any]]:
+    """The choices of a group by name, in the order of their registration."""
+    importlib.import_module(GROUPS[group])
+    return dict(_REGISTERED[group])
+
+
+def make(group: str, name: str, **options: Any) -> Any:
+    """A choice with some of its options; the others keep their defaults."""
+    return of(group)[name](name, **options)
+
+
+def options_of(kind: type[Choice]) -> list[str]:
+    """The names of a choice's options."""
+    return [each.name for each in fields(kind) if each.name != "name"]
+
+
+def defaults_of(kind: type[Choice]) -> dict[str, Any]:
+    """A choice's options that have a default, by name."""
+    made = {each.name: each.default_factory() for each in fields(kind) if each.default_factory is not MISSING}
+    return {
+        each.name: made.get(each.name, each.default)
+        for each in fields(kind)
+        if each.name != "name" and (each.name in made or each.default != UNSET)
+    }
+
+
+def owners(group: str, option: str) -> list[str]:
+    """The choices of a group that have an option."""
+    return [name for name, kind in of(group).items() if option in options_of(kind)]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean …?' for the known word closest to `word`, or '' where none is close."""
+    by_lower = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
+
+
+def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
+    known = list(known)
+    if value not in known:
+        listed = ", ".join(str(k).lower() if isinstance(k, bool) else str(k) for k in known)
+        raise UserError(f"{key}={value}: expected one of {listed}.{nearest(value, map(str, known))}")
+
+
+def in_range(key: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """Refuse a value outside [low, high], or (low, high] where `above`; NaN and infinity always."""
+    inside = math.isfinite(value) and (low < value if above else low <= value) and value <= high
+    if not inside:
+        left = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+        span = left if high == math.inf else f"{left}, at most {high:g}"
+        span = f"a number of at most {high:g}" if low == -math.inf else span
+        raise UserError(f"{key}={value}: expected {span}.")
+
+
+def check_option(key: str, value: Any, bounds: Any) -> None:
+    """Refuse a value outside the bounds that `option` has noted; fields without any are free."""
+    if not bounds:
+        return
+    if bounds["among"]:
+        one_of(key, value, bounds["among"])
+    if bounds["length"] is not None and len(value) != bounds["length"]:
+        raise UserError(f"{key}={value}: expected {NUMBERS.get(bounds['length'], bounds['length'])} numbers.")
+    low = bounds["at_least"] if bounds["above"] is None else bounds["above"]
+    if low is None and bounds["at_most"] == math.inf:
+        return
+    for number in value if isinstance(value, list) else [value]:
+        in_range(key, number, -math.inf if low is None else low, bounds["at_most"], above=bounds["above"] is not None)
+
+
+NUMBERS = {2: "two", 3: "three"}

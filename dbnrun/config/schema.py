@@ -1,0 +1,125 @@
+"""The schema of a configuration, its checks, and the signature of the cell it describes.
+
+The options of what one can choose, and their defaults, stand in each group's options.py; conf/ states what every run
+has. Imports nothing heavy, so that a command can be refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from dbnrun.config import registry
+from dbnrun.config.registry import GROUPS, UserError, in_range, one_of
+from dbnrun.data.options import Dataset
+from dbnrun.models.options import Model
+from dbnrun.norm.options import Norm, ScheduleOptions
+from dbnrun.optim.options import Optimizer
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    limit_batches: int | None = None
+    eval_every: int = 1
+    limit_eval: int | None = None
+
+    def __post_init__(self) -> None:
+        in_range("train.epochs", self.epochs, 1)
+        # A batch of one has no variance to normalize by.
+        in_range("train.batch_size", self.batch_size, 2)
+        if self.limit_batches is not None:
+            in_range("train.limit_batches", self.limit_batches, 1)
+        in_range("train.eval_every", self.eval_every, 1)
+        if self.limit_eval is not None and self.limit_eval < self.batch_size:
+            raise UserError(
+                f"train.limit_eval={self.limit_eval}: expected at least train.batch_size={self.batch_size}; the "
+                "population statistics need one full training batch."
+            )
+
+
+@dataclass
+class CheckpointConfig:
+    minutes: float = MISSING
+
+    def __post_init__(self) -> None:
+        in_range("checkpoint.minutes", self.minutes, 0)
+
+
+@dataclass
+class RunConfig:
+    dataset: Dataset = MISSING
+    model: Model = MISSING
+    norm: Norm = MISSING
+    schedule: ScheduleOptions = MISSING
+    optimizer: Optimizer = MISSING
+    train: TrainConfig = MISSING
+    seed: int = MISSING
+    precision: str = MISSING
+    deterministic: Any = MISSING
+    device: str = MISSING
+    threads: int | None = None
+    compile: bool = MISSING
+    cuda_graphs: bool = MISSING
+    data_dir: str = MISSING
+    results_dir: str = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    retry: str | None = None
+    fail_fast: bool = MISSING
+    skip_recorded: bool = MISSING
+    save_weights: bool = MISSING
+    progress: bool = MISSING
+    theory: bool = MISSING
+    debug: bool = MISSING
+
+    def __post_init__(self) -> None:
+        in_range("seed", self.seed, 0, 2**63 - 1)
+        one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
+        one_of("deterministic", self.deterministic, ("auto", True, False))
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        if self.device == "cpu" and self.precision == "tf32":
+            raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
+        for key in ("results_dir", "data_dir"):
+            if not getattr(self, key).strip() or not getattr(self, key).isprintable():
+                raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
+        if self.retry is not None:
+            one_of("retry", self.retry, ("failed", "diverged"))
+        if self.threads is not None:
+            in_range("threads", self.threads, 1, 1024)
+        if self.model.needs_images and not self.dataset.images:
+            images = ", ".join(name for name, kind in registry.of("dataset").items() if kind.images)
+            raise UserError(
+                f"model={self.model.name} expects images and dataset={self.dataset.name} has plain features: "
+                f"use model=fnn, or one of {images}."
+            )
+
+
+def store_schema() -> None:
+    """Let Hydra know the schema, and the options of every choice as base_<name> of its group."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for group in GROUPS:
+        for name, kind in registry.of(group).items():
+            store.store(group=group, name=f"base_{name}", node=kind)
+
+
+def checked(cfg: DictConfig) -> RunConfig:
+    """The typed, range-checked configuration. Raises UserError with one line for the first fault."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig), "conf/config.yaml must list the schema first in its defaults"
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every dotted key that the schema knows, for the check of what a user typed."""
+    nested = {"train": [TrainConfig], "checkpoint": [CheckpointConfig]}
+    nested |= {group: list(registry.of(group).values()) for group in GROUPS}
+    keys = []
+    for each in fields(RunConfig):
+        below = [option.name for kind in nested.get(each.name, []) for option in fields(kind)]
+        keys += [each.name, *(f"{each.name}.{name}" for name in dict.fromkeys(below))]
+    return keys

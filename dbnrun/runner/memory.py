@@ -1,0 +1,58 @@
+"""How many runs fit into one stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dbnrun.config.registry import UserError
+from dbnrun.config.schema import RunConfig
+from dbnrun.data.parts import Data
+from dbnrun.runner.execute import build_cell, load_data, prepare_device
+from dbnrun.train.evaluate import autocast
+
+
+def fitting(config: RunConfig) -> int:
+    """Runs like this one that fit into a quarter of the memory that is free; at least 1, and 1 where none can train."""
+    try:
+        device = prepare_device(config)
+        data = load_data(config, device)
+        most = config.model.most_stacked[device.type]
+        return max(1, min(most, free_bytes(device) // 4 // step_bytes(config, data, device)))
+    except UserError:
+        return 1  # training it says why
+
+
+def step_bytes(config: RunConfig, data: Data, device: torch.device) -> int:
+    """Memory of one training step of one run: parameters, gradients and optimizer state, and what backward keeps.
+
+    Measured on a step of a network built for it. Kept values are counted twice, for their gradients.
+    """
+    cell = build_cell(config, data, device)
+    kept = 0
+
+    def count(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel() * value.element_size()
+        return value
+
+    cell.model.train()
+    batch = slice(0, config.train.batch_size)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value), autocast(device, config.precision):
+        F.cross_entropy(cell.model(data.train.x[batch]).float(), data.train.y[batch])
+    held = sum(p.numel() * p.element_size() for p in cell.model.parameters())
+    return 5 * held + 2 * kept  # itself, its gradient, at most two numbers of state, a copy in the checkpoint
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device; of this machine as Linux counts it, elsewhere 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 4 << 30

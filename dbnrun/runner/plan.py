@@ -1,0 +1,231 @@
+"""Which cells a command asks for, and how each of them stands. Trains nothing and imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+
+from dbnrun import interrupt
+from dbnrun.config.compose import Composer
+from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
+from dbnrun.config.overrides import check_overrides
+from dbnrun.config.registry import UserError, conf_dir
+from dbnrun.config.schema import RunConfig, store_schema
+from dbnrun.data import expected_digest, source
+from dbnrun.runs import archive_index, layout, metrics
+from dbnrun.runs.status import LEFT, STATUSES, RunStatus, duration, status_of
+
+
+def grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the values that the overrides sweep over; of two for one key the later one counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: expected values to sweep over, such as {key}=1,2,3 or range(1,4).")
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+# Keys that are not swept over, and why.
+NOT_SWEPT = {
+    **{key: "it changes no number, so all its values are one cell" for key in SETTINGS},
+    "checkpoint.minutes": "it changes no number, so all its values are one cell",
+    "experiment": "each experiment is a sweep of its own",
+}
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that a command asks for."""
+
+    job: Sequence[str]  # the overrides that describe it
+    config: RunConfig
+    signature: str
+
+    @functools.cached_property
+    def cell(self) -> dict[str, Any]:
+        """What decides its numbers."""
+        return cell_of(self.config)
+
+    @property
+    def folder(self) -> Path:
+        return layout.run_folder(Path(self.config.results_dir), self.cell, self.signature)
+
+    @functools.cached_property
+    def kind(self) -> tuple[str, ...]:
+        return archive_index.kind_of(self.cell)
+
+    def status(self) -> RunStatus:
+        interrupt.check()
+        return status_of(self.folder, self.config.dataset.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The distinct cells of a command, and how many times one of them was named again."""
+
+    cells: Sequence[PlannedCell]
+    folded: int
+
+
+def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
+    """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
+    own = [f"{key}={value}" for key, value in params.items()]
+    parsed = OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides])
+    for override in parsed:
+        if override.is_sweep_override() and override.key_or_group in NOT_SWEPT:
+            raise UserError(f"{override.input_line}: expected one value; {NOT_SWEPT[override.key_or_group]}.")
+    jobs = grid(parsed)
+    if not jobs:
+        empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
+        raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
+    cells: dict[str, PlannedCell] = {}
+    for job in jobs:
+        config = composer(job)
+        sig = signature(cell_of(config), expected_digest(config.dataset.name))
+        cells.setdefault(sig, PlannedCell(job, config, sig))
+    return Plan(list(cells.values()), len(jobs) - len(cells))
+
+
+def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
+    """How each cell stands for a sweep that asks for it, skip_recorded and retry included."""
+    skips = bool(cells) and cells[0].config.skip_recorded
+    there = archive_index.signatures(Path(cells[0].config.results_dir)) if skips else set()
+    found = [cell.status() for cell in cells]
+    return [_asked_for(cell, how, there) for cell, how in zip(cells, found, strict=True)]
+
+
+def _asked_for(cell: PlannedCell, how: RunStatus, there: Set[str]) -> RunStatus:
+    if how.name in layout.FINISHED and how.name != cell.config.retry:
+        return how
+    if cell.signature in there:
+        return RunStatus("recorded")
+    return RunStatus("left", how.name) if cell.config.retry and how.name != cell.config.retry else how
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time that the unfinished cells need one after another."""
+
+    seconds: float
+    here: int  # cells whose time is judged by finished ones here
+    elsewhere: int  # cells whose time is that of recorded runs, for want of finished ones
+    unknown: int  # cells whose time nothing tells
+
+
+def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
+    """What is left to train, at what finished cells of its data set, network and normalizer cost an epoch.
+
+    That is their share of a shared run; a few are read, and their median taken. Where none is finished, what the
+    committed records say that it took.
+    """
+    costs: dict[tuple[str, ...], list[float]] = {}
+    for cell, how in cells:
+        known = costs.setdefault(cell.kind, [])
+        if how.name == "done" and len(known) < archive_index.ENOUGH:
+            rows = metrics.read_rows(cell.folder / "metrics.csv")
+            known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
+    left = [(cell, how) for cell, how in cells if how.name in (*LEFT, cell.config.retry)]
+    lacking = any(not costs[cell.kind] for cell, _ in left)
+    there = archive_index.epoch_seconds(Path(left[0][0].config.results_dir)) if lacking else {}
+    seconds, sources = 0.0, Counter[str]()
+    for cell, how in left:
+        known = costs[cell.kind] or there.get(cell.kind, [])
+        done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+        seconds += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
+        sources["here" if costs[cell.kind] else "elsewhere" if known else "unknown"] += 1
+    return Estimate(seconds, sources["here"], sources["elsewhere"], sources["unknown"])
+
+
+def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
+    """The data sets that the cells need and that are not there, each with the first file that is missing."""
+    wanted = {(cell.config.dataset.name, cell.config.data_dir) for cell in cells}
+    lines = []
+    for name, data_dir in sorted(wanted):
+        if files := source.missing(name, Path(data_dir)):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            lines.append(f"{name}: {files[0]}{more}; fetched when a cell needs it, or now by `dbnrun data {name}`")
+    return lines
+
+
+def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
+    """The whole plan as plain data."""
+    left = time_left(list(zip(asked.cells, statuses, strict=True)))
+    return {
+        "cells": [
+            {
+                "name": f"{readable_name(cell.cell)}-{cell.signature}",
+                "folder": str(cell.folder),
+                "overrides": list(cell.job),
+                "standing": how.name,
+                "detail": how.detail,
+            }
+            for cell, how in zip(asked.cells, statuses, strict=True)
+        ],
+        "counts": dict(Counter(how.name for how in statuses)),
+        "duplicates_folded": asked.folded,
+        "missing_data": missing_data(asked.cells),
+        "seconds_left": round(left.seconds, 1),
+        "cells_estimated_by_records": left.elsewhere,
+        "cells_without_estimate": left.unknown,
+    }
+
+
+def asked(arguments: Sequence[str]) -> Plan:
+    """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
+    check_overrides(arguments)
+    store_schema()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)
+        return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
+
+
+def counted(number: int, thing: str) -> str:
+    """'1 cell', '2 cells'."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Iterator[str]:
+    """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
+    counts = Counter(how.name for how in statuses)
+    folded = f", {counted(found.folded, 'duplicate')} folded" if found.folded else ""
+    yield counted(len(found.cells), "cell") + folded
+    for name, meaning in STATUSES.items():
+        if counts[name]:
+            yield f"{counts[name]:7} {name:10}  {meaning}"
+    shown = [(c, how) for c, how in zip(found.cells, statuses, strict=True) if everything or how.name not in QUIET]
+    for cell, how in shown[: None if everything else MOST_SHOWN]:
+        yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
+    if not everything and len(shown) > MOST_SHOWN:
+        yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
+    if alone := sorted({cell.config.norm.name for cell in found.cells if not cell.config.norm.stacks}):
+        yield f"norm={', '.join(alone)}: trains alone, for a stack does not know its layers"
+    yield from (f"missing data  {line}" for line in missing_data(found.cells))
+    left = time_left(list(zip(found.cells, statuses, strict=True)))
+    if left.seconds:
+        took = "finished cells took" if left.here else "recorded runs of their kind took, where they were trained"
+        more = f" ({left.elsewhere} of them: by recorded runs)" if left.here and left.elsewhere else ""
+        yield f"about {duration(left.seconds)} to train, one after another, by what {took}{more}"
+    if left.unknown:
+        yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
+
+
+QUIET = ("done", "recorded", "left", "new")  # statuses that need no line of their own
+MOST_SHOWN = 30

@@ -1,0 +1,206 @@
+"""Hydra's grid sweep with every cell checked, duplicates folded and finished cells left out, before one trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from dbnrun import interrupt
+from dbnrun.config.compose import Composer
+from dbnrun.config.identity import cell_of, signature
+from dbnrun.config.overrides import first_line
+from dbnrun.config.registry import UserError
+from dbnrun.config.schema import RunConfig
+from dbnrun.data import expected_digest
+from dbnrun.runner.plan import PlannedCell, counted, plan
+from dbnrun.runs import archive_index, layout
+from dbnrun.runs.status import Outcome, status_of
+
+# How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
+cells_to_train = 0
+
+
+FAILED = ("failed", "refused")
+
+
+class CellFailed(Exception):
+    """A cell, or some cells of a sweep, failed or diverged. Exit code 1."""
+
+
+MENDED = "a smaller optimizer.lr may help, and retry=diverged trains again what diverged"
+
+
+class CellSweeper(Sweeper):
+    """Launches each distinct unfinished cell of a grid once, through whichever launcher Hydra is told to use.
+
+    The task returns a records.Outcome. `params` are the overrides that conf/experiment files sweep; the command's
+    own come after them and win.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader = hydra_context.config_loader
+        self.master = config
+        self.runner = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
+        if not isinstance(self.params, Mapping):
+            raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
+        asked = plan(Composer(self.loader, self.master), self.params, arguments)
+        statuses = {cell.signature: cell.status() for cell in asked.cells}
+        retry = asked.cells[0].config.retry
+        ended = [name for name in layout.FINISHED if name != retry]
+        finished = [cell for cell in asked.cells if statuses[cell.signature].name in ended]
+        new = [cell for cell in asked.cells if statuses[cell.signature].name not in ended]
+        _say(
+            f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(finished)} finished before"
+            + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
+        )
+        if bare := sum(map(_lacks_weights, finished)):
+            _say(f"save_weights: {counted(bare, 'cell')} finished without; move their folders away to train again")
+        if new and new[0].config.skip_recorded:
+            there = archive_index.signatures(Path(new[0].config.results_dir))
+            kept, new = new, [cell for cell in new if cell.signature not in there]
+            _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
+        if retry:
+            again = [cell for cell in new if statuses[cell.signature].name == retry]
+            _say(f"retry={retry}: {counted(len(again), 'cell')} {retry} before; {len(new) - len(again)} left alone")
+            new = again
+        if any(cell.config.fail_fast for cell in new) and not self._here:
+            raise UserError(
+                "fail_fast=true: cells of another launcher are on their way before one has failed; leave it out, or "
+                "sweep in this process (hydra/launcher=fused, without inner)."
+            )
+        # Where a process died without a word, what it trained may have killed it: that comes last.
+        new.sort(key=lambda cell: statuses[cell.signature].name == "unfinished" and _died(cell.folder))
+        cells_to_train = len(new)
+        returns = self._launched(new) if new else []
+        # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
+        before = 0 if retry else sum(statuses[cell.signature].name == "diverged" for cell in finished)
+        _conclude([outcome_of(returned) for returned in returns], len(new), before)
+        return returns
+
+    @property
+    def _here(self) -> bool:
+        """Whether the fused launcher trains in this process: an error is then ours, and a sweep can stop early."""
+        return self.master.hydra.launcher.get("inner", "") is None
+
+    def _launched(self, cells: Sequence[PlannedCell]) -> list[JobReturn]:
+        """Hand the cells to the launcher. Where it gives up, say so, and go by what stands on the disk."""
+        try:
+            # Another launcher waits for its jobs without looking whether to stop.
+            with contextlib.nullcontext() if self._here else interrupt.raising():
+                return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
+        except Exception as error:
+            if self._here or isinstance(error, UserError) or cells[0].config.debug:
+                raise
+            _say(f"the launcher gave up at a job: {type(error).__name__}: {first_line(error)}")
+        ended = Counter(cell.status().name for cell in cells)
+        _say(f"{counted(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
+        raise CellFailed(
+            "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
+        )
+
+
+def _lacks_weights(cell: PlannedCell) -> bool:
+    return cell.config.save_weights and not (cell.folder / layout.WEIGHTS).exists()
+
+
+def _died(folder: Path) -> bool:
+    return layout.read_manifest(folder).get("status") == "running"
+
+
+def _conclude(outcomes: Sequence[Outcome], asked: int, diverged_before: int) -> None:
+    """Say in one table how the cells of a sweep ended. Raises CellFailed where one failed or diverged."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    if len(outcomes) < asked:
+        counts["not tried"] = asked - len(outcomes)
+    if asked:
+        _say(f"{counted(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    failed = [outcome for outcome in outcomes if outcome.status in FAILED]
+    for outcome in failed:
+        _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
+    diverged = [outcome for outcome in outcomes if outcome.diverged]
+    for outcome in diverged:
+        _say(f"  diverged {outcome.name}" + (f": at {outcome.where}" if outcome.where else ""))
+    wrong = []
+    if failed:
+        refused = all(outcome.status == "refused" for outcome in failed)
+        then = "mend what was refused and sweep again" if refused else "retry=failed tries those that failed again"
+        wrong.append(f"{len(failed)} of {counted(asked, 'cell')} failed; {then}.")
+    if diverged:
+        also = f", and {diverged_before} before" if diverged_before else ""
+        wrong.append(f"{len(diverged)} of {counted(asked, 'cell')} diverged{also}; {MENDED}.")
+    elif diverged_before:
+        wrong.append(f"{counted(diverged_before, 'cell')} diverged before (`dbnrun status` shows where); {MENDED}.")
+    if wrong:
+        raise CellFailed(" ".join(wrong))
+
+
+def outcome_of(returned: JobReturn) -> Outcome:
+    """How a launcher's job ended: its Outcome, or a failed one where it raised something instead."""
+    if returned.status == JobStatus.COMPLETED and isinstance(returned.return_value, Outcome):
+        return returned.return_value
+    error = returned._return_value
+    name = " ".join(returned.overrides or [])
+    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {first_line(error)}")
+
+
+def left_alone(config: RunConfig) -> Outcome | None:
+    """The outcome "left" for a cell that retry=… does not mean."""
+    cell = cell_of(config)
+    sig = signature(cell, expected_digest(config.dataset.name))
+    folder = layout.run_folder(Path(config.results_dir), cell, sig)
+    how = status_of(folder, config.dataset.name).name
+    if config.retry is None or how == config.retry:
+        return None
+    return Outcome(folder.name, folder, "left", message=f"it is {how} and retry={config.retry} trains others")
+
+
+def announce(outcome: Outcome, number: int) -> None:
+    """One line for a cell that ended, with its number in the sweep."""
+    place = f"[{number}/{cells_to_train}] " if cells_to_train else ""
+    tqdm.write(place + sentence(outcome), file=sys.stderr)
+
+
+def sentence(outcome: Outcome) -> str:
+    """How a cell ended; the folder bears its name."""
+    if outcome.status == "held":
+        return f"left to {outcome.message}: {outcome.folder}"
+    if outcome.status == "left":
+        return f"left alone, for {outcome.message}: {outcome.folder}"
+    if outcome.status in FAILED:
+        return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
+    ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
+    ended += f" at {outcome.where}" if outcome.where else ""
+    row, result = outcome.row, ""
+    if row and row.test_error_pct is not None:
+        result = f", test error {row.test_error_pct:.2f} % after epoch {row.epoch}"
+    return f"{ended}{result}: {outcome.folder}"
+
+
+def _log_of(outcome: Outcome, words: str) -> str:
+    log = outcome.folder / "run.log"
+    # Not Path.exists, which raises where the name is too long.
+    return words.format(log) if outcome.status == "failed" and os.path.exists(log) else ""  # noqa: PTH110
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""What a run leaves behind, each file written crash-safe.
+
+<results_dir>/runs/<readable name>-<signature>/
+    metrics.csv     one EpochRow a line, appended and synced as each epoch ends
+    config.yaml     the cell: everything that decides the numbers
+    manifest.json   status, versions, device, data digest, wall time
+    run.log         versions and environment of each attempt, and its traceback where it failed
+    checkpoint.pt   while unfinished, with the one before it as checkpoint.previous.pt
+    lock            while a process trains it: dbnrun.runs.lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dbnrun.config.identity import readable_name
+
+FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
+
+# Raised, for the data sets concerned, with every change of code that alters a number of a cell whose configuration
+# stays the same. (A change of the configuration's schema alters the signature instead.) Records of another version are
+# stale: trained again when asked for, the old ones set aside. NI 2: the population pass takes records in mixed order.
+RESULTS_VERSIONS = {"digits": 1, "mnist": 1, "ni": 2, "cifar10": 1}
+
+
+WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
+
+
+def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Path:
+    return results_dir / "runs" / f"{readable_name(cell)}-{signature}"
+
+
+def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write to a temporary file beside `path`, sync, rename: a crash leaves the old file or the new one.
+
+    With `keep`, the file that was there before is kept under that name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, keep)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, or {} where there is none to read: the run never got as far as writing one."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def divergence(manifest: Mapping[str, Any]) -> str:
+    """Where a run's training loss was not finite first, such as 'epoch 2, step 37'; '' where it does not say."""
+    if "diverged_step" not in manifest:
+        return ""
+    return f"epoch {manifest['diverged_epoch']}, step {manifest['diverged_step']}"
+
+
+def is_stale(manifest: Mapping[str, Any], dataset: str) -> bool:
+    """Whether the records of a cell on this data set were made by code whose numbers differ from ours."""
+    return bool(manifest) and manifest.get("results_version", 1) != RESULTS_VERSIONS[dataset]
+
+
+def is_finished(folder: Path, dataset: str) -> bool:
+    """Whether there is nothing left to train: ended, of our version, and with its rows."""
+    manifest = read_manifest(folder)
+    ended = str(manifest.get("status")) in FINISHED and not is_stale(manifest, dataset)
+    return ended and (folder / "metrics.csv").is_file()
+
+
+def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cell))).encode())
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that cannot be continued, so that nothing recorded is lost; None where there is none."""
+    if not path.exists():
+        return None
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    return kept

@@ -1,0 +1,187 @@
+"""The reader of run folders: what each holds, as a report counts it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dbnrun.config import registry
+from dbnrun.config.identity import protocol_of, schedule_key, signature
+from dbnrun.config.registry import UserError
+from dbnrun.runs import layout, metrics
+from dbnrun.runs.metrics import EpochRow
+
+HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
+# The loader in C is ten times faster; both read plain data only.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One recorded run: its cell, how it stands, and its rows."""
+
+    folder: Path  # or the records file that holds it
+    signature: str
+    data_digest: str  # '' where no manifest says it
+    cell: dict[str, Any]
+    status: str  # done, diverged, failed, unfinished, or incomplete: called done, but rows are missing
+    rows: tuple[EpochRow, ...]
+    manifest: dict[str, Any] = field(default_factory=dict)  # where its numbers come from
+
+
+def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[RunRecord]:
+    """Every run folder under `paths`. One that cannot be read is warned of and left out; UserError with `strict`."""
+    runs = []
+    for folder in (folder for path in paths for folder in _run_folders(path)):
+        try:
+            runs.append(_read(folder))
+        except UserError as error:
+            if strict:
+                raise
+            print(f"dbnrun: warning: left out: {error}", file=sys.stderr)
+    return runs
+
+
+def counted(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs as a report counts them: each once, also where it was trained again under another spelling.
+
+    Where two finished copies have different numbers the first counts, and a line says how far apart they are.
+    """
+    kept, unlike = distinct(runs)
+    kept, more = distinct(map(_as_auto, kept))
+    say_unlike(unlike + more)
+    return kept
+
+
+def _as_auto(run: RunRecord) -> RunRecord:
+    """On a CPU deterministic=true is deterministic=auto: the same training, under one signature here."""
+    if run.manifest.get("device") != "cpu" or run.cell.get("deterministic") is not True:
+        return run
+    cell = {**run.cell, "deterministic": "auto"}
+    return replace(run, cell=cell, signature=signature(cell, run.data_digest))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if (path / "config.yaml").exists():
+        return [path]
+    parent = path / "runs" if (path / "runs").is_dir() else path
+    return sorted(config.parent for config in parent.glob("*/config.yaml"))
+
+
+def _read(folder: Path) -> RunRecord:
+    try:
+        cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
+        epochs = int(cell["train"]["epochs"])
+        if not _has_what_a_report_reads(cell):
+            raise ValueError("not a cell")
+        rows = tuple(metrics.read_rows(folder / "metrics.csv"))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away."
+        ) from None
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
+        ) from None
+    name, manifest = cell["dataset"]["name"], layout.read_manifest(folder)
+    return RunRecord(
+        folder,
+        signature=str(manifest.get("signature") or folder.name),
+        data_digest=str(manifest.get("data_digest") or ""),
+        cell=cell,
+        status="stale" if layout.is_stale(manifest, name) else _status(manifest.get("status", ""), rows, epochs),
+        rows=rows,
+        manifest=manifest,
+    )
+
+
+def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of ours, as far as it is read here; an error where a part is missing."""
+    groups = cell["optimizer"]["groups"]
+    return (
+        cell["dataset"]["name"] in layout.RESULTS_VERSIONS
+        and cell["norm"]["name"] in registry.of("norm")
+        and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
+        and cell["seed"] >= 0
+        and all([schedule_key(cell), cell["model"]["name"], cell["model"]["widths"], cell["train"]["batch_size"]])
+        and all(group["lr"] >= 0 for group in groups.values())
+    )
+
+
+def _status(status: str, rows: Sequence[EpochRow], epochs: int) -> str:
+    """How a run counts here: its manifest's status, and whether metrics.csv bears out a 'done'."""
+    if status == "done":
+        whole = [row.epoch for row in rows] == list(range(1, epochs + 1))
+        return "done" if whole else "incomplete"
+    return status if status in ("diverged", "failed") else "unfinished"
+
+
+Pair = tuple[RunRecord, RunRecord]  # the copy that is kept, and another with different numbers
+
+
+def distinct(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[Pair]]:
+    """Runs by signature, of several copies the first finished one; and the pairs of finished copies that differ."""
+    kept: dict[str, RunRecord] = {}
+    unlike: list[Pair] = []
+    for run in runs:
+        other = kept.setdefault(run.signature, run)
+        if other is run or run.status not in layout.FINISHED:
+            continue
+        if other.status not in layout.FINISHED:
+            kept[run.signature] = run
+        elif spelled(other) != spelled(run):
+            unlike.append((other, run))
+    return list(kept.values()), unlike
+
+
+def say_unlike(unlike: Sequence[Pair]) -> None:
+    """Print how far copies are from those that are kept, in a line; nothing where there are none."""
+    if not unlike:
+        return
+    kept, other = max(unlike, key=_distance)
+    far = _distance((kept, other))
+    apart = f"by up to {far:.3g} pp of test error" if math.isfinite(far) else "one of the two has diverged"
+    print(
+        f"{len(unlike)} of the runs have other numbers than the copy that counts (the record, else the first one): "
+        f"{apart} ({other.folder} against {kept.folder}). Another machine, device, number of threads, stack or compile "
+        "rounds otherwise; another device also draws other dropout and augmentation. `dbnrun report RUNS --out DIR` "
+        "draws runs on their own."
+    )
+
+
+def _distance(pair: Pair) -> float:
+    """The largest difference in test error [pp] between two copies; infinite where only one has diverged."""
+    kept, other = pair
+    if kept.status != other.status:
+        return math.inf
+    errors = ([row.test_error_pct for row in run.rows if row.test_error_pct is not None] for run in pair)
+    apart = [abs(a - b) for a, b in zip(*errors, strict=False)]
+    return max(filter(math.isfinite, apart), default=0.0)
+
+
+def spelled(run: RunRecord, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    """A run's rows as the records spell them; unless named, the columns that two copies of a run share.
+
+    Those are the ones that every file has, without the seconds: no two trainings take equally long. Two runs are equal
+    where this text is, NaN included.
+    """
+    names = names or [name for name in metrics.REQUIRED if name not in metrics.TIME_COLUMNS]
+    return [tuple(_spelled(name, getattr(row, name)) for name in names) for row in run.rows]
+
+
+def _spelled(name: str, value: float | int | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    if name in metrics.TIME_COLUMNS:
+        return f"{value:.3f}"
+    return f"{value:.9g}" if "error_pct" in name else f"{value:.6g}"

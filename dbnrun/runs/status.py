@@ -1,0 +1,74 @@
+"""How a run ended, or stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbnrun.runs import layout, lock
+from dbnrun.runs.metrics import EpochRow
+
+# How a cell can stand, in the order in which `dbnrun plan` counts them.
+STATUSES = {
+    "done": "trained to its end",
+    "diverged": "ended with a loss that is not finite; retry=diverged trains it again",
+    "recorded": "in the committed records, and skip_recorded=true leaves it out",
+    "running": "a live process trains it",
+    "unfinished": "goes on from its last checkpoint",
+    "failed": "raised an error; tried again when asked for",
+    "left": "not of those that retry= asks for",
+    "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
+    "new": "nothing is recorded",
+}
+LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a cell's folder stands: one of STATUSES, and in words who holds it or what went wrong."""
+
+    name: str
+    detail: str = ""
+
+
+def status_of(folder: Path, dataset: str) -> RunStatus:
+    """Read off the folder of a cell on a data set how it stands, changing nothing."""
+    manifest = layout.read_manifest(folder)
+    holder = lock.live_holder(folder)
+    if holder is not None:
+        return RunStatus("running", str(holder))
+    if layout.is_stale(manifest, dataset):
+        return RunStatus("stale", f"by results version {manifest.get('results_version', 1)}")
+    status = str(manifest.get("status", "new"))
+    lost = status in layout.FINISHED and not (folder / "metrics.csv").is_file()
+    if lost or status in ("running", "interrupted"):  # a holder that is dead could not say so itself
+        return RunStatus("unfinished", "its metrics.csv is gone" if lost else "")
+    details = {"failed": str(manifest.get("error", "")), "diverged": layout.divergence(manifest)}
+    return RunStatus(status if status in STATUSES else "new", details.get(status, ""))
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{int(hours)} h {int(minutes % 60)} min" if hours < 48 else f"{int(hours // 24)} d {int(hours % 24)} h"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: done, diverged, skipped (finished before), held (by another process), refused or failed."""
+
+    name: str
+    folder: Path
+    status: str
+    row: EpochRow | None = None  # its last
+    message: str = ""
+    where: str = ""  # it diverged, now or before: 'epoch 2, step 37', where that is recorded
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the cell has ended, now or before, with a training loss that is not finite."""
+        return "diverged" in (self.status, self.message)
