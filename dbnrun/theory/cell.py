@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dbnrun.config import RunConfig
-
-if TYPE_CHECKING:
-    from dbnrun.theory.conditions import Report
+from dbnrun.theory import sequences
+from dbnrun.theory.conditions import Report, check
 
 
 def line(config: RunConfig) -> str:
@@ -20,16 +17,13 @@ def line(config: RunConfig) -> str:
             "theory: norm.train_stats=batch: training normalizes each batch by its own statistics. λ, averaged with "
             f"alpha(m) = {alpha}, plays no part in it and serves evaluation alone: the theorem does not apply."
         )
-    from dbnrun.theory import expression  # sympy takes its time, and few cells ask
-    from dbnrun.theory.conditions import check
-
     # A step per epoch in place of one per update stretches m by a factor, which moves no condition for these schedules.
     text = f"theory: alpha(m) = {alpha}: "
     if config.optimizer.name == "sgd" and not config.optimizer.settings()["momentum"]:
-        report = check(expression.alpha(alpha), expression.eta(repr(config.optimizer.lr)))
+        report = check(sequences.alpha(alpha), sequences.eta(repr(config.optimizer.lr)))
         return text + _theorems(report) + f"; sgd's constant step {config.optimizer.lr:g} {_steps(report)}." + _caveat()
     # With eta = 1/m, the slowest-growing admissible power, Theorem 7 and Lemma 8 ask least of alpha.
-    report = check(expression.alpha(alpha), expression.eta("1/m"))
+    report = check(sequences.alpha(alpha), sequences.eta("1/m"))
     return (
         text
         + _theorems(report)
