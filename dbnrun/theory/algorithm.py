@@ -64,8 +64,8 @@ class Point:
     lambda_step: Tensor  # |lambda(m) - lambda(m-1)|; 0 at m = 1
     lambda_path: Tensor  # sum of lambda_step up to m
     lambda_distance: Tensor  # |lambda(m) - statistics of the data at theta(m)|
-    alpha: Tensor  # alpha(m); used from m = 2 on
-    eta: Tensor
+    alpha_m: Tensor  # used from m = 2 on
+    eta_m: Tensor
 
 
 @dataclass(frozen=True)
