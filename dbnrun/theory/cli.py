@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,9 @@ def _seeds(text: str) -> list[int]:
 
 
 def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < float(_number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected a number above 0")
-    return value
+    return float(text)
 
 
 def _power(scale: str, exponent: str) -> str:
@@ -171,7 +168,7 @@ def _check(options: argparse.Namespace) -> int:
     if len(alphas) > 1 or len(etas) > 1:
         raise UserError(f"{len(alphas)} alphas and {len(etas)} etas: expected one of each; check pairs one at a time.")
     report = check(alphas[0], etas[0])
-    print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if options.json else as_table(report))
+    print(json.dumps(asdict(report), indent=2, ensure_ascii=False) if options.json else as_table(report))
     return 0
 
 
@@ -243,7 +240,7 @@ def _trained(options: argparse.Namespace, problem: Any, cells: Sequence[Cell]) -
     seeds, alphas, etas = zip(*cells, strict=True)
     theta = algorithm.initial(seeds, problem.x.shape[1], options.width, len(problem.targets))
     with tqdm(total=options.iterations, unit="it", leave=False, disable=None, dynamic_ncols=True) as bar:
-        points = algorithm.run(
+        columns = algorithm.run(
             problem,
             theta,
             alphas,
@@ -254,14 +251,9 @@ def _trained(options: argparse.Namespace, problem: Any, cells: Sequence[Cell]) -
             lambda _m: bar.update(),
         )
     return [
-        Curve(seed, alpha.text, eta.text, {name: _column(points, name, i) for name in rows.NUMBERS})
+        Curve(seed, alpha.text, eta.text, {name: column[i].numpy() for name, column in columns.items()})
         for i, (seed, alpha, eta) in enumerate(cells)
     ]
-
-
-def _column(points: Sequence[Any], name: str, i: int) -> np.ndarray:
-    """A number of pair i along the logged iterations."""
-    return np.array([point.m if name == "m" else float(getattr(point, name)[i]) for point in points])
 
 
 def _settings(options: argparse.Namespace, seconds: float, reached: int) -> dict[str, Any]:
@@ -269,12 +261,12 @@ def _settings(options: argparse.Namespace, seconds: float, reached: int) -> dict
 
     from dbnrun import __version__
 
-    keys = ("data", "width", "activation", "loss", "iterations", "eps", "init", "box")
+    keys = ("data", "width", "activation", "loss", "iterations", "eps", "init", "box", "data_seed", "zip", "eta0")
     return {
         "command": f"dbnrun theory run {shlex.join(sys.argv[3:] if sys.argv[2:3] == ['run'] else [])}".strip(),
         **{key: getattr(options, key) for key in keys},
         "seed": ",".join(map(str, options.seed)),
-        **{key: getattr(options, key) for key in ("data_seed", "zip", "eta0", "records")},
+        "records": options.records,
         "reached": reached,
         "activation_note": ACTIVATION_NOTES[options.activation],
         "seconds": round(seconds, 1),

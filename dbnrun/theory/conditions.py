@@ -11,9 +11,8 @@ Each is one series of terms like m^-p (log m)^-q, which converges exactly for p 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from dbnrun.theory.sequences import Sequence
 
@@ -61,9 +60,6 @@ class Report:
     h: str | None  # exact exponents where both are powers, or constants
     k: str | None
     regions: list[Region]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def verdict(self, name: str) -> str:
         return next(t.verdict for t in self.theorems if t.name == name)
@@ -154,19 +150,17 @@ def _converges(terms: Terms) -> tuple[bool, str]:
 
 
 def _theorems(conditions: list[Condition]) -> list[Theorem]:
-    def all_of(*where: str) -> str:
-        return HOLDS if all(c.verdict == HOLDS for c in conditions if c.where in where) else FAILS
-
+    steps, seven, eight = "Assumption 3", "Theorem 7", "Lemma 8"
+    stated = [
+        (steps, "both conditions on η", (steps,), "step sizes that reach and settle"),
+        (seven, "its two sums", (seven,), "λ(m) converges"),
+        (eight, "Theorem 7's sums and its own two", (seven, eight), "λ(m) converges fast"),
+        ("Theorem 11", "Assumption 3 and Lemma 8's conditions", (steps, seven, eight), "‖∇f̄(θ(m), λ(m))‖² → 0"),
+    ]
+    failed = {condition.where for condition in conditions if condition.verdict == FAILS}
     return [
-        Theorem("Assumption 3", "both conditions on η", all_of("Assumption 3"), "step sizes that reach and settle"),
-        Theorem("Theorem 7", "its two sums", all_of("Theorem 7"), "λ(m) converges"),
-        Theorem("Lemma 8", "Theorem 7's sums and its own two", all_of("Theorem 7", "Lemma 8"), "λ(m) converges fast"),
-        Theorem(
-            "Theorem 11",
-            "Assumption 3 and Lemma 8's conditions",
-            all_of("Assumption 3", "Theorem 7", "Lemma 8"),
-            "‖∇f̄(θ(m), λ(m))‖² → 0",
-        ),
+        Theorem(name, needs, FAILS if failed.intersection(where) else HOLDS, gives)
+        for name, needs, where, gives in stated
     ]
 
 

@@ -6,7 +6,6 @@ so that an exponent on a boundary is seen to lie on it.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +23,7 @@ EXPECTED = (
 MAX_LENGTH = 100
 _FORM = re.compile(
     rf"(?P<constant>{NUMBER})"
-    rf"|(?:(?P<c>{NUMBER})(?P<sign>[*/]))?m(?:\*\*(?P<p>[-+]?{NUMBER}))?"
+    rf"|(?:(?P<c>{NUMBER})(?:\*|(?P<over>/)))?(?P<m>m)(?:\*\*(?P<p>[-+]?{NUMBER}))?"
     rf"(?P<log>\*log\(m\+2\)(?:\*\*(?P<q>[-+]?{NUMBER}))?)?"
 )
 
@@ -53,9 +52,11 @@ def alpha(text: str) -> Sequence:
     """An averaging weight: refused unless it decreases, or stays, from an alpha(1) of at most 1. Raises UserError."""
     sequence = _parsed("alpha", text)
     if sequence.p < 0 or sequence.q < 0:
-        raise UserError(f"alpha {_shown(text)}: a factor grows with m; expected p and q of at least 0.")
+        raise UserError(
+            f"alpha {_shown(text)}: a factor grows with m; expected c*m**-p*log(m + 2)**-q with p and q of at least 0."
+        )
     # log(m + 2) > 1, so both factors decrease and alpha(1) is the largest value.
-    first = sequence.c * Fraction(math.log(3) ** -float(sequence.q))
+    first = sequence.c if not sequence.q else sequence(np.ones(1))[0]
     if first > 1:
         raise UserError(f"alpha {_shown(text)}: gives {float(first):g} at m = 1; expected a number in [0, 1].")
     return sequence
@@ -70,21 +71,12 @@ def _parsed(name: str, text: str) -> Sequence:
     match = _FORM.fullmatch(NAMED.get(text.strip(), text).replace(" ", "")) if len(text) <= MAX_LENGTH else None
     if match is None:
         raise UserError(f"{name} {_shown(text)}: {EXPECTED}.")
-    if match["constant"]:
-        return _bounded(name, Sequence(text.strip(), Fraction(match["constant"]), Fraction(0), Fraction(0)))
-    power = Fraction(match["p"] or 1)
-    log_power = Fraction(match["q"] or 1) if match["log"] else Fraction(0)
-    p = power if match["sign"] == "/" else -power
-    return _bounded(name, Sequence(text.strip(), Fraction(match["c"] or 1), p, -log_power))
-
-
-def _bounded(name: str, sequence: Sequence) -> Sequence:
-    """The sequence; refused where a value could overflow at some m up to 10^8, the longest run."""
-    if sequence.c > 10**100 or not -10 <= sequence.p <= 100 or abs(sequence.q) > 100:
-        raise UserError(
-            f"{name} {_shown(sequence.text)}: expected c up to 1e100, p from -10 to 100 and q from -100 to 100."
-        )
-    return sequence
+    c = Fraction(match["constant"] or match["c"] or 1)
+    p = Fraction(match["p"] or 1) * (1 if match["over"] else -1) if match["m"] else Fraction(0)
+    q = -Fraction(match["q"] or 1) if match["log"] else Fraction(0)
+    if c > 10**100 or not -10 <= p <= 100 or abs(q) > 100:  # else a value could overflow before m = 10^8
+        raise UserError(f"{name} {_shown(text)}: expected c up to 1e100, p from -10 to 100 and q from -100 to 100.")
+    return Sequence(text.strip(), c, p, q)
 
 
 def _shown(text: str) -> str:
