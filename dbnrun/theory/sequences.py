@@ -58,7 +58,7 @@ def alpha(text: str) -> Sequence:
     # log(m + 2) > 1, so both factors decrease and alpha(1) is the largest value.
     first = sequence.c if not sequence.q else sequence(np.ones(1))[0]
     if first > 1:
-        raise UserError(f"alpha {_shown(text)}: gives {float(first):g} at m = 1; expected a number in [0, 1].")
+        raise UserError(f"alpha {_shown(text)}: above 1 at m = 1; expected a number in [0, 1].")
     return sequence
 
 
