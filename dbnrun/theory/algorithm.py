@@ -187,6 +187,11 @@ def run(
         if not logged:
             raise
     final = [loss_and_gradient(t, lam, hidden(t, problem), problem, setup.eps)[1].norm_sq() for t in saved]
+    return _columns(logged, final)
+
+
+def _columns(logged: Sequence[tuple[Tensor, ...]], final: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What was logged at each m, in the order of rows.NUMBERS, and the last gradients, as a column a name."""
     names = [name for name in NUMBERS if name != "grad_sq_final"]
     columns = dict(zip(names, zip(*logged, strict=True), strict=True), grad_sq_final=final)
     return {name: torch.stack(list(column), 1) for name, column in columns.items()}

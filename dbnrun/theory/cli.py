@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,8 @@ Cell = tuple[int, sequences.Sequence, sequences.Sequence]  # seed, alpha, eta
 def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the verb. Raises UserError where its input is refused."""
     options = _parsed(arguments, parser)
-    verbs: dict[str, Callable[[argparse.Namespace], int]] = {"check": _check, "run": _run, "figures": _figures}
     try:
-        return verbs[options.what](options)
+        return options.verb(options)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written
         print(f"dbnrun theory {options.what}: {error}", file=sys.stderr)
         return 2
@@ -60,11 +59,12 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     _add_sequences(check, "", eta0="1")
     _add_sequences(run, "; several, separated by commas", eta0="5 / records: f is a sum over them")
     _add_run(run)
+    for part, verb in ((check, _check), (run, _run), (figures, _figures)):
+        part.set_defaults(verb=verb)
+        part.error = refuse  # type: ignore[method-assign] # one line, ours
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     figures.add_argument("records", nargs="?", type=Path, default=results / RECORDS, help="default: %(default)s")
     figures.add_argument("--out", type=Path, default=results / "figures" / "theory", help="default: %(default)s")
-    for part in (check, run, figures):
-        part.error = refuse  # type: ignore[method-assign] # one line, ours
     return parser.parse_args(arguments)
 
 
@@ -81,30 +81,23 @@ def _add_sequences(parser: argparse.ArgumentParser, many: str, eta0: str) -> Non
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     notes = "; ".join(f"{name}: {note}" for name, note in ACTIVATION_NOTES.items())
-    parser.add_argument("--zip", action="store_true", help="the first alpha with the first eta, …: no grid")
-    parser.add_argument("--data", choices=DATA, default="digits", help="default: %(default)s")
-    parser.add_argument(
-        "--records",
-        type=_count,
-        help="a seeded subset of so many (default: digits 1197, its training part; mnist 1000; regression 256)",
-    )
-    parser.add_argument("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
-    parser.add_argument("--activation", choices=tuple(ACTIVATION_NOTES), default="tanh", help=f"{notes}. Default: tanh")
-    parser.add_argument("--loss", choices=LOSSES, default="cross_entropy", help="default: %(default)s")
-    parser.add_argument("--iterations", type=_count, default=100_000, help="the last m (default: %(default)s)")
-    parser.add_argument("--eps", type=_positive, default=1e-4, help="epsilon_B, added to sigma (default: %(default)s)")
-    parser.add_argument(
-        "--init", choices=("data", "0,1"), default="data", help="lambda(1): statistics at theta(1), or (0, 1)"
-    )
-    parser.add_argument(
-        "--box", type=_positive, help="project theta, mu and sigma onto [-B, B] after each update (default: off)"
-    )
-    parser.add_argument("--seed", type=_seeds, default="0", help="of the initial weights; several, separated by commas")
-    parser.add_argument("--data-seed", type=_seed, default=0, help="of the subset, or the made regression")
-    parser.add_argument("--per-decade", type=_count, default=20, help="logged iterations a decade of m")
-    parser.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
-    parser.add_argument("--out", type=Path, help="write the rows to this CSV, and the settings to a JSON beside it")
+    add = parser.add_argument
+    add("--zip", action="store_true", help="the first alpha with the first eta, …: no grid")
+    add("--data", choices=DATA, default="digits", help="default: %(default)s")
+    add("--records", type=_count, help="a seeded subset of so many (default: digits 1197, mnist 1000, regression 256)")
+    add("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
+    add("--activation", choices=tuple(ACTIVATION_NOTES), default="tanh", help=f"{notes}. Default: tanh")
+    add("--loss", choices=LOSSES, default="cross_entropy", help="default: %(default)s")
+    add("--iterations", type=_count, default=100_000, help="the last m (default: %(default)s)")
+    add("--eps", type=_positive, default=1e-4, help="epsilon_B, added to sigma (default: %(default)s)")
+    add("--init", choices=("data", "0,1"), default="data", help="lambda(1): statistics at theta(1), or (0, 1)")
+    add("--box", type=_positive, help="project theta, mu and sigma onto [-B, B] after each update (default: off)")
+    add("--seed", type=_seeds, default="0", help="of the initial weights; several, separated by commas")
+    add("--data-seed", type=_seed, default=0, help="of the subset, or the made regression")
+    add("--per-decade", type=_count, default=20, help="logged iterations a decade of m")
+    add("--threads", type=_count, help="CPU threads (default: torch's choice)")
+    add("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
+    add("--out", type=Path, help="write the rows to this CSV, and the settings to a JSON beside it")
 
 
 def _split(text: str) -> list[str]:
@@ -123,7 +116,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _whole(text: str, least: int, most: int) -> int:
-    if not text.isdecimal() or not least <= int(text[:20]) <= most:
+    if not text.isdecimal() or len(text) > 20 or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text[:60]!r}: expected a whole number from {least} to {most}")
     return int(text)
 

@@ -152,10 +152,9 @@ def _activations(paths: Sequence[Path]) -> Figure:
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     top, bottom = 1 - 0.85 / size[1], 0.5 / size[1]
     figure.subplots_adjust(left=0.85 / size[0], right=0.99, top=top, bottom=bottom, wspace=0.06, hspace=0.4)
-    for ax in axes.flat:
+    for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
     for ax, (curves, settings) in zip(axes.flat, parts, strict=False):
-        ax.set_axis_on()
         _panel(ax, [_pair(curve) for curve in curves], "grad_sq")
         ax.set_xscale("log")
         ax.set_yscale("log")

@@ -30,6 +30,7 @@ WRONG = [
     ([*RUN, "--h", "2", "--k", "1", "--seed", "one"], "expected a whole number from 0"),
     ([*RUN, "--h", "2,3", "--k", "1", "--zip"], "2 alphas and 1 etas"),
     ([*RUN, "--h", "2", "--k", "1", "--seed", "9" * 30], "from 0 to 9223372036854775807"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "0" * 20 + "9" * 30], "from 0 to 9223372036854775807"),
     ([*RUN, "--h", "2", "--k", "1", "--data-seed", "-1"], "from 0 to 9223372036854775807"),
     ([*RUN, "--h", "2", "--k", "1", "--width", "10000000"], "hidden values at once"),
     ([*RUN, "--h", "2", "--k", "1", "--out", "x.json"], "ends in .csv"),
