@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.theory.problems import Problem
+from dbnrun.theory.rows import NUMBERS
 
 Sequence_ = Callable[[np.ndarray], np.ndarray]  # m as float64 array -> values
 CHUNK = 4096  # updates whose alpha and eta are tabled at once
@@ -51,21 +52,6 @@ class Lambda:
     def distance(self, other: Lambda) -> Tensor:
         """Euclidean distance over (mu, sigma), (K,)."""
         return ((self.mu - other.mu).square() + (self.sigma - other.sigma).square()).sum(1).sqrt()
-
-
-@dataclass(frozen=True)
-class Point:
-    """One logged iteration; every tensor (K,)."""
-
-    m: int
-    f: Tensor  # f(theta(m), lambda(m)), a sum over records
-    grad_sq: Tensor  # |grad f(theta(m), lambda(m))|^2
-    grad_sq_final: Tensor  # |grad f(theta(m), lambda of the last iteration)|^2
-    lambda_step: Tensor  # |lambda(m) - lambda(m-1)|; 0 at m = 1
-    lambda_path: Tensor  # sum of lambda_step up to m
-    lambda_distance: Tensor  # |lambda(m) - statistics of the data at theta(m)|
-    alpha: Tensor  # alpha(m); used from m = 2 on
-    eta: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,24 +154,25 @@ def run(
     log_at: Sequence[int],
     setup: Setup,
     on_iteration: Callable[[int], object] = lambda _m: None,
-) -> list[Point]:
-    """Run Algorithm 1 from `theta` (moved in place) for m = 1 … iterations; one Point for each m of `log_at`.
+) -> dict[str, Tensor]:
+    """Run Algorithm 1 from `theta` (moved in place) for m = 1 … iterations; each of rows.NUMBERS (K, logged m).
 
     The last iteration is evaluated but not stepped from. A KeyboardInterrupt ends the run early and keeps what is
     logged; lambda of the last finished iteration then stands for the final one. A pair that overflows goes on as NaN.
     """
     z1 = hidden(theta, problem)
-    lam = statistics(z1) if setup.from_data else _zero_one(z1)
-    now, step = statistics(z1), torch.zeros(len(z1), dtype=torch.float64)
+    now = statistics(z1)
+    lam = now if setup.from_data else Lambda(torch.zeros_like(now.mu), torch.ones_like(now.sigma))
+    step = torch.zeros(len(z1), dtype=torch.float64)
     path = step.clone()
-    wanted, kept, saved = set(log_at), [], []
+    wanted, logged, saved = set(log_at), [], []
     try:
         for m, alpha, eta, alpha_next in _weights(alphas, etas, iterations):
             logging = m in wanted
             f, gradient = loss_and_gradient(theta, lam, z1, problem, setup.eps, want_loss=logging)
             if logging:
-                assert f is not None
-                kept.append((m, f, gradient.norm_sq(), step, path.clone(), lam.distance(now), alpha, eta))
+                at = torch.full_like(step, m)
+                logged.append((at, f, gradient.norm_sq(), step, path.clone(), lam.distance(now), alpha, eta))
                 saved.append(theta.clone())
             if m == iterations:
                 break
@@ -197,15 +184,17 @@ def run(
             path += step
             on_iteration(m)
     except KeyboardInterrupt:
-        if not kept:
+        if not logged:
             raise
     final = [loss_and_gradient(t, lam, hidden(t, problem), problem, setup.eps)[1].norm_sq() for t in saved]
-    return [Point(m, f, g, last, *rest) for (m, f, g, *rest), last in zip(kept, final, strict=True)]
+    return _columns(logged, final)
 
 
-def _zero_one(z1: Tensor) -> Lambda:
-    zeros = z1.new_zeros(z1.shape[:2])
-    return Lambda(zeros, zeros + 1)
+def _columns(logged: Sequence[tuple[Tensor, ...]], final: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What was logged at each m, in the order of rows.NUMBERS, and the last gradients, as a column a name."""
+    names = [name for name in NUMBERS if name != "grad_sq_final"]
+    columns = dict(zip(names, zip(*logged, strict=True), strict=True), grad_sq_final=final)
+    return {name: torch.stack(list(column), 1) for name, column in columns.items()}
 
 
 def _weights(
@@ -214,8 +203,7 @@ def _weights(
     """m, alpha(m), eta(m), alpha(m+1), each (K,), tabled a chunk of m at a time."""
     for start in range(1, iterations + 1, CHUNK):
         m = np.arange(start, min(start + CHUNK, iterations + 1) + 1, dtype=float)
-        # Values are checked with a tolerance of rounding; Algorithm 1 wants alpha in [0, 1] exactly.
-        alpha = torch.from_numpy(np.stack([a(m) for a in alphas], 1).clip(0, 1))
+        alpha = torch.from_numpy(np.stack([a(m) for a in alphas], 1))
         eta = torch.from_numpy(np.stack([e(m) for e in etas], 1))
         for i in range(len(m) - 1):
             yield start + i, alpha[i], eta[i], alpha[i + 1]

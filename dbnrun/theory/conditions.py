@@ -1,4 +1,4 @@
-"""The paper's conditions on (alpha, eta), decided from leading terms: each holds, fails or is unknown, with a reason.
+"""The paper's conditions on (alpha, eta), decided exactly: each holds or fails, with a reason.
 
 All terms are non-negative, so sums may be exchanged (Tonelli), and with H(i) = sum_{n<=i} eta(n)
 
@@ -6,22 +6,17 @@ All terms are non-negative, so sums may be exchanged (Tonelli), and with H(i) = 
     Lemma 8     sum_m sum_{i>=m} sum_{n<=i} alpha(i) eta(n)     = sum_i i alpha(i) H(i)
                 sum_m sum_{n>=m} alpha(n)                       = sum_n n alpha(n)
 
-Each is one series, whose terms have a leading term c r^m m^p (log m)^q where alpha and eta have.
+Each is one series of terms like m^-p (log m)^-q, which converges exactly for p > 1, or p = 1 and q > 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
 
-import sympy
+from dbnrun.theory.sequences import Sequence
 
-from dbnrun.theory import growth
-from dbnrun.theory.expression import Expression
-from dbnrun.theory.growth import ONE, Growth, Undecided, number
-
-HOLDS, FAILS, UNKNOWN = "holds", "fails", "unknown"
-HALF = sympy.Rational(1, 2)
+HOLDS, FAILS = "holds", "fails"
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Theorem:
-    """What the conditions together give: `verdict` holds where all do, fails where one does, else unknown."""
+    """What the conditions together give: `verdict` holds where all do."""
 
     name: str
     needs: str
@@ -57,7 +52,7 @@ class Report:
     """Everything `dbnrun theory check` says about a pair."""
 
     alpha: str
-    alpha_grows: str  # the leading term, or why there is none
+    alpha_grows: str
     eta: str
     eta_grows: str
     conditions: list[Condition]
@@ -66,31 +61,50 @@ class Report:
     k: str | None
     regions: list[Region]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def verdict(self, name: str) -> str:
         return next(t.verdict for t in self.theorems if t.name == name)
 
 
-def check(alpha: Expression, eta: Expression) -> Report:
+@dataclass(frozen=True)
+class Terms:
+    """c m^-p (log m)^-q, what the terms of a series are like for large m; beside c = 0, c decides nothing."""
+
+    c: Fraction = Fraction(1)
+    p: Fraction = Fraction(0)
+    q: Fraction = Fraction(0)
+
+    def __mul__(self, other: Terms) -> Terms:
+        return Terms(self.c * other.c, self.p + other.p, self.q + other.q)
+
+    def __str__(self) -> str:
+        """'0.5 m^-0.75 log(m)^2'."""
+        if not self.c or (not self.p and not self.q):
+            return _number(self.c)
+        factors = [] if self.c == 1 else [_number(self.c)]
+        for base, power in (("m", -self.p), ("log(m)", -self.q)):
+            if power:
+                factors.append(base if power == 1 else f"{base}^{_number(power)}")
+        return " ".join(factors)
+
+
+def check(alpha: Sequence, eta: Sequence) -> Report:
     """Decide every condition for a pair of sequences."""
-    a, e = _growth(alpha), _growth(eta)
-    sums = Growth(growth.ZERO) if eta.symbolic == 0 else _partial_sums(e)
+    a, e = Terms(alpha.c, alpha.p, alpha.q), Terms(eta.c, eta.p, eta.q)
+    m, sums = Terms(p=Fraction(-1)), partial_sums(e)
     conditions = [
         _summable("Assumption 3", "Σ η = ∞", "η", e, wanted=False),
-        _summable("Assumption 3", "Σ η² < ∞", "η²", _times(e, e)),
+        _summable("Assumption 3", "Σ η² < ∞", "η²", e * e),
         _summable("Theorem 7", "Σ α < ∞", "α", a),
-        _summable("Theorem 7", "Σ_m Σ_{n≤m} α(m) η(n) < ∞", "α(m) H(m)", _times(a, sums)),
-        _summable("Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", _times(_times(_M, a), sums)),
-        _summable("Lemma 8", "Σ_m Σ_{n≥m} α(n) < ∞", "m α(m)", _times(_M, a)),
+        _summable("Theorem 7", "Σ_m Σ_{n≤m} α(m) η(n) < ∞", "α(m) H(m)", a * sums),
+        _summable("Lemma 8", "Σ_m Σ_{i≥m} Σ_{n≤i} α(i) η(n) < ∞", "m α(m) H(m)", m * a * sums),
+        _summable("Lemma 8", "Σ_m Σ_{n≥m} α(n) < ∞", "m α(m)", m * a),
     ]
-    h, k = _exponent(a), _exponent(e)
+    h, k = alpha.exponent, eta.exponent
     return Report(
         alpha.text,
-        _said(a),
+        f"~ {a}",
         eta.text,
-        _said(e),
+        f"~ {e}",
         conditions,
         _theorems(conditions),
         None if h is None else str(h),
@@ -99,120 +113,71 @@ def check(alpha: Expression, eta: Expression) -> Report:
     )
 
 
-_M = Growth(p=ONE)
-
-
-def _growth(sequence: Expression) -> Growth | str:
-    """The leading term, or why it is unknown."""
-    try:
-        return growth.leading(sequence.symbolic)
-    except Undecided as undecided:
-        return str(undecided)
-
-
-def _said(g: Growth | str) -> str:
-    return f"unknown: {g}" if isinstance(g, str) else f"~ {g.text()}"
-
-
-def _times(a: Growth | str, b: Growth | str) -> Growth | str:
-    if isinstance(a, str) or isinstance(b, str):
-        # A zero factor settles it, whatever the other is.
-        zero = next((g for g in (a, b) if isinstance(g, Growth) and g.is_zero), None)
-        return zero or (a if isinstance(a, str) else str(b))
-    return a * b
-
-
-def _partial_sums(e: Growth | str) -> Growth | str:
-    """The leading term of H(m), up to a factor, or why it is unknown."""
-    try:
-        return e if isinstance(e, str) else partial_sums(e)
-    except Undecided as undecided:
-        return str(undecided)
-
-
-def partial_sums(e: Growth) -> Growth:
+def partial_sums(e: Terms) -> Terms:
     """The growth of H(m) = sum_{n<=m} of terms like e, up to a factor: by comparison with the integral.
 
-    log log m, from e = c/(m log m), is given as 1: beside m^p (log m)^q it moves no series across the line between
+    log log m, from e = c/(m log m), is given as 1: beside m^-p (log m)^-q it moves no series across the line between
     convergence and divergence, since sum 1/(m (log m)^s) converges for s > 1 with it, diverges for s <= 1 without it.
     """
-    if e.is_zero or _converges(e)[0]:
-        return Growth()  # H tends to a number above 0
-    if growth.sign(e.r - 1) > 0:
-        return Growth(ONE, e.r, e.p, e.q)  # a geometric sum is dominated by its last terms
-    if growth.sign(e.p + 1) > 0:
-        return Growth(p=e.p + 1, q=e.q)
-    return Growth(q=e.q + 1)  # p = -1 and q > -1, or q = -1: log log m
+    if not e.c:
+        return e
+    if _converges(e)[0]:
+        return Terms()  # H tends to a number above 0
+    if e.p < 1:
+        return Terms(p=e.p - 1, q=e.q)
+    return Terms(q=e.q - 1)  # p = 1 and q < 1, or q = 1: log log m
 
 
-def _summable(where: str, says: str, term: str, g: Growth | str, wanted: bool = True) -> Condition:
-    """The condition that a series of terms g converges, or, where not `wanted`, that it diverges."""
-    if isinstance(g, str):
-        return Condition(where, says, UNKNOWN, g)
-    try:
-        converges, reason = _converges(g)
-    except Undecided as undecided:
-        return Condition(where, says, UNKNOWN, str(undecided))
+def _summable(where: str, says: str, term: str, terms: Terms, wanted: bool = True) -> Condition:
+    """The condition that a series converges, or, where not `wanted`, that it diverges."""
+    converges, reason = _converges(terms)
     sum_is = f"Σ {term} {'< ∞' if converges else '= ∞'}"
     return Condition(where, says, HOLDS if converges == wanted else FAILS, f"{sum_is}: {reason}")
 
 
-def _converges(g: Growth) -> tuple[bool, str]:
-    """Whether the series of terms c r^m m^p (log m)^q converges, and by which test."""
-    if g.is_zero:
-        return True, "all terms are 0 from some m on"
-    rate, p, q = growth.sign(g.r - 1), growth.sign(g.p + 1), growth.sign(g.q + 1)
-    if rate:
-        return rate < 0, f"geometric, ratio {number(g.r)} {'<' if rate < 0 else '>'} 1"
-    terms = Growth(p=g.p, q=g.q).text()
-    if p:
-        if growth.sign(g.p) > 0 or (growth.sign(g.p) == 0 and growth.sign(g.q) >= 0):
-            return False, f"terms like {terms} do not tend to 0"
-        return p < 0, f"terms like {terms}, and {number(-g.p)} {'>' if p < 0 else '<'} 1"
-    if growth.sign(g.q) == 0:
+def _converges(terms: Terms) -> tuple[bool, str]:
+    """Whether the series converges, and by which test."""
+    if not terms.c:
+        return True, "all terms are 0"
+    p, q, like = terms.p, terms.q, Terms(p=terms.p, q=terms.q)
+    if p < 0 or (p == 0 and q <= 0):
+        return False, f"terms like {like} do not tend to 0"
+    if p != 1:
+        return p > 1, f"terms like {like}, and {_number(p)} {'>' if p > 1 else '<'} 1"
+    if q == 0:
         return False, "harmonic series"
-    return q < 0, f"terms like {terms}, and Σ 1/(m log(m)^s) converges only for s > 1"
+    return q > 1, f"terms like {like}, and Σ 1/(m log(m)^s) converges only for s > 1"
 
 
 def _theorems(conditions: list[Condition]) -> list[Theorem]:
-    def all_of(*where: str) -> str:
-        verdicts = {condition.verdict for condition in conditions if condition.where in where}
-        return FAILS if FAILS in verdicts else UNKNOWN if UNKNOWN in verdicts else HOLDS
-
+    steps, seven, eight = "Assumption 3", "Theorem 7", "Lemma 8"
+    stated = [
+        (steps, "both conditions on η", (steps,), "step sizes that reach and settle"),
+        (seven, "its two sums", (seven,), "λ(m) converges"),
+        (eight, "Theorem 7's sums and its own two", (seven, eight), "λ(m) converges fast"),
+        ("Theorem 11", "Assumption 3 and Lemma 8's conditions", (steps, seven, eight), "‖∇f̄(θ(m), λ(m))‖² → 0"),
+    ]
+    failed = {condition.where for condition in conditions if condition.verdict == FAILS}
     return [
-        Theorem("Assumption 3", "both conditions on η", all_of("Assumption 3"), "step sizes that reach and settle"),
-        Theorem("Theorem 7", "its two sums", all_of("Theorem 7"), "λ(m) converges"),
-        Theorem("Lemma 8", "Theorem 7's sums and its own two", all_of("Theorem 7", "Lemma 8"), "λ(m) converges fast"),
-        Theorem(
-            "Theorem 11",
-            "Assumption 3 and Lemma 8's conditions",
-            all_of("Assumption 3", "Theorem 7", "Lemma 8"),
-            "‖∇f̄(θ(m), λ(m))‖² → 0",
-        ),
+        Theorem(name, needs, FAILS if failed.intersection(where) else HOLDS, gives)
+        for name, needs, where, gives in stated
     ]
 
 
-def _exponent(g: Growth | str) -> Any:
-    """h of c m^-h; None where it is no power."""
-    if isinstance(g, str) or g.is_zero or g.r != 1 or g.q != 0:
-        return None
-    return -g.p
-
-
-def _regions(h: Any, k: Any) -> list[Region]:
+def _regions(h: Fraction, k: Fraction) -> list[Region]:
     """The paper's sets, which it calls necessary and sufficient, and those that its sums give (docs/theory.md)."""
+    slow = min(k, Fraction(1))  # beyond k = 1, H is bounded and k plays no part
+    sets = {
+        "paper, Theorem 7: h > 1 and k ≥ 1": h > 1 and k >= 1,
+        "its sums: h > 1 for k > 1, h > 2 − k for k ≤ 1": h > 2 - slow,
+        "paper, Lemma 8: h > 2 and k ≥ 1": h > 2 and k >= 1,
+        "its sums: h > 2 for k > 1, h > 3 − k for k ≤ 1": h > 3 - slow,
+        "worked out, with Assumption 3: ½ < k ≤ 1 and h > 3 − k": Fraction(1, 2) < k <= 1 and h > 3 - k,
+    }
+    return [Region(stated, "inside" if inside else "outside") for stated, inside in sets.items()]
 
-    def inside(*differences: Any, at_least: tuple[Any, ...] = ()) -> str:
-        signs = [growth.sign(d) > 0 for d in differences] + [growth.sign(d) >= 0 for d in at_least]
-        return "inside" if all(signs) else "outside"
 
-    slow = sympy.Min(k, ONE)  # beyond k = 1, H is bounded and k plays no part
-    return [
-        Region("paper, Theorem 7: h > 1 and k ≥ 1", inside(h - 1, at_least=(k - 1,))),
-        Region("its sums: h > 1 for k > 1, h > 2 − k for k ≤ 1", inside(h - 2 + slow)),
-        Region("paper, Lemma 8: h > 2 and k ≥ 1", inside(h - 2, at_least=(k - 1,))),
-        Region("its sums: h > 2 for k > 1, h > 3 − k for k ≤ 1", inside(h - 3 + slow)),
-        Region(
-            "worked out, with Assumption 3: ½ < k ≤ 1 and h > 3 − k", inside(k - HALF, h - 3 + k, at_least=(ONE - k,))
-        ),
-    ]
+def _number(x: Fraction) -> str:
+    """0.75 for 3/4; a number of more than six digits as its exact fraction: '1 > 1' would be no reason."""
+    short = f"{float(x):g}"
+    return short if Fraction(short) == x else f"({x})"

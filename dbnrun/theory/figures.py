@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dbnrun.config.registry import UserError
 from dbnrun.report.figures import STYLE, save
-from dbnrun.theory import expression, rows
+from dbnrun.theory import rows, sequences
 from dbnrun.theory.conditions import Report, check
 from dbnrun.theory.rows import Curve
 
@@ -50,30 +48,17 @@ class Pair:
 
     curve: Curve
     report: Report
+    label: str
     h: float | None
     k: float | None
-
-    @property
-    def label(self) -> str:
-        return f"{self._alpha}, {'η = ' + self.curve.eta if self.k is None else f'k = {self.k:g}'}"
-
-    @property
-    def _alpha(self) -> str:
-        """'h = 2' of m^-2 itself, 'α ≡ 0.1' of a constant, else the sequence as it was typed."""
-        m, alphas = self.curve["m"], self.curve["alpha_m"]
-        if np.ptp(alphas) == 0:
-            return f"α ≡ {alphas[0]:g}"
-        pure = self.h is not None and np.allclose(alphas, m**-self.h, rtol=1e-6, atol=0)
-        return f"h = {self.h:g}" if pure else f"α = {self.curve.alpha}"
 
     @property
     def group(self) -> str:
         if self.report.verdict("Theorem 11") == "holds":
             return "inside"
-        on = (
-            self.h is not None and self.k is not None and (self.k == 0.5 or self.h + self.k == 3) and 0.5 <= self.k <= 1
-        )
-        return "boundary" if on else "outside"
+        if self.h is None or self.k is None:
+            return "outside"
+        return "boundary" if 0.5 <= self.k <= 1 and (self.k == 0.5 or self.h + self.k == 3) else "outside"
 
 
 def draw(records: Path, out: Path) -> list[Path]:
@@ -106,16 +91,14 @@ def draw(records: Path, out: Path) -> list[Path]:
 
 
 def _pair(curve: Curve) -> Pair:
-    report = check(expression.alpha(curve.alpha), expression.eta(curve.eta))
-    h, k = (None if text is None else _number(text) for text in (report.h, report.k))
-    return Pair(curve, report, h, k)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(Fraction(text))
-    except ValueError:  # an exponent such as sqrt(2)
-        return None
+    """The pair of a curve: 'h = 2' of m^-2 itself, 'α ≡ 0.1' of a constant, else alpha as it was typed."""
+    alpha, eta = sequences.alpha(curve.alpha), sequences.eta(curve.eta)
+    h, k = (None if s.exponent is None else float(s.exponent) for s in (alpha, eta))
+    if not alpha.c or h == 0:
+        name = f"α ≡ {float(alpha.c):g}"
+    else:
+        name = f"α = {alpha.text}" if h is None or alpha.c != 1 else f"h = {h:g}"
+    return Pair(curve, check(alpha, eta), f"{name}, {f'η = {eta.text}' if k is None else f'k = {k:g}'}", h, k)
 
 
 def _is_grid(pairs: Sequence[Pair]) -> bool:
@@ -169,10 +152,9 @@ def _activations(paths: Sequence[Path]) -> Figure:
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     top, bottom = 1 - 0.85 / size[1], 0.5 / size[1]
     figure.subplots_adjust(left=0.85 / size[0], right=0.99, top=top, bottom=bottom, wspace=0.06, hspace=0.4)
-    for ax in axes.flat:
+    for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
     for ax, (curves, settings) in zip(axes.flat, parts, strict=False):
-        ax.set_axis_on()
         _panel(ax, [_pair(curve) for curve in curves], "grad_sq")
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -210,17 +192,6 @@ def _with_verdict(pair: Pair) -> str:
     return f"{pair.label}  (meets {', '.join(reached) or 'none'})"
 
 
-def last_decade(curve: Curve, column: str) -> float:
-    """The median of a column over the last decade of m."""
-    m = curve["m"]
-    return float(np.median(curve[column][m >= m[-1] / 10]))
-
-
-def first_decade(curve: Curve, column: str) -> float:
-    """The median of a column over m = 1 … 10."""
-    return float(np.median(curve[column][curve["m"] <= 10]))
-
-
 def slope(curve: Curve, column: str) -> float:
     """Exponent s of column ~ m^s, fitted over the last decade; NaN where the column is not positive there."""
     m, values = curve["m"], curve[column]
@@ -237,23 +208,15 @@ def travelled(curve: Curve) -> float:
     return moved if moved > 3e-8 * path[-1] else 0.0
 
 
-def log_fall(curve: Curve) -> float:
-    """log10 of the squared gradient norm's fall from the first decade to the last; inf where it ends at 0."""
-    end = last_decade(curve, "grad_sq")
-    return float(np.log10(first_decade(curve, "grad_sq") / end)) if end else float("inf")
-
-
-def log_travelled(curve: Curve) -> float:
-    """log10 of how far lambda moved over the last decade of m; -inf where it did not."""
-    moved = travelled(curve)
-    return float(np.log10(moved)) if moved else float("-inf")
-
-
 Measure = Callable[[Curve], float]
 MAPS: tuple[tuple[str, str, Measure], ...] = (
-    ("log₁₀ of the fall of ‖∇f̄‖², first decade to last", "viridis", log_fall),
+    (
+        "log₁₀ of the fall of ‖∇f̄‖², first decade to last",
+        "viridis",
+        lambda curve: np.log10(np.divide(curve.first_decade("grad_sq"), curve.last_decade("grad_sq"))),
+    ),
     ("exponent s of ‖∇f̄‖² ~ mˢ over the last decade", "viridis_r", lambda curve: slope(curve, "grad_sq")),
-    ("log₁₀ of λ's path over the last decade", "magma", log_travelled),
+    ("log₁₀ of λ's path over the last decade", "magma", lambda curve: np.log10(travelled(curve))),
 )
 
 
@@ -281,7 +244,8 @@ def _map(ax: Axes, pairs: Sequence[Pair], measure: Measure, palette: str) -> Non
     for pair in pairs:
         assert pair.k is not None
         x = len(hs) + 0.3 if pair.h is None else float(hs.index(pair.h))
-        values.setdefault((x, float(ks.index(pair.k))), []).append(measure(pair.curve))
+        with np.errstate(divide="ignore", invalid="ignore"):  # the log of 0 is drawn as such
+            values.setdefault((x, float(ks.index(pair.k))), []).append(measure(pair.curve))
     means = {place: float(np.mean(group)) for place, group in values.items()}
     finite = [value for value in means.values() if np.isfinite(value)]
     norm = colors.Normalize(*np.percentile(finite, (8, 90)))  # k = 0 would take all the colours
@@ -328,7 +292,6 @@ def _bent(x: np.ndarray, centres: Sequence[float]) -> np.ndarray:
 
 def _figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
     head, _, rest = title.partition("\n")
     figure.text(0.12 / width, 1 - 0.12 / height, head, fontsize=11, va="top")
     figure.text(0.12 / width, 1 - 0.38 / height, rest, fontsize=8, va="top", color="#444444", wrap=True)

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from dbnrun.config import registry
 from dbnrun.config.registry import UserError
-from dbnrun.theory.settings import LOSSES
 
 _aten = torch.ops.aten
 
@@ -48,7 +47,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """x (N, n), targets (C, N): one-hot columns, or values to regress; `loss_name` is a key of LOSSES."""
+    """x (N, n), targets (C, N): one-hot columns, or values to regress; `loss_name` is one of settings.LOSSES."""
 
     x: Tensor
     targets: Tensor
@@ -74,8 +73,6 @@ def build(data: str, records: int | None, activation: str, loss: str, seed: int,
     `seed` draws the subset of `records` records (None: all of digits' training part, 1,000 of MNIST's, 256 made ones),
     and the made regression.
     """
-    if loss not in LOSSES:
-        raise UserError(f"--loss {loss}: expected one of {', '.join(LOSSES)}.")
     if data == "regression":
         if loss != "mse":
             raise UserError(f"--loss {loss}: --data regression has no classes; use --loss mse.")
@@ -86,7 +83,6 @@ def build(data: str, records: int | None, activation: str, loss: str, seed: int,
 
 
 def _images(data: str, records: int | None, seed: int, data_dir: Path) -> tuple[Tensor, Tensor]:
-
     val_size = {"digits": 240, "mnist": 10000}[data]
     part = registry.make("dataset", data, val_size=val_size, fnn_widths=[]).load(data_dir).train
     wanted = records or {"digits": len(part), "mnist": 1000}[data]

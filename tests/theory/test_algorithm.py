@@ -97,21 +97,22 @@ def test_one_iteration_equals_a_hand_written_numpy_version(activation, loss, fro
 
     # alpha(1) = 1 must not be used: the first alpha of Algorithm 1 is alpha(2).
     alphas, etas = [lambda m: np.where(m == 2, alpha_2, 1.0)], [lambda m: np.full_like(m, eta)]
-    first, second = algorithm.run(data, theta, alphas, etas, 2, [1, 2], Setup(EPS, from_data))
+    columns = algorithm.run(data, theta, alphas, etas, 2, [1, 2], Setup(EPS, from_data))
+    first, second = ({name: column[0, i] for name, column in columns.items()} for i in (0, 1))
     for ours, reference in zip(as_numpy(theta), new, strict=True):
         close(ours, reference)
-    close(first.f[0], f)
-    close(second.f[0], f2)
-    close(first.grad_sq[0], sum((g**2).sum() for g in gradient))
-    close(second.grad_sq[0], sum((g**2).sum() for g in gradient2))
+    close(first["f"], f)
+    close(second["f"], f2)
+    close(first["grad_sq"], sum((g**2).sum() for g in gradient))
+    close(second["grad_sq"], sum((g**2).sum() for g in gradient2))
     moved = np.concatenate([n - b for n, b in zip(next_lam, lam, strict=True)])
-    close(second.lambda_step[0], np.linalg.norm(moved))
-    close(second.lambda_path[0], np.linalg.norm(moved))
+    close(second["lambda_step"], np.linalg.norm(moved))
+    close(second["lambda_path"], np.linalg.norm(moved))
     apart = np.concatenate([n - s for n, s in zip(next_lam, (z1.mean(0), z1.std(0)), strict=True)])
-    close(second.lambda_distance[0], np.linalg.norm(apart))
+    close(second["lambda_distance"], np.linalg.norm(apart))
     # lambda bar is lambda(2): the gradient at theta(1) with it, afterwards.
-    close(first.grad_sq_final[0], sum((g**2).sum() for g in by_hand(old, next_lam, x, targets, activation, loss)[1]))
-    close(second.grad_sq_final[0], second.grad_sq[0])
+    close(first["grad_sq_final"], sum((g**2).sum() for g in by_hand(old, next_lam, x, targets, activation, loss)[1]))
+    close(second["grad_sq_final"], second["grad_sq"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -174,10 +175,9 @@ def test_a_stack_of_pairs_equals_each_pair_alone():
     for i, (h, k) in enumerate(pairs):
         theta = algorithm.initial([0], INPUTS, WIDTH, OUTPUTS)
         alone = algorithm.run(data, theta, [power(h)], [power(k, 0.1)], 200, [1, 10, 200], Setup())
-        for one, stacked in zip(alone, together, strict=True):
+        for name in ("grad_sq", "lambda_path"):
             # A stacked product sums in another order, and 200 updates carry that on.
-            close(stacked.grad_sq[i], float(one.grad_sq[0]), atol=1e-9)
-            close(stacked.lambda_path[i], float(one.lambda_path[0]), atol=1e-9)
+            close(together[name][i], alone[name][0], atol=1e-9)
 
 
 def test_alpha_zero_leaves_lambda_and_alpha_one_forgets_it():
@@ -185,10 +185,10 @@ def test_alpha_zero_leaves_lambda_and_alpha_one_forgets_it():
     for part in theta.parts():
         part[1] = part[0]
     alphas = [np.zeros_like, np.ones_like]
-    last = algorithm.run(data, theta, alphas, [power(1.0, 0.2)] * 2, 30, [30], Setup(from_data=False))[-1]
-    assert float(last.lambda_path[0]) == 0
-    assert float(last.lambda_distance[0]) > 0
-    assert float(last.lambda_distance[1]) == 0
+    last = algorithm.run(data, theta, alphas, [power(1.0, 0.2)] * 2, 30, [30], Setup(from_data=False))
+    assert float(last["lambda_path"][0]) == 0
+    assert float(last["lambda_distance"][0]) > 0
+    assert float(last["lambda_distance"][1]) == 0
 
 
 def test_the_box_bounds_theta_and_lambda():
@@ -227,7 +227,7 @@ def test_an_interrupted_run_keeps_what_it_logged():
         if m == 20:
             raise KeyboardInterrupt
 
-    points = algorithm.run(
+    columns = algorithm.run(
         problem(), start(), [power(1.0)], [power(1.0, 0.1)], 100, [1, 10, 100], Setup(), on_iteration=interrupt
     )
-    assert [point.m for point in points] == [1, 10]
+    assert columns["m"].tolist() == [[1, 10]]

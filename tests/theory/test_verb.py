@@ -14,29 +14,24 @@ RUN = ["theory", "run", "--iterations", "300", "--records", "60", "--threads", "
 WRONG = [
     (["theory"], "check|run|figures"),
     (["theory", "chekc"], "chekc"),
-    (["theory", "check", "--h", "2"], "no eta: expected --eta EXPR or --k K"),
-    (["theory", "check", "--k", "1"], "no alpha: expected --alpha EXPR or --h H"),
-    (["theory", "check", "--h", "two", "--k", "1"], "--h 'two': expected a number"),
+    (["theory", "check", "--h", "2"], "no eta: expected --eta TEXT or --k K"),
+    (["theory", "check", "--k", "1"], "no alpha: expected --alpha TEXT or --h H"),
+    (["theory", "check", "--h", "two", "--k", "1"], "--h: 'two': expected a number"),
     (["theory", "check", "--h", "1,2", "--k", "1"], "2 alphas and 1 etas"),
-    (["theory", "check", "--h", "2", "--k", "1", "--alpha0", "2"], "gives 2 at m = 1; expected a number in [0, 1]"),
-    (["theory", "check", "--alpha", "__import__('os')", "--k", "1"], "'__import__' is not known"),
-    (["theory", "check", "--alpha", "9**9**9**9", "--k", "1"], "powers that multiply"),
-    (["theory", "check", "--alpha", "1/(m - 7)**2", "--k", "1"], "division by zero at m = 7"),
-    (["theory", "check", "--alpha", "1/m", "--eta=-1/m"], "at least 0"),
-    (["theory", "check", "--alpha", "1/m", "--eta", "1/m-1e-20"], "is negative for large m, where it is like -1e-20"),
-    (["theory", "check", "--alpha", "max(1/m, (1/m-7)**0.5)", "--k", "1"], "gives nan at m = 1 (division by zero"),
-    (["theory", "check", "--alpha", "1 + 1e-20", "--k", "1"], "exceeds 1 for large m"),
-    (["theory", "check", "--alpha", "exp(-10**9*log(2))", "--k", "1"], "a power too large to be exact"),
-    (["theory", "check", "--alpha", "(" * 5000, "--k", "1"], "at most 200"),
+    (["theory", "check", "--h", "2", "--k", "1", "--alpha0", "2"], "above 1 at m = 1; expected a number in [0, 1]"),
+    (["theory", "check", "--alpha", "sin(m)", "--k", "1"], "alpha 'sin(m)': expected c*m**-p*log(m + 2)**-q"),
+    (["theory", "check", "--alpha", "1/m", "--eta=-1/m"], "c of at least 0"),
+    (["theory", "check", "--h=-0.5", "--k", "1"], "alpha 'm**0.5': a factor grows with m"),
     ([*RUN, "--h", "2", "--k", "1", "--data", "regression"], "use --loss mse"),
     ([*RUN, "--h", "2", "--k", "1", "--records", "99999"], "digits has 1197 training records"),
     ([*RUN, "--h", "2", "--k", "1", "--activation", "gelu"], "invalid choice: 'gelu'"),
     ([*RUN, "--h", "2", "--k", "1", "--eps", "0"], "expected a number above 0"),
     ([*RUN, "--h", "2", "--k", "1", "--iterations", "0"], "whole number from 1"),
-    ([*RUN, "--h", "2", "--k", "1", "--seed", "one"], "whole numbers"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "one"], "expected a whole number from 0"),
     ([*RUN, "--h", "2,3", "--k", "1", "--zip"], "2 alphas and 1 etas"),
-    ([*RUN, "--h", "2", "--k", "1", "--seed", "9" * 30], "from 0 to 2^63"),
-    ([*RUN, "--h", "2", "--k", "1", "--data-seed", "-1"], "from 0 to 2^63"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "9" * 30], "from 0 to 9223372036854775807"),
+    ([*RUN, "--h", "2", "--k", "1", "--seed", "0" * 20 + "9" * 30], "from 0 to 9223372036854775807"),
+    ([*RUN, "--h", "2", "--k", "1", "--data-seed", "-1"], "from 0 to 9223372036854775807"),
     ([*RUN, "--h", "2", "--k", "1", "--width", "10000000"], "hidden values at once"),
     ([*RUN, "--h", "2", "--k", "1", "--out", "x.json"], "ends in .csv"),
     ([*RUN, "--h", "2", "--k", "1", "--out", "/proc/no/x.csv"], "/proc/no"),
@@ -103,12 +98,12 @@ def test_pairs_one_by_one_with_several_seeds_are_drawn_as_curves(dbnrun, tmp_pat
 
 
 def test_a_sequence_that_is_no_pure_power_is_named_as_it_was_typed(dbnrun, tmp_path):
-    alphas = ["--h", "1", "--alpha", "0.5/m,1/(m*log(m+2)**2),0.1"]
-    etas = ["--k", "0.6,1", "--eta", "0.001/((m+1)*log(m+2))"]
+    alphas = ["--h", "1", "--alpha", "0.5/m,m**-1*log(m+2)**-2,0.1"]
+    etas = ["--k", "0.6,1", "--eta", "0.001/m*log(m+2)**-1"]
     assert dbnrun(*RUN, *alphas, *etas, "--out", "r/some.csv").returncode == 0
     pairs = [figures._pair(curve) for curve in rows.read(tmp_path / "r" / "some.csv")[0]]
     names = list(dict.fromkeys(pair.label.rpartition(", ")[0] for pair in pairs))
-    assert names == ["h = 1", "α = 0.5/m", "α = 1/(m*log(m+2)**2)", "α ≡ 0.1"]
+    assert names == ["h = 1", "α = 0.5/m", "α = m**-1*log(m+2)**-2", "α ≡ 0.1"]
     assert figures.draw(tmp_path / "r", tmp_path / "out")  # an eta that is no power makes curves, not a map
 
 
@@ -129,7 +124,7 @@ def test_on_digits_inside_the_region_the_recorded_gradient_falls_a_hundredfold_f
     inside = [c for c in curves if c.alpha == "m**-2.5" and not c.eta.endswith("m**-1")]
     assert len(inside) == 3 * len({c.seed for c in curves})
     for curve in inside:
-        assert figures.first_decade(curve, "grad_sq") > 100 * figures.last_decade(curve, "grad_sq")
+        assert curve.first_decade("grad_sq") > 100 * curve.last_decade("grad_sq")
 
 
 def test_in_a_short_run_inside_the_region_the_gradient_falls(dbnrun, tmp_path):
@@ -137,7 +132,7 @@ def test_in_a_short_run_inside_the_region_the_gradient_falls(dbnrun, tmp_path):
     words = ["theory", "run", "--h", "2.5", "--k", "0.6", "--records", "100", "--iterations", "5000", "--threads", "1"]
     assert dbnrun(*words, "--out", "short.csv").returncode == 0
     curve = rows.read(tmp_path / "short.csv")[0][0]
-    assert figures.first_decade(curve, "grad_sq") > 10 * figures.last_decade(curve, "grad_sq")
+    assert curve.first_decade("grad_sq") > 10 * curve.last_decade("grad_sq")
 
 
 def test_records_that_are_none_are_refused(tmp_path):
