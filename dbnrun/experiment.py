@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dbnrun import choices, eager, interrupt
 from dbnrun.compiling import check_compiler
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.parts import Data
+from dbnrun.data.dataset import Data
 from dbnrun.fused.program import Stacked
 from dbnrun.lease import Held
 from dbnrun.models.layers import Network

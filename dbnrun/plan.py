@@ -23,9 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dbnrun import interrupt, lease, recorded, records
-from dbnrun.choices import UserError, conf_dir, files
+from dbnrun.choices import UserError, conf_dir, files, of
 from dbnrun.config import SETTINGS, RunConfig, cell_of, checked, readable_name, signature, store_schema
-from dbnrun.data import expected_digest, source
+from dbnrun.data import download, expected_digest
 from dbnrun.overrides import check_overrides
 
 # How a cell can stand, in the order in which `dbnrun plan` counts them.
@@ -260,7 +260,7 @@ def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
     wanted = {(cell.config.dataset.name, cell.config.data_dir) for cell in cells}
     lines = []
     for name, data_dir in sorted(wanted):
-        if files := source.missing(name, Path(data_dir)):
+        if files := download.missing(of("dataset")[name], Path(data_dir)):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             lines.append(f"{name}: {files[0]}{more}; fetched when a cell needs it, or now by `dbnrun data {name}`")
     return lines

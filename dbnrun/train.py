@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from dbnrun import compiling, graphs, interrupt
 from dbnrun.config import TrainConfig
-from dbnrun.data.parts import Data, Part, shortened
+from dbnrun.data.dataset import Data, Part, shortened
 from dbnrun.models.layers import Dropout, Network
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
 from dbnrun.optim.groups import add_penalty, bare_step, lr_of

@@ -10,7 +10,7 @@ import torch._dynamo
 
 from dbnrun import compiling, experiment
 from dbnrun.config import UserError
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.experiment import build_cell, training_of
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dbnrun import experiment, records, status, sweep
 from dbnrun.config import UserError
-from dbnrun.data.parts import Data, Part, mixed, shortened
+from dbnrun.data.dataset import Data, Part, mixed, shortened
 from dbnrun.experiment import run_all
 from dbnrun.overrides import composed
 from dbnrun.recording import Recording

@@ -14,7 +14,7 @@ import torch
 
 from dbnrun import choices, experiment, plan, records, status
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.experiment import build_cell, load_data
 from dbnrun.lease import Lease
 from dbnrun.overrides import composed

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dbnrun import cli, experiment, interrupt, plan, records, sweep, train
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.experiment import build_cell, load_data, run_all
 from dbnrun.lease import Lease
 from dbnrun.overrides import composed

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.parts import Data
+from dbnrun.data.dataset import Data
 from dbnrun.experiment import build_cell, load_data, prepare_device
 from dbnrun.train import autocast
 

@@ -16,7 +16,7 @@ from bench import Finding
 from bench.subjects import BATCH, cell, compiles, synthetic
 from bench.timing import by_turns, ratio
 from dbnrun import graphs
-from dbnrun.data.parts import Data
+from dbnrun.data.dataset import Data
 from dbnrun.experiment import training_of
 from dbnrun.train import Training
 

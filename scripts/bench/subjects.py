@@ -11,7 +11,7 @@ from torch import Generator
 from dbnrun import graphs
 from dbnrun.compiling import check_compiler
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.parts import Data, Part
+from dbnrun.data.dataset import Data, Part
 from dbnrun.experiment import Cell, build_cell, prepare_device
 from dbnrun.overrides import composed
 

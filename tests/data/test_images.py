@@ -10,7 +10,7 @@ import torch
 from dbnrun import choices
 from dbnrun.choices import UserError
 from dbnrun.data import expected_digest, source
-from dbnrun.data.parts import split_off
+from dbnrun.data.dataset import split_off
 from dbnrun.data.source import DataFile, Download
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dbnrun import choices, experiment, recording, records
 from dbnrun.config import RunConfig, UserError
-from dbnrun.data.parts import Data, Part
+from dbnrun.data.dataset import Data, Part
 from dbnrun.experiment import Cell, build_cell, run_all
 from dbnrun.fused import memory
 from dbnrun.fused.grouping import grouped

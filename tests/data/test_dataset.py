@@ -13,7 +13,7 @@ from dbnrun import choices
 from dbnrun.choices import UserError
 from dbnrun.data import digits
 from dbnrun.data.augment import PADDING, flip_crop
-from dbnrun.data.parts import split_off
+from dbnrun.data.dataset import split_off
 
 DIGITS = choices.make("dataset", "digits", val_size=240, fnn_widths=[64], augment="none")
 
