@@ -201,14 +201,11 @@ def encode(train: Records, test: Records) -> Encoded:
     """Categories as codes into the sorted vocabulary of the training file."""
     import pandas as pd
 
-    vocabularies = [sorted(set(train.categories[:, block])) for block in range(3)]
+    vocabularies = [pd.Index(sorted(set(column))) for column in train.categories.T]
 
     def codes(records: Records) -> np.ndarray:
-        columns = [
-            pd.Categorical(records.categories[:, block], vocabulary).codes
-            for block, vocabulary in enumerate(vocabularies)
-        ]
-        return np.array(columns).astype(np.uint8).T
+        blocks = zip(vocabularies, records.categories.T, strict=True)
+        return np.array([vocabulary.get_indexer(column) for vocabulary, column in blocks]).astype(np.uint8).T
 
     return Encoded(
         train_numeric=train.numeric,
