@@ -133,6 +133,7 @@ REGULAR = tarfile.REGTYPE
         ("/a.tar.gz", _tar(("raw/part", REGULAR, CONTENT))[:-30], "EOFError"),
         ("/a.tar.gz", b"no tar", "ReadError"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)}-bytes",
 )
 def test_what_is_not_official_is_refused_in_one_line_and_leaves_nothing(server, tmp_path, name, body, problem):
     with pytest.raises(UserError, match=problem) as refused:

@@ -162,8 +162,10 @@ def test_a_second_load_reads_the_cache_and_gives_the_same(small, monkeypatch):
 def test_a_damaged_cache_is_read_anew_and_an_unwritable_one_does_without(small, monkeypatch):
     first = config().load(small)
     (cache,) = (small / "cache").iterdir()
-    cache.write_bytes(cache.read_bytes()[:-100])
-    assert torch.equal(config().load(small).train.x, first.train.x)
+    sound = cache.read_bytes()
+    for damaged in (sound[:-100], sound.replace(b"'<f4'", b"'<f2'", 1)):  # of this one half an array is read
+        cache.write_bytes(damaged)
+        assert torch.equal(config().load(small).train.x, first.train.x)
     cache.unlink()
     (small / "cache").rmdir()
     (small / "cache").write_text("in the way")
