@@ -385,12 +385,12 @@ def _data(arguments: list[str]) -> int:
             f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{nearest(unknown[0], names)}"
         )
 
-    from dbnrun.data import source
+    from dbnrun.data import download
 
     code = 0
     for name in options.names or names:
         try:
-            source.fetch(name, options.data_dir)
+            download.ensure(known[name], options.data_dir)
             own = "inside scikit-learn, verified when it is loaded"
             print(f"{name}: {own if name == 'digits' else f'complete and verified in {options.data_dir}'}")
         except UserError as error:

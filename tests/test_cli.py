@@ -105,7 +105,7 @@ def test_a_missing_data_set_is_one_line_that_says_where_to_put_it(dbnrun, tmp_pa
     }
     done = dbnrun("dataset=mnist", env=env)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert f"Put the official file at {tmp_path}/data/MNIST/raw/train-images-idx3-ubyte" in done.stderr
+    assert f"Put the official files into {tmp_path}/data: MNIST/raw/train-images-idx3-ubyte (missing), " in done.stderr
 
 
 def test_help_names_every_choice_and_verb(dbnrun):

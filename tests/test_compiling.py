@@ -10,7 +10,7 @@ import torch._dynamo
 
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer
 from dbnrun.runner import execute

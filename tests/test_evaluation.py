@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
-from dbnrun.data.parts import Data, Part, mixed, shortened
+from dbnrun.data.dataset import Data, Part, mixed, shortened
 from dbnrun.runner import execute, status_table, sweeper
 from dbnrun.runner.execute import run_all
 from dbnrun.runs import layout, metrics

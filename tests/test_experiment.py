@@ -16,7 +16,7 @@ from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.runner import execute, status_table
 from dbnrun.runner.execute import build_cell, load_data
 from dbnrun.runs import layout, metrics, status

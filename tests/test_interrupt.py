@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from dbnrun import cli, interrupt
 from dbnrun.config.compose import composed
-from dbnrun.data.parts import Part
+from dbnrun.data.dataset import Part
 from dbnrun.runner import execute, plan
 from dbnrun.runner import sweeper as sweeper_module
 from dbnrun.runner.execute import build_cell, load_data, run_all

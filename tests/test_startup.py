@@ -11,7 +11,18 @@ import torch
 from dbnrun.runs import layout
 from dbnrun.train import eager
 
-HEAVY = {"hydra", "numpy", "pandas", "pooch", "scipy", "sklearn", "sympy", "torch", "torch._dynamo", "torch._inductor"}
+HEAVY = {
+    "hydra",
+    "numpy",
+    "pandas",
+    "requests",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "torch",
+    "torch._dynamo",
+    "torch._inductor",
+}
 CELL = ["dataset=digits", "train.epochs=1", "train.limit_batches=3", "threads=1", "progress=false"]
 OPTIMIZERS = [[*CELL, "seed=1", f"optimizer={name}"] for name in ("adagrad", "sgd", "adam", "adamw")]
 FINISHED, TRAINED = CELL, [*OPTIMIZERS, ["-m", *CELL, "seed=2,3", "norm=dbn", "hydra.launcher.max_stack=2"]]

@@ -20,12 +20,11 @@ def flip_crop(x: Tensor, generator: Generator) -> Tensor:
         return torch.randint(high, (n, 1), generator=generator, device=generator.device).to(x.device)
 
     flip, top, left = draw(2), draw(2 * PADDING + 1), draw(2 * PADDING + 1)
-    columns = torch.arange(width, device=x.device).expand(n, width)
-    # The flip acts on the image, the crop on its padded frame, where pixel j lies at j + PADDING.
-    framed = columns + left - PADDING
-    source = torch.where(flip == 1, width - 1 - framed, framed) + PADDING
     rows = torch.arange(height, device=x.device) + top
-    padded = F.pad(x, (2 * PADDING,) * 2 + (PADDING,) * 2)
+    columns = torch.arange(width, device=x.device) + left
+    # In the padded frame, which is as wide on both sides, a flip of the image is a flip of the frame.
+    columns = torch.where(flip == 1, width + 2 * PADDING - 1 - columns, columns)
+    padded = F.pad(x, (PADDING,) * 4)
     n_index = torch.arange(n, device=x.device)[:, None, None]
     # Indexing with n, row and column around a full slice puts the channels last.
-    return padded[n_index, :, rows[:, :, None], source[:, None, :] + PADDING].permute(0, 3, 1, 2)
+    return padded[n_index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dbnrun.data import options
-from dbnrun.data.parts import Data, Part, split_off
-from dbnrun.data.source import ensure, expected_digest
+from dbnrun.data.dataset import Data, Part, split_off
+from dbnrun.data.download import ensure
 from dbnrun.data.torchvision_shim import torchvision
 
 SLICE = 500  # images converted at a time, so that no second copy of the whole set is in memory
@@ -25,7 +25,7 @@ class CIFAR10(torchvision.datasets.CIFAR10):
 
 def load(config: options.CIFAR10, data_dir: Path) -> Data:
     """Images (3, 32, 32), each channel standardized by its mean and standard deviation over the training part."""
-    ensure("cifar10", data_dir)
+    ensure(config, data_dir)
     train_x, train_y = _official(data_dir, train=True)
     train, val = split_off(len(train_y), config.val_size)
     moments = _channel_moments(train_x, train)
@@ -33,7 +33,7 @@ def load(config: options.CIFAR10, data_dir: Path) -> Data:
     del train_x
     test_x, test_y = _official(data_dir, train=False)
     test = _part(test_x, test_y, np.arange(len(test_y)), moments)
-    return Data(*parts, test, (3, 32, 32), 10, expected_digest("cifar10"))
+    return Data(*parts, test, (3, 32, 32), 10, config.digest)
 
 
 def _official(data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:

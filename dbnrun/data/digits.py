@@ -11,8 +11,7 @@ import torch
 
 from dbnrun.config.registry import UserError
 from dbnrun.data import options
-from dbnrun.data.parts import SPLIT_SEED, Data, Part, split_off
-from dbnrun.data.source import expected_digest
+from dbnrun.data.dataset import SPLIT_SEED, Data, Part, split_off
 
 TEST_RECORDS = 360
 
@@ -30,7 +29,7 @@ def load(config: options.Digits, _data_dir: Path) -> Data:
 
     train, val = split_off(len(labels) - TEST_RECORDS, config.val_size)
     test = np.arange(len(labels) - TEST_RECORDS, len(labels))
-    return Data(part(train), part(val), part(test), (1, 8, 8), 10, expected_digest("digits"))
+    return Data(part(train), part(val), part(test), (1, 8, 8), 10, config.digest)
 
 
 def _official() -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +43,7 @@ def _official() -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # whatever a damaged file makes the reader say
         raise UserError(f"dataset=digits: {path} cannot be read ({error}); install scikit-learn again.") from None
     images, labels = table[:, :-1], table[:, -1]
-    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != expected_digest("digits"):
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != options.Digits.digest:
         raise UserError(
             "dataset=digits: this scikit-learn embeds other digits; install the version of constraints.txt."
         )

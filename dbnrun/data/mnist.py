@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dbnrun.data import options
-from dbnrun.data.parts import Data, Part, split_off
-from dbnrun.data.source import ensure, expected_digest
+from dbnrun.data.dataset import Data, Part, split_off
+from dbnrun.data.download import ensure
 from dbnrun.data.torchvision_shim import torchvision
 
 
@@ -25,7 +25,7 @@ class MNIST(torchvision.datasets.MNIST):
 
 def load(config: options.MNIST, data_dir: Path) -> Data:
     """Images (1, 28, 28) in [0, 1]."""
-    ensure("mnist", data_dir)
+    ensure(config, data_dir)
 
     def images(train: bool) -> tuple[Tensor, Tensor]:
         official = MNIST(str(data_dir), train=train, download=False)
@@ -37,4 +37,4 @@ def load(config: options.MNIST, data_dir: Path) -> Data:
     x, y = images(train=True)
     train, val = (torch.from_numpy(index) for index in split_off(len(y), config.val_size))
     parts = part(x[train], y[train]), part(x[val], y[val]), part(*images(train=False))
-    return Data(*parts, (1, 28, 28), 10, expected_digest("mnist"))
+    return Data(*parts, (1, 28, 28), 10, config.digest)

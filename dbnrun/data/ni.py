@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import re
+import os
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbnrun.config.registry import UserError
 from dbnrun.data import options
-from dbnrun.data.parts import SPLIT_SEED, Data, Part, mixed, validation_count
-from dbnrun.data.source import SOURCES, DataFile, ensure, expected_digest, fault, missing, whole
+from dbnrun.data.dataset import SPLIT_SEED, Data, Part, mixed, validation_count
+from dbnrun.data.download import ensure
 
 CLASSES = ("normal", "probe", "dos", "u2r", "r2l")
 
@@ -43,9 +43,7 @@ FIELDS = 42
 CATEGORICAL = (1, 2, 3)  # protocol, service, flag
 LABEL = 41
 NUMERIC = tuple(i for i in range(FIELDS) if i not in (*CATEGORICAL, LABEL))
-NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-LARGEST = float(np.finfo(np.float32).max)
-UNSEEN = 255  # the code of a category that the training file does not have
+UNSEEN = 255  # the code of a category that the training file does not have: -1 as uint8
 PARSE_VERSION = 1  # raise when Encoded changes, so that older caches are left alone
 
 
@@ -96,7 +94,7 @@ def load(config: options.NI, data_dir: Path) -> Data:
     test = part(encoded.test_numeric, encoded.test_codes, encoded.test_y)
     # The file is long runs of one attack: in its order most batches would have the statistics of a single record.
     mixing = mixed(len(train))
-    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), expected_digest("ni"), mixing)
+    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), config.digest, mixing)
 
 
 def _transformed(column: np.ndarray, config: options.NI) -> np.ndarray:
@@ -142,140 +140,72 @@ def split_groups(group: np.ndarray, val_size: float) -> tuple[np.ndarray, np.nda
 
 def _cached(data_dir: Path) -> Encoded:
     """Both files encoded, from the cache of these very files where there is a sound one."""
-    files = [download.files[0] for download in SOURCES["ni"]]
-    paths = [data_dir / file.path for file in files]
-    if missing("ni", data_dir):
-        ensure("ni", data_dir)
-    key = hashlib.sha256(f"{PARSE_VERSION}".encode())
-    for path in paths:
-        try:
-            key.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a readable file.") from None
-    cache = data_dir / "cache" / f"ni-{key.hexdigest()[:16]}.npz"
-    if encoded := _read_cache(cache):
+    if encoded := _read_cache(data_dir):
         return encoded
-    train, test = (parse(_content(path, file), path) for path, file in zip(paths, files, strict=True))
+    ensure(options.NI, data_dir)
+    train, test = (parse(gzip.decompress(path.read_bytes())) for path in _paths(data_dir))
     encoded = encode(train, test)
-    _write_cache(cache, encoded)
+    _write_cache(data_dir, encoded)
     return encoded
 
 
-def _read_cache(path: Path) -> Encoded | None:
+def _paths(data_dir: Path) -> list[Path]:
+    return [data_dir / download.files[0].path for download in options.NI.downloads]
+
+
+def _cache_path(data_dir: Path) -> Path:
+    """The name tells which files were parsed, as they lie there, and by which version."""
+    key = hashlib.sha256(f"{PARSE_VERSION}".encode())
+    for path in _paths(data_dir):
+        key.update(hashlib.sha256(path.read_bytes()).digest())
+    return data_dir / "cache" / f"ni-{key.hexdigest()[:16]}.npz"
+
+
+def _read_cache(data_dir: Path) -> Encoded | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            encoded = Encoded(**arrays)
-    except Exception:  # none, or damaged in one of a zip file's many ways: parse again
+        with np.load(_cache_path(data_dir), allow_pickle=False) as arrays:
+            return Encoded(**arrays) if arrays.zip.testzip() is None else None
+    except Exception:  # a file is missing, or the cache is, or it is damaged in one of a zip file's many ways
         return None
-    return encoded if _is_whole(encoded) else None
 
 
-def _is_whole(encoded: Encoded) -> bool:
-    """Whether every array has its type and shape."""
-    train, test = encoded.train_y.size, encoded.test_y.size
-    expected = {
-        "train_numeric": ("float32", (train, len(NUMERIC))),
-        "train_codes": ("uint8", (train, len(CATEGORICAL))),
-        "train_y": ("uint8", (train,)),
-        "train_group": ("int32", (train,)),
-        "test_numeric": ("float32", (test, len(NUMERIC))),
-        "test_codes": ("uint8", (test, len(CATEGORICAL))),
-        "test_y": ("uint8", (test,)),
-        "sizes": ("int64", (len(CATEGORICAL),)),
-    }
-    found = {name: (array.dtype.name, array.shape) for name, array in vars(encoded).items()}
-    return found == expected
-
-
-def _write_cache(path: Path, encoded: Encoded) -> None:
+def _write_cache(data_dir: Path, encoded: Encoded) -> None:
     """Keep the parsed files for the next load; where that cannot be, the next load parses again."""
-    with suppress(OSError), whole(path) as partial:
-        np.savez(partial, **vars(encoded))
+    with suppress(OSError):
+        path = _cache_path(data_dir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            np.savez(partial, **vars(encoded))
+            os.replace(partial, path)
 
 
-def _content(path: Path, file: DataFile) -> bytes:
-    """The decompressed file if it is the official one; UserError with the first malformed line, if any, if not."""
-    problem = fault(path, file)
-    if not problem:
-        return gzip.decompress(path.read_bytes())
-    where = ""
-    if not problem.startswith(("missing", "truncated", "cannot be read")):
-        with gzip.open(path) as stream:
-            read = stream.read(file.size + 1)
-        # Of a file that goes on beyond the official size, the last line read is only a piece.
-        where = first_malformed(read if len(read) <= file.size else read[: read.rfind(b"\n") + 1]) or ""
-    raise UserError(f"{path}: {where or problem}. Fetch it again with `dbnrun data ni`.")
-
-
-def parse(content: bytes, path: Path) -> Records:
-    """Read a file's decompressed content. Raises UserError naming the first malformed line."""
+def parse(content: bytes) -> Records:
+    """Read an official file's decompressed content. Its bytes are pinned, so it is not checked line by line."""
     import pandas as pd
 
-    lines = content.splitlines()
-    try:
-        if content.count(b",") != (FIELDS - 1) * len(lines) or not lines:
-            raise ValueError("a line has too few or too many fields")
-        # pandas would read a column of nothing but "True" as ones; then the first line has it.
-        if problem := first_malformed(lines[0]):
-            raise ValueError(problem)
-        kinds: Any = dict.fromkeys(NUMERIC, "float64") | dict.fromkeys((*CATEGORICAL, LABEL), "str")
-        table = pd.read_csv(
-            io.BytesIO(content), header=None, names=list(range(FIELDS)), dtype=kinds, index_col=False,
-            na_filter=False, quoting=3, encoding="ascii", skip_blank_lines=False,
-        )  # fmt: skip
-        numeric = table[list(NUMERIC)].to_numpy()
-        if not ((numeric >= 0) & (numeric <= LARGEST)).all():  # false for NaN, too
-            raise ValueError("a number is negative or not finite")
-        y = table[LABEL].str.removesuffix(".").map(CLASS_OF)
-        if y.isna().any():
-            raise ValueError("a label is unknown")
-    except (ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
-        said = first_malformed(content) or " ".join(str(error).split())
-        raise UserError(f"{path}: {said}. Fetch it again with `dbnrun data ni`.") from None
-    group = pd.factorize(np.array(lines, dtype=object))[0]
+    lines = np.array(content.splitlines(), dtype=object)
+    kinds: Any = dict.fromkeys(NUMERIC, "float64") | dict.fromkeys((*CATEGORICAL, LABEL), "str")
+    table = pd.read_csv(io.BytesIO(content), header=None, dtype=kinds, na_filter=False)
+    y = table[LABEL].str.removesuffix(".").map(CLASS_OF)
+    assert table.shape == (len(lines), FIELDS) and y.notna().all()
     return Records(
-        numeric.astype(np.float32),
+        table[list(NUMERIC)].to_numpy().astype(np.float32),
         table[list(CATEGORICAL)].to_numpy(dtype=object),
         y.to_numpy(dtype=np.uint8),
-        group.astype(np.int32),
+        pd.factorize(lines)[0].astype(np.int32),
     )
-
-
-def first_malformed(content: bytes) -> str | None:
-    """'line 17: what is wrong with it' for the first line that is no record; None where every line is one."""
-    for number, line in enumerate(content.splitlines() or [b""], start=1):
-        fields = line.split(b",")
-        if len(fields) != FIELDS:
-            return f"line {number}: {len(fields)} fields, expected {FIELDS}"
-        for index in NUMERIC:
-            if not _is_count(fields[index]):
-                return f"line {number}: field {index + 1} is {_shown(fields[index])}, expected a number of at least 0"
-        for index in (*CATEGORICAL, LABEL):
-            if not fields[index].isascii():
-                return f"line {number}: field {index + 1} is {_shown(fields[index])}, expected ASCII text"
-        if fields[LABEL].decode().removesuffix(".") not in CLASS_OF:
-            return f"line {number}: label {_shown(fields[LABEL])}, expected one of the {len(CLASS_OF)} known"
-    return None
-
-
-def _is_count(text: bytes) -> bool:
-    return NUMBER.fullmatch(text.strip(b" \t")) is not None and 0 <= float(text) <= LARGEST
-
-
-def _shown(text: bytes) -> str:
-    return repr(text[:30].decode("ascii", "backslashreplace"))
 
 
 def encode(train: Records, test: Records) -> Encoded:
     """Categories as codes into the sorted vocabulary of the training file."""
-    vocabularies = [sorted(set(train.categories[:, block])) for block in range(3)]
+    import pandas as pd
+
+    vocabularies = [pd.Index(sorted(set(column))) for column in train.categories.T]
 
     def codes(records: Records) -> np.ndarray:
-        columns = []
-        for block, vocabulary in enumerate(vocabularies):
-            number = {name: code for code, name in enumerate(vocabulary)}
-            columns.append([number.get(name, UNSEEN) for name in records.categories[:, block]])
-        return np.array(columns, dtype=np.uint8).T
+        blocks = zip(vocabularies, records.categories.T, strict=True)
+        return np.array([vocabulary.get_indexer(column) for vocabulary, column in blocks]).astype(np.uint8).T
 
     return Encoded(
         train_numeric=train.numeric,

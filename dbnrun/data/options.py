@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
+from dbnrun.data.download import DataFile, Download, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Generator, Tensor
 
-    from dbnrun.data.parts import Data
+    from dbnrun.data.dataset import Data
 
     Augmentation = Callable[[Tensor, Generator], Tensor]
 
@@ -28,6 +29,14 @@ class Dataset(Choice):
 
     images: ClassVar[bool] = True  # (C, H, W), not plain features
     test_records: ClassVar[int]  # what the binomial noise of a single reading depends on
+    downloads: ClassVar[tuple[Download, ...]] = ()  # the official files, under data_dir
+    digest: ClassVar[str]  # of the official content; that of `downloads` where there are any
+    # Raised with every change of code that alters a number of a cell here whose configuration stays the same.
+    results_version: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        if cls.downloads:
+            cls.digest = digest_of(cls.downloads)
 
     def check(self) -> None:
         if self.val_size >= 1 and self.val_size != int(self.val_size):
@@ -70,6 +79,12 @@ class Digits(Images):
     """1,797 handwritten digits of 8x8 pixels that come inside scikit-learn: no download."""
 
     test_records = 360
+    digest = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"  # images and labels as uint8
+
+
+def _mnist(name: str, sha256: str) -> Download:
+    url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
+    return Download((url,), (DataFile(f"MNIST/raw/{name}", sha256),))
 
 
 @choice("dataset", "mnist", "MNIST")
@@ -78,6 +93,17 @@ class MNIST(Images):
     """60,000 + 10,000 handwritten digits of 28x28 pixels in [0, 1]."""
 
     test_records = 10_000
+    downloads = (
+        _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    )
+
+
+def _ni(name: str, mirror: str, sha256: str) -> Download:
+    official = f"https://kdd.ics.uci.edu/databases/kddcup99/{name}"
+    return Download((official, mirror), (DataFile(f"ni/{name}", sha256),))
 
 
 @choice("dataset", "ni", "NI (KDD Cup 1999)")
@@ -89,6 +115,23 @@ class NI(Dataset):
 
     images = False
     test_records = 311_029
+    results_version = 2  # the population pass takes records in mixed order
+    downloads = (
+        _ni(
+            "kddcup.data_10_percent.gz",
+            "https://ndownloader.figshare.com/files/5976042",
+            "f8c8267ebcd9c0ed1fd7d6277fe5bfff8732e9b7db8e61b873542b2a534b6f9a",
+        ),
+        _ni(
+            "corrected.gz",
+            "https://archive.ics.uci.edu/ml/machine-learning-databases/kddcup99-mld/corrected.gz",
+            "547dfb9c0f0dc1d9944219ec79e851191faebaeb8acbfa1cd171c418397052a4",
+        ),
+    )
+
+
+def _cifar(name: str, sha256: str) -> DataFile:
+    return DataFile(f"cifar-10-batches-py/{name}", sha256)
 
 
 @choice("dataset", "cifar10", "CIFAR-10")
@@ -97,3 +140,17 @@ class CIFAR10(Images):
     """50,000 + 10,000 colour images of 32x32 pixels, standardized by channel on the training part."""
 
     test_records = 10_000
+    downloads = (
+        Download(
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+            (
+                _cifar("batches.meta", "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb"),
+                _cifar("data_batch_1", "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd"),
+                _cifar("data_batch_2", "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8"),
+                _cifar("data_batch_3", "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9"),
+                _cifar("data_batch_4", "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b"),
+                _cifar("data_batch_5", "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154"),
+                _cifar("test_batch", "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831"),
+            ),
+        ),
+    )

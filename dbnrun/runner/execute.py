@@ -21,7 +21,7 @@ from dbnrun import interrupt
 from dbnrun.config import registry
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.data.parts import Data
+from dbnrun.data.dataset import Data
 from dbnrun.models.layers import Network
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.options import Normalizers

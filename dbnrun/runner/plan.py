@@ -18,12 +18,13 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
 from dbnrun import interrupt
+from dbnrun.config import registry
 from dbnrun.config.compose import Composer
 from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
 from dbnrun.config.overrides import check_overrides
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
-from dbnrun.data import expected_digest, source
+from dbnrun.data import download, expected_digest
 from dbnrun.runs import archive_index, layout, metrics
 from dbnrun.runs.status import LEFT, STATUSES, RunStatus, duration, status_of
 
@@ -158,7 +159,7 @@ def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
     wanted = {(cell.config.dataset.name, cell.config.data_dir) for cell in cells}
     lines = []
     for name, data_dir in sorted(wanted):
-        if files := source.missing(name, Path(data_dir)):
+        if files := download.missing(registry.of("dataset")[name], Path(data_dir)):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             lines.append(f"{name}: {files[0]}{more}; fetched when a cell needs it, or now by `dbnrun data {name}`")
     return lines

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dbnrun import interrupt
 from dbnrun.config.schema import TrainConfig
-from dbnrun.data.parts import Data, Part
+from dbnrun.data.dataset import Data, Part
 from dbnrun.models.layers import Network
 from dbnrun.norm.population import lambda_drift, population_moments, using_statistics
 from dbnrun.runs.metrics import NOT_EVALUATED, EpochRow, is_evaluated

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dbnrun.config.schema import TrainConfig
-from dbnrun.data.parts import Data, Part, shortened
+from dbnrun.data.dataset import Data, Part, shortened
 from dbnrun.models.layers import Dropout, Network
 from dbnrun.optim.groups import add_penalty, bare_step, lr_of
 from dbnrun.runs.metrics import EpochRow

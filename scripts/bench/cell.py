@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench import Finding
 from bench.subjects import BATCH, cell, compiles, synthetic
 from bench.timing import by_turns, ratio
-from dbnrun.data.parts import Data
+from dbnrun.data.dataset import Data
 from dbnrun.runner.execute import training_of
 from dbnrun.train import cuda_graph
 from dbnrun.train.loop import Training

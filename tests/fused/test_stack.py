@@ -13,7 +13,7 @@ from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.data.parts import Data, Part
+from dbnrun.data.dataset import Data, Part
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.dbn import DiminishingBatchNorm1d
 from dbnrun.norm.following import follow, share_weights

@@ -106,7 +106,7 @@ def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
 
     from dbnrun.config.compose import composed
-    from dbnrun.data.parts import Part, mixed
+    from dbnrun.data.dataset import Part, mixed
     from dbnrun.runner.execute import build_cell
     from dbnrun.train import evaluate
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dbnrun.config import registry
 from dbnrun.config.registry import UserError
+from dbnrun.config.schema import registry
 from dbnrun.data import digits
 from dbnrun.data.augment import PADDING, flip_crop
-from dbnrun.data.parts import split_off
+from dbnrun.data.dataset import split_off
 
 DIGITS = registry.make("dataset", "digits", val_size=240, fnn_widths=[64], augment="none")
 
