@@ -45,7 +45,7 @@ class RunDir:
     """A cell's folder, from before its training to its end.
 
     As a context it holds the lease and marks the status: running, then done or diverged by `finish`, else failed or
-    interrupted. Entering raises lease.Held where another process trains the cell, and Finished where one just did.
+    interrupted. Entering raises lock.Held where another process trains the cell, and Finished where one just did.
     """
 
     def __init__(self, config: RunConfig) -> None:
