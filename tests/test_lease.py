@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -43,11 +42,17 @@ def test_a_lease_excludes_another_and_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == [] and lock.live_holder(tmp_path) is None
 
 
-def test_a_process_of_this_machine_that_is_dead_gives_way_at_once_however_fresh_its_lease(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    dead.wait()
-    holder = replace(Lease(tmp_path).holder, pid=dead.pid, token="theirs")
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_process_of_this_machine_that_is_dead_gives_way_at_once_however_fresh_its_lease(tmp_path, waited_for):
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    started = lock._start_time(process.pid)
+    holder = replace(Lease(tmp_path).holder, pid=process.pid, started=started, token="theirs")
     (tmp_path / "lock").write_text(json.dumps(vars(holder)))
+    assert lock.live_holder(tmp_path) == holder
+    process.stdin.close()
+    os.waitid(
+        os.P_PID, process.pid, os.WEXITED | (0 if waited_for else os.WNOWAIT)
+    )  # what nobody waits for is a zombie
     assert lock.live_holder(tmp_path) is None
     ours = Lease(tmp_path)
     ours.take()
