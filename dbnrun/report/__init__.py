@@ -39,13 +39,14 @@ def publish(
     """
     from dbnrun.paper import documents, page, table1, verdicts
     from dbnrun.paper.book import result_set
+    from dbnrun.paper.protocols import experiment_of
     from dbnrun.report import figures, tables
     from dbnrun.report.series import nothing_to_report
     from dbnrun.runs import archive
     from dbnrun.runs.load import counted, read_runs
 
     runs = read_runs(paths, strict=strict)
-    book = result_set(counted(archive.update(results / "records", runs)))
+    book = result_set(counted(archive.update(results / "records", runs, experiment_of)))
     if not book.mains:
         raise nothing_to_report(paths, runs)
     if nowhere := len(book.nowhere):

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun.config.identity import norm_label, number_text, protocol_of, schedule_key
-from dbnrun.config.registry import UserError
+from dbnrun.config.identity import norm_label, protocol_of, schedule_key
+from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
