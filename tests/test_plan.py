@@ -15,8 +15,8 @@ from omegaconf import open_dict
 from dbnrun.config.compose import Composer
 from dbnrun.config.registry import UserError, conf_dir, files
 from dbnrun.config.schema import RunConfig, checked, store_schema
+from dbnrun.runner.plan import duration
 from dbnrun.runs import layout
-from dbnrun.runs.status import duration
 
 VALUES = {
     "seed": ["0", "7"],
