@@ -29,7 +29,7 @@ from dbnrun.config.compose import composed
 from dbnrun.config.overrides import check_overrides, refusal
 from dbnrun.config.registry import UserError
 from dbnrun.models.fnn import FNN
-from dbnrun.norm.following import dbn_layers
+from dbnrun.norm.tracking import dbn_layers
 from dbnrun.runner.build import Cell, build_cell, load_data, prepare_device, training_of
 
 

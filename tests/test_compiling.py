@@ -11,7 +11,7 @@ import torch._dynamo
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import Part
-from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.optim.groups import build_optimizer
 from dbnrun.runner import execute
 from dbnrun.runner.build import build_cell, training_of
@@ -119,7 +119,7 @@ def test_compiled_stacks_and_followers_give_the_numbers_of_cells_alone(lr):
     for leader, *followers in compiled:
         for follower in followers:
             share_weights(leader.model, follower.model)
-        follow(leader.model, [follower.model for follower in followers])
+        track_schedules(leader.model, [follower.model for follower in followers])
     epochs = list(training_of(compiled, data).epochs())
     assert_two_whole_graphs()
     for number, run in enumerate(alone):

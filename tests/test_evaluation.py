@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
-from dbnrun.data.dataset import Data, Part, mixed, shortened
+from dbnrun.data.dataset import Data, Part, fixed_shuffle, shortened
 from dbnrun.runner import execute, status_table, sweeper
 from dbnrun.runner.execute import run_all
 from dbnrun.runs import layout, metrics
@@ -174,12 +174,12 @@ def test_training_does_not_see_what_evaluation_is_limited_to(cell):
 
 def test_the_population_pass_takes_the_first_records_of_its_mixed_order():
     part = Part(torch.arange(50.0).view(50, 1), torch.arange(50))
-    data = Data(part, part, Part(part.x[:20], part.y[:20]), (1,), 50, "", mixed(50))
+    data = Data(part, part, Part(part.x[:20], part.y[:20]), (1,), 50, "", fixed_shuffle(50))
     short = shortened(data, 30)
-    assert torch.equal(short.train.x, part.x[data.mixing[:30]]) and short.mixing is None
+    assert torch.equal(short.train.x, part.x[data.shuffle_order[:30]]) and short.shuffle_order is None
     assert short.test is data.test and len(short.val) == 30
     assert shortened(data, 50) == shortened(data, None) == data
-    assert torch.equal(shortened(replace(data, mixing=None), 30).train.x, short.train.x)
+    assert torch.equal(shortened(replace(data, shuffle_order=None), 30).train.x, short.train.x)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from emulated_graph import emulate
 
 from dbnrun.config.compose import composed
 from dbnrun.config.schema import RunConfig
-from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.optim.groups import load_state
 from dbnrun.runner.build import build_cell, training_of
 from dbnrun.runs.metrics import TIME_COLUMNS
 from dbnrun.train import cuda_graph
 from dbnrun.train.rng import Rngs
-from dbnrun.train.stack.networks import stacked
+from dbnrun.train.stack.networks import stack_networks
 
 CNN = ["model=cnn", "model.widths=[2,3,4,3,6]"]
 KINDS = {
@@ -46,7 +46,7 @@ def built(one, device="cpu"):
 
 def numbers(rows):
     return [
-        {k: v for k, v in dataclasses.asdict(row).items() if k not in TIME_COLUMNS} for views in rows for row in views
+        {k: v for k, v in dataclasses.asdict(row).items() if k not in TIME_COLUMNS} for cells in rows for row in cells
     ]
 
 
@@ -174,7 +174,7 @@ def test_replayed_steps_move_every_lambda_that_follows_a_run(monkeypatch):
         data = built(config())[1]
         for cell in cells[1:]:
             share_weights(cells[0].model, cell.model)
-        follow(cells[0].model, [cell.model for cell in cells[1:]])
+        track_schedules(cells[0].model, [cell.model for cell in cells[1:]])
         if captured:
             emulate(monkeypatch, cuda_graph, cells[0].optimizer)
         results.append(numbers(rows for (rows,) in training_of([cells], data, captured=captured).epochs()))
@@ -206,7 +206,7 @@ def test_a_stack_of_dropouts_keeps_what_each_would_keep_alone():
     cells = [built(config(*CNN, "norm=none", f"seed={seed}"))[0] for seed in (0, 1)]
     again = [built(config(*CNN, "norm=none", f"seed={seed}"))[0] for seed in (0, 1)]
     x = torch.rand(5, 6, 4, 4) + 1
-    drop = stacked([cell.model for cell in cells], [0, 1]).dropouts[0]  # pyright: ignore[reportAttributeAccessIssue]
+    drop = stack_networks([cell.model for cell in cells], [0, 1]).dropouts[0]  # pyright: ignore[reportAttributeAccessIssue]
     own = [cell.model.dropouts[0](part) for cell, part in zip(again, x.split(3, 1), strict=True)]
     assert torch.equal(drop(x), torch.cat(own, 1))
 

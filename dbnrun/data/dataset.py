@@ -31,8 +31,8 @@ class Part:
 class Data:
     """A data set in memory: training, validation and test part, and the digest of the files it came from.
 
-    `mixing` (N,) is a fixed order of the training records for a pass in batches, where as they lie batches would hold
-    like records alone; None where they lie well.
+    `shuffle_order` (N,) is a fixed random order of the training records for a pass in batches, where the file's own
+    order would put like records into one batch; None where the file's order will do.
     """
 
     train: Part
@@ -41,14 +41,15 @@ class Data:
     input_shape: tuple[int, ...]
     num_classes: int
     digest: str
-    mixing: Tensor | None = None
+    shuffle_order: Tensor | None = None
 
     def to(self, device: torch.device) -> Data:
         parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return replace(self, **parts, mixing=None if self.mixing is None else self.mixing.to(device))
+        order = self.shuffle_order
+        return replace(self, **parts, shuffle_order=None if order is None else order.to(device))
 
 
-def mixed(records: int) -> Tensor:
+def fixed_shuffle(records: int) -> Tensor:
     """A fixed random order of so many records, (N,)."""
     return torch.randperm(records, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
@@ -59,12 +60,12 @@ def shortened(data: Data, limit: int | None) -> Data:
     def first(part: Part) -> Part:
         if limit is None or limit >= len(part):
             return part
-        index = mixed(len(part))[:limit].to(part.x.device)
+        index = fixed_shuffle(len(part))[:limit].to(part.x.device)
         return Part(part.x[index], part.y[index])
 
     train = first(data.train)
-    mixing = data.mixing if train is data.train else None  # the first records are mixed already
-    return replace(data, train=train, val=first(data.val), test=first(data.test), mixing=mixing)
+    shuffle_order = data.shuffle_order if train is data.train else None  # the first records are mixed already
+    return replace(data, train=train, val=first(data.val), test=first(data.test), shuffle_order=shuffle_order)
 
 
 def validation_count(records: int, val_size: float) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.data import options
-from dbnrun.data.dataset import SPLIT_SEED, Data, Part, mixed, validation_count
+from dbnrun.data.dataset import SPLIT_SEED, Data, Part, fixed_shuffle, validation_count
 from dbnrun.data.download import ensure
 
 CLASSES = ("normal", "probe", "dos", "u2r", "r2l")
@@ -93,8 +93,8 @@ def load(config: options.NI, data_dir: Path) -> Data:
     ]
     test = part(encoded.test_numeric, encoded.test_codes, encoded.test_y)
     # The file is long runs of one attack: in its order most batches would have the statistics of a single record.
-    mixing = mixed(len(train))
-    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), config.digest, mixing)
+    shuffle_order = fixed_shuffle(len(train))
+    return Data(parts[0], parts[1], test, (parts[0].x.shape[1],), len(CLASSES), config.digest, shuffle_order)
 
 
 def _transformed(column: np.ndarray, config: options.NI) -> np.ndarray:

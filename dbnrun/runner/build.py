@@ -24,7 +24,7 @@ from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
 from dbnrun.train import eager
 from dbnrun.train.compile import check_compiler
-from dbnrun.train.evaluate import View
+from dbnrun.train.evaluate import Member
 from dbnrun.train.loop import Alone, Training, TrainingRun, steps_per_epoch
 from dbnrun.train.rng import Rngs
 from dbnrun.train.stack.program import Stacked
@@ -41,8 +41,8 @@ class Cell:
     rngs: Rngs
     schedule: Alpha
 
-    def view(self) -> View:
-        return View(self.model, self.schedule if self.config.norm.scheduled else None)
+    def member(self) -> Member:
+        return Member(self.model, self.schedule if self.config.norm.scheduled else None)
 
     def state(self, epoch: int, under_way: EpochProgress | None = None) -> dict[str, Any]:
         """Where everything stands after `epoch` epochs, and so much of the next one, for a checkpoint."""
@@ -115,7 +115,7 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
 def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Training:
     """The training of several runs, ordered by seed, each given by the cells that share it; `how` as in Training."""
     config = built[0][0].config
-    runs = [TrainingRun(c[0].model, c[0].optimizer, c[0].rngs, [cell.view() for cell in c]) for c in built]
+    runs = [TrainingRun(c[0].model, c[0].optimizer, c[0].rngs, [cell.member() for cell in c]) for c in built]
     program = Alone(runs[0]) if len(runs) == 1 else Stacked(runs, [cells[0].config.seed for cells in built])
     settings = {"precision": config.precision, "augment": config.dataset.augmentation, "compiled": config.compile}
     return Training(program, runs, data, config.train, **settings, **how)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dbnrun import interrupt
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
-from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.runner.build import Cell, build_cell, captured, device_facts, load_data, prepare_device, training_of
 from dbnrun.runs.checkpoint import Position
 from dbnrun.runs.lock import Held
@@ -146,7 +146,7 @@ class _Run:
                 cell.restore(run_dir.state)
         for cell in cells[1:]:
             share_weights(cells[0].model, cell.model)
-        follow(cells[0].model, [cell.model for cell in cells[1:]])
+        track_schedules(cells[0].model, [cell.model for cell in cells[1:]])
         return cls(run_dirs, cells)
 
     @property

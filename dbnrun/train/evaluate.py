@@ -37,8 +37,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class View:
-    """A cell's look at a training run: a network with the run's weights and this cell's lambda."""
+class Member:
+    """A cell of a training run: a network with the run's weights and this cell's lambda."""
 
     model: Network
     alpha: Callable[[int], float] | None  # the schedule's value by the number of updates, for the record
@@ -79,37 +79,37 @@ class Progress:
 
 
 def evaluate_epoch(
-    views: Sequence[View],
+    members: Sequence[Member],
     trained: Measured,
     progress: Progress,
     data: Data,
     config: TrainConfig,
     precision: str,
 ) -> list[EpochRow]:
-    """A row for each view of a training run; seconds are each view's share, so that their sum is the wall clock.
+    """A row for each cell of a training run; seconds are each cell's share, so that their sum is the wall clock.
 
     Evaluates where eval_every asks for it, and where the run ends.
     """
-    evaluations: list[dict[str, Any]] = [NOT_EVALUATED for _ in views]
+    evaluations: list[dict[str, Any]] = [NOT_EVALUATED for _ in members]
     seconds = 0.0
     if is_evaluated(progress.epoch, config.epochs, config.eval_every) or not math.isfinite(trained.loss):
         started = time.perf_counter()
-        evaluations = _evaluations([view.model for view in views], data, config, precision)
+        evaluations = _evaluations([member.model for member in members], data, config, precision)
         seconds = time.perf_counter() - started
     return [
         EpochRow(
             epoch=progress.epoch,
             step=progress.step,
-            alpha=None if view.alpha is None else float(view.alpha(progress.step)),
+            alpha=None if member.alpha is None else float(member.alpha(progress.step)),
             lr=progress.lr,
             train_loss=trained.loss,
             train_error_pct=trained.error_pct,
             grad_norm=progress.grad_norm,
-            train_seconds=progress.train_seconds / len(views),
-            eval_seconds=seconds / len(views),
+            train_seconds=progress.train_seconds / len(members),
+            eval_seconds=seconds / len(members),
             **evaluated,
         )
-        for view, evaluated in zip(views, evaluations, strict=True)
+        for member, evaluated in zip(members, evaluations, strict=True)
     ]
 
 
@@ -122,7 +122,7 @@ def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, pre
         model.eval()
     # Whatever limit_batches says: statistics of the population, not of the batches that were trained on.
     with autocast(data.train.x.device, precision):
-        moments = population_moments(models[0], _batches(data.train, config.batch_size, data.mixing))
+        moments = population_moments(models[0], _batches(data.train, config.batch_size, data.shuffle_order))
     population = None
     if moments:
         with using_statistics(moments):

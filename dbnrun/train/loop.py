@@ -22,7 +22,7 @@ from dbnrun.models.layers import Dropout, Network
 from dbnrun.optim.groups import add_penalty, bare_step, lr_of
 from dbnrun.runs.metrics import EpochRow
 from dbnrun.train import compile, cuda_graph
-from dbnrun.train.evaluate import Progress, View, at_least_float32, autocast, evaluate_epoch
+from dbnrun.train.evaluate import Member, Progress, at_least_float32, autocast, evaluate_epoch
 from dbnrun.train.rng import Rngs
 from dbnrun.train.sums import EpochProgress, MetricSums
 
@@ -35,16 +35,16 @@ def steps_per_epoch(records: int, config: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run: what learns, and all that view it, the cell that is trained first."""
+    """A training run: what learns, and the cells that share it, the cell that is trained first."""
 
     model: Network
     optimizer: torch.optim.Optimizer
     rngs: Rngs
-    views: Sequence[View]
+    members: Sequence[Member]
 
 
 class BatchSampler:
-    """Deals an epoch's batches, from device memory alone, so that a captured graph can take the next one too."""
+    """Yields an epoch's batches from device memory alone, so that a captured graph can take the next one too."""
 
     def __init__(self, part: Part, batch_size: int, steps: int, seeds: int = 1) -> None:
         self.part = part
@@ -93,7 +93,7 @@ class Program(Protocol):
 
     def update(self) -> object: ...
 
-    def settle(self) -> None:
+    def write_back(self) -> None:
         """Put every run's optimizer and streams to where they would stand alone."""
         ...
 
@@ -124,7 +124,7 @@ class Alone:
     def add_penalty(self) -> Tensor:
         return add_penalty(self.optimizer)
 
-    def settle(self) -> None:
+    def write_back(self) -> None:
         pass
 
 
@@ -192,12 +192,12 @@ class Training:
         self.records, self.shown = len(data.train), shortened(data, config.limit_eval)
         self.steps = steps_per_epoch(self.records, config)
         self.draws = [runs[number].rngs for number in program.drawing]
-        self.dealer = BatchSampler(data.train, config.batch_size, self.steps, len(self.draws))
+        self.sampler = BatchSampler(data.train, config.batch_size, self.steps, len(self.draws))
         self.sums = MetricSums(len(runs), data.train.x.device)
         self.step = Step(program, precision, compiled, first=epochs_done == 0 and not under_way)
         self.update: Callable[[], None] = self._update
         if captured:
-            drawn = [stream for run in runs for stream in dropout_rng(run.model, run.rngs)]
+            drawn = [stream for run in runs for stream in dropout_rngs(run.model, run.rngs)]
             drawn += [] if augment is None else [rngs.augment for rngs in self.draws]
             self.update = cuda_graph.Replayed(self._update, drawn, program.optimizer)
 
@@ -206,7 +206,7 @@ class Training:
         return self.epoch == self.config.epochs or not any(self.alive)
 
     def epochs(self) -> Iterator[list[list[EpochRow]]]:
-        """Train to the end; after each epoch, for each run, its views' rows."""
+        """Train to the end; after each epoch, for each run, its cells' rows."""
         while not self.over:
             for _ in self.updates():
                 pass
@@ -222,7 +222,7 @@ class Training:
         for number, rngs in zip(self.program.drawing, self.draws, strict=True):
             rngs.order.set_state(self.begun[number].order)
         orders = [torch.randperm(self.records, generator=rngs.order) for rngs in self.draws]
-        self.dealer.shuffle(orders, self.begun[0].steps)
+        self.sampler.shuffle(orders, self.begun[0].steps)
         self.sums.begin(self.begun)
         self.done = self.begun[0].steps
         while self.done < self.steps:
@@ -231,7 +231,7 @@ class Training:
             yield
 
     def _update(self) -> None:
-        x, y = self.dealer()
+        x, y = self.sampler()
         if self.augment is not None:
             parts = zip(x, self.draws, strict=True)
             x = torch.stack([self.augment(part, rngs.augment) for part, rngs in parts])
@@ -240,7 +240,7 @@ class Training:
     def under_way(self) -> list[EpochProgress]:
         """Where each run stands in the epoch; waits for the device."""
         assert self.begun is not None
-        self.program.settle()
+        self.program.write_back()
         return self.sums.under_way(self.done, self.begun, self._seconds())
 
     def _seconds(self) -> float:
@@ -248,19 +248,20 @@ class Training:
         return ((self.stopped or time.perf_counter()) - self.started) / len(self.runs)
 
     def rows(self) -> list[list[EpochRow]]:
-        """End the epoch: for each run its views' rows, none of a run that had diverged before."""
+        """End the epoch: for each run its cells' rows, none of a run that had diverged before."""
         assert self.begun is not None
         trained = self.sums.measured(self.steps * self.config.batch_size)  # waits for the device
         self.stopped = time.perf_counter()
         norms, seconds = (self.sums.norm / self.steps).tolist(), self.begun[0].seconds + self._seconds()
-        self.program.settle()
+        self.program.write_back()
         rows = []
         for number, (run, measured, norm) in enumerate(zip(self.runs, trained, norms, strict=True)):
             progress = Progress(self.epoch, self.epoch * self.steps, lr_of(run.optimizer), norm, seconds)
-            alive, self.alive[number] = self.alive[number], self.alive[number] and math.isfinite(measured.loss)
-            rows.append(
-                evaluate_epoch(run.views, measured, progress, self.shown, self.config, self.precision) if alive else []
-            )
+            if not self.alive[number]:
+                rows.append([])
+                continue
+            rows.append(evaluate_epoch(run.members, measured, progress, self.shown, self.config, self.precision))
+            self.alive[number] = math.isfinite(measured.loss)
         self.begun = None
         return rows
 
@@ -269,7 +270,7 @@ class Training:
         return (self.epoch - 1) * self.steps + int(self.sums.sound[number]) + 1
 
 
-def dropout_rng(model: nn.Module, rngs: Rngs) -> list[Generator]:
+def dropout_rngs(model: nn.Module, rngs: Rngs) -> list[Generator]:
     """The stream of dropout, where a training step draws from it."""
     draws = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in model.modules())
     return [rngs.dropout] if draws else []

@@ -108,7 +108,7 @@ def updates(training: Training) -> Callable[[], None]:
 
     def step() -> None:
         if next(done) % training.steps == 0:
-            training.dealer.shuffle([torch.randperm(training.records) for _ in training.draws])
+            training.sampler.shuffle([torch.randperm(training.records) for _ in training.draws])
         training.update()
 
     for _ in range(cuda_graph.WARM_UP + 1):  # and the capture, if there is one

@@ -13,7 +13,7 @@ from bench.cell import floor, ours, updates
 from bench.subjects import BATCH, cell, cells, compiles, synthetic
 from bench.timing import by_turns, ratio
 from dbnrun.data.dataset import Data
-from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.runner.build import Cell, training_of
 from dbnrun.train.evaluate import EVAL_BATCH
 
@@ -62,7 +62,7 @@ def _column_over_lightning() -> Iterator[Finding]:
     subjects = {
         "lightning": fit(mlp(), loader, loader, template=True, **again),
         "ours": _seeds(data, range(5)),
-        "products": _products_of_column(seeds=5, views=len(TABLE_1)),
+        "products": _products_of_column(seeds=5, members=len(TABLE_1)),
     }
     times = by_turns(subjects, rounds=5, least=0.1)
     fifty = [50 * seconds for seconds in times["lightning"]]
@@ -71,7 +71,7 @@ def _column_over_lightning() -> Iterator[Finding]:
     yield ratio("grid", f"{what}our matrix products alone, the most that could be had", fifty, times["products"])
 
 
-def _products_of_column(seeds: int, views: int) -> Callable[[], object]:
+def _products_of_column(seeds: int, members: int) -> Callable[[], object]:
     """The matrix products of `_seeds` and nothing else: training, the population's pass, and each view's evaluation."""
     widths = [784, 300, 300, 10]
     step = floor(widths, "cpu")
@@ -89,7 +89,7 @@ def _products_of_column(seeds: int, views: int) -> Callable[[], object]:
                 step()
             forward(50_000, BATCH, [0, 1, 2])
             forward(30_000, EVAL_BATCH, [0])  # validation, test, and test with the population's statistics
-            forward(20_000, EVAL_BATCH, [1, 2], times=views)
+            forward(20_000, EVAL_BATCH, [1, 2], times=members)
             forward(10_000, EVAL_BATCH, [1, 2])
 
     return epoch
@@ -155,7 +155,7 @@ def _views(data: Data, device: str, schedules: Sequence[str], *overrides: str) -
     leader, *followers = [cell(data, device, *common, f"schedule={schedule}") for schedule in schedules]
     for follower in followers:
         share_weights(leader.model, follower.model)
-    follow(leader.model, [follower.model for follower in followers])
+    track_schedules(leader.model, [follower.model for follower in followers])
     return [leader, *followers]
 
 

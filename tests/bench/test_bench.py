@@ -38,8 +38,8 @@ def test_a_stack_and_a_column_run_on_random_records():
     assert data.train.x.shape == (300, 118) and data.train.y.max() < 5
     grid._stacked(data, "cpu", 2, "dataset=ni", "norm=dbn")()
     rows = grid._epoch(synthetic("mnist", 300, "cpu"), "cpu", grid.TABLE_1[:2])()
-    ((views,),) = rows
-    assert len(views) == 2
+    ((members,),) = rows
+    assert len(members) == 2
 
 
 def test_every_way_to_do_several_convolutions_gives_the_same():

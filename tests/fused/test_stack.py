@@ -16,7 +16,7 @@ from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data, Part
 from dbnrun.models.layers import Dropout
 from dbnrun.norm.dbn import DiminishingBatchNorm1d
-from dbnrun.norm.following import follow, share_weights
+from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.optim.groups import build_optimizer
 from dbnrun.runner import execute, memory
 from dbnrun.runner.build import Cell, build_cell
@@ -26,7 +26,7 @@ from dbnrun.runs import checkpoint, metrics
 from dbnrun.runs.checkpoint import position_of
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.train.loop import Step
-from dbnrun.train.stack.networks import stacked
+from dbnrun.train.stack.networks import stack_networks
 
 CPU = torch.device("cpu")
 
@@ -161,7 +161,7 @@ def test_runs_that_are_each_shared_by_several_cells_stack_too():
         cells = built(configs, data)
         for cell in cells[1:]:
             share_weights(cells[0].model, cell.model)
-        follow(cells[0].model, [cell.model for cell in cells[1:]])
+        track_schedules(cells[0].model, [cell.model for cell in cells[1:]])
         runs.append(cells)
     epochs = list(execute.training_of(runs, data).epochs())
     for number, configs in enumerate(shared):
@@ -272,10 +272,10 @@ class Noise(Dropout):
 )
 def test_a_stack_refuses_a_layer_that_is_not_exactly_what_it_knows_in_every_network(network, path, layer):
     first, second = (cell.model for cell in built([config(*network, f"seed={seed}") for seed in (0, 1)], digits()))
-    stacked([first, second], [0, 1])
+    stack_networks([first, second], [0, 1])
     second.set_submodule(path, layer)
     with pytest.raises(UserError, match=f"{type(layer).__qualname__}.*: expected one of .*max_stack=1"):
-        stacked([first, second], [0, 1])
+        stack_networks([first, second], [0, 1])
 
 
 @pytest.mark.parametrize("moment", [(1, 0, 0), (2, 0, 2), (2, 0, 0), (1, 3, 1), (0, 2, 2), (2, 1, 0)])

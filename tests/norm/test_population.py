@@ -106,7 +106,7 @@ def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     """The whole evaluation of a data set with a mixing order equals that of the same records lying in that order."""
 
     from dbnrun.config.compose import composed
-    from dbnrun.data.dataset import Part, mixed
+    from dbnrun.data.dataset import Part, fixed_shuffle
     from dbnrun.runner.build import build_cell
     from dbnrun.train import evaluate
 
@@ -114,11 +114,11 @@ def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
     data = config.dataset.load(None)
     grouped = data.train.y.argsort(stable=True)
     part = Part(data.train.x[grouped], data.train.y[grouped])
-    order = mixed(len(grouped))
-    assert sorted(order.tolist()) == list(range(len(grouped))) and torch.equal(order, mixed(len(grouped)))
+    order = fixed_shuffle(len(grouped))
+    assert sorted(order.tolist()) == list(range(len(grouped))) and torch.equal(order, fixed_shuffle(len(grouped)))
 
-    def drift(train_part, mixing):
-        there = dataclasses.replace(data, train=train_part, mixing=mixing)
+    def drift(train_part, shuffle_order):
+        there = dataclasses.replace(data, train=train_part, shuffle_order=shuffle_order)
         model = build_cell(config, there, torch.device("cpu")).model
         return evaluate._evaluations([model], there, config.train, "fp32")[0]["lambda_drift"]
 

@@ -56,13 +56,13 @@ class StackedParameter:
     @classmethod
     def of(cls, parameters: Sequence[nn.Parameter], joined: bool = False) -> StackedParameter:
         pieces = [parameter.detach() for parameter in parameters]
-        leaf = cls(nn.Parameter(torch.cat(pieces) if joined else torch.stack(pieces)), list(parameters))
-        for parameter, piece in zip(parameters, leaf.by_cell(leaf.tensor.data), strict=True):
+        stacked = cls(nn.Parameter(torch.cat(pieces) if joined else torch.stack(pieces)), list(parameters))
+        for parameter, piece in zip(parameters, stacked.by_cell(stacked.tensor.data), strict=True):
             parameter.data = piece
-        return leaf
+        return stacked
 
     def by_cell(self, values: Tensor) -> Tensor:
-        """A tensor like the leaf as (T, …)."""
+        """A tensor like the stacked one as (T, …)."""
         return values.view(len(self.slices), *self.slices[0].shape)
 
     def hand_out_gradient(self) -> None:
@@ -81,21 +81,21 @@ class Stack:
         self.batch_of = torch.tensor(batch_of, device=next(models[0].parameters()).device)
         shares = torch.bincount(self.batch_of)
         self.even = bool((shares == shares[0]).all())  # every batch is seen by as many networks
-        self.leaves: list[StackedParameter] = []
+        self.parameters: list[StackedParameter] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _leaf(self, parameters: Sequence[nn.Parameter], joined: bool = False) -> nn.Parameter:
-        self.leaves.append(StackedParameter.of(parameters, joined))
-        return self.leaves[-1].tensor
+    def _stacked(self, parameters: Sequence[nn.Parameter], joined: bool = False) -> nn.Parameter:
+        self.parameters.append(StackedParameter.of(parameters, joined))
+        return self.parameters[-1].tensor
 
     def _linear(self, layers: Sequence[Any]) -> Step:
         kind_of(layers, [nn.Linear])
-        weight = self._leaf([layer.weight for layer in layers])  # (T, out, in)
+        weight = self._stacked([layer.weight for layer in layers])  # (T, out, in)
         if layers[0].bias is None:
             return lambda x: self._product(weight, x)
-        bias = self._leaf([layer.bias for layer in layers])  # (T, out)
+        bias = self._stacked([layer.bias for layer in layers])  # (T, out)
         return lambda x: self._product(weight, x) + bias.unsqueeze(2)
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class Stack:
         """One convolution with a group for each network, or batch; x (B, T*in, H, W), or (B, U*in, H, W)."""
         one = layers[0]
         kind_of(layers, [nn.Conv2d])
-        weight = self._leaf([layer.weight for layer in layers], joined=True)  # (T*out, in, 3, 3)
-        bias = None if one.bias is None else self._leaf([layer.bias for layer in layers], joined=True)
+        weight = self._stacked([layer.weight for layer in layers], joined=True)  # (T*out, in, 3, 3)
+        bias = None if one.bias is None else self._stacked([layer.bias for layer in layers], joined=True)
         return lambda x: F.conv2d(x, weight, bias, padding=one.padding, groups=x.shape[1] // one.in_channels)
 
     def _block(self, blocks: Sequence[Any]) -> list[Step]:
@@ -157,8 +157,8 @@ class Stack:
         """gamma and beta of all networks, (T*C,) each; None where the layers have none."""
         if layers[0].weight is None:
             return None, None
-        weight = self._leaf([layer.weight for layer in layers], joined=True)
-        return weight, self._leaf([layer.bias for layer in layers], joined=True)
+        weight = self._stacked([layer.weight for layer in layers], joined=True)
+        return weight, self._stacked([layer.bias for layer in layers], joined=True)
 
 
 class StackedFNN(Stack):
@@ -242,7 +242,7 @@ class _Dropouts:
         return (h * keep / kept).to(h.dtype)
 
 
-def stacked(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:
+def stack_networks(models: Sequence[Network], batch_of: Sequence[int]) -> Stack:
     """The stack of networks of one kind. Raises UserError where one has a layer that cannot be stacked."""
     kinds = {FNN: StackedFNN, CNN: StackedCNN, TwoLayer: StackedTwoLayer}
     return kinds[kind_of(models, kinds)](models, batch_of)  # pyright: ignore[reportArgumentType, reportIndexIssue]

@@ -24,7 +24,7 @@ def share_weights(leader: nn.Module, follower: nn.Module) -> None:
         mine.data = theirs.data
 
 
-def follow(leader: nn.Module, followers: Sequence[nn.Module]) -> None:
+def track_schedules(leader: nn.Module, followers: Sequence[nn.Module]) -> None:
     """From now on each training step of `leader` moves the lambdas of `followers`, each by its own schedule.
 
     The models must be alike but for schedule and lambda. Every number is the one the follower's own training step
