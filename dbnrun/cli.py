@@ -348,7 +348,8 @@ def _report(arguments: list[str]) -> int:
         return _refuse("report: say where tables and figures of these runs go, such as --out report.")
 
     from dbnrun.config.registry import UserError
-    from dbnrun.report import publish, report
+    from dbnrun.paper import publish
+    from dbnrun.report import report
 
     try:
         if options.paths:
