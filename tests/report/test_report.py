@@ -97,7 +97,7 @@ def test_the_paper_stands_beside_schedules_but_not_beside_torchs_bn(tmp_path):
     assert np.isnan(paper["BN (PyTorch)"]) and np.isnan(paper["α = 0.33"])
 
 
-def test_the_three_best_of_a_protocol_are_marked_and_no_peer(tmp_path):
+def test_the_three_best_of_a_protocol_are_marked_and_no_baseline(tmp_path):
     record(tmp_path, cell("bn"), [1, 1, 0.1])
     for alpha, error in ((1, 5.0), (0.5, 2.0), (0.25, 1.0), (0.1, 3.0), (0.01, 4.0)):
         record(tmp_path, cell("dbn", constant(alpha)), [9, 9, error])

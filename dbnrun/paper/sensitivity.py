@@ -1,0 +1,120 @@
+"""Compares the runs that change one hyperparameter with those that they vary."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from dbnrun.config.identity import protocol_of, schedule_key
+from dbnrun.paper.protocols import HYPERPARAMETERS, at_reference, letter, overridden, values_of
+from dbnrun.paper.statistics import difference, fields, p_text, with_interval
+from dbnrun.report import compare
+from dbnrun.report.names import ALPHA_ONE, name_of
+from dbnrun.report.series import Series, Setting
+from dbnrun.report.tables import LAST, describe, markdown
+from dbnrun.runs.load import RunRecord
+
+NOTE = """# Sensitivity: one knob at a time
+
+Last-epoch test error [%], mean [95 % interval], and the paired difference [pp] to α = 1 with the same knob;
+p is the exact two-sided sign-flip test, Holm-corrected over the schedules of that value.
+
+"""
+
+
+@dataclass
+class Variant:
+    """Series that share everything but the schedule, with one hyperparameter at one value."""
+
+    hyperparameter: str
+    value: str
+    reference: bool  # the value of the paper's runs
+    family: str  # what it shares with the other values of the hyperparameter; unique
+    cell: dict[str, Any]  # of the family, the hyperparameter as in the paper's runs
+    series: dict[str, Series]  # by key
+
+
+def variants(runs: Sequence[RunRecord]) -> list[Variant]:
+    """By hyperparameter and value, runs that are alike but for it, seed and schedule; none where it has one value."""
+    done = [(run, values_of(run.cell), overridden(run.cell)) for run in runs if run.status == "done"]
+    # Most hyperparameters were never changed: nothing to look for.
+    changed = dict.fromkeys(name for _, _, others in done for name in others)
+    ordered = [*(name for name in HYPERPARAMETERS if name in changed), *changed]
+    families: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
+    for name in dict.fromkeys(ordered):
+        for run, values, others in done:
+            if name not in values or others.keys() - {name}:
+                continue
+            cell, value = at_reference(run.cell, name), str(values[name])
+            family = _family(cell, run)
+            fresh = Variant(name, value, name not in others, family, cell, {})
+            variant = families[name, family].setdefault(value, fresh)
+            variant.series.setdefault(schedule_key(run.cell), Series(run.cell)).runs.append(run)
+    several = [family for family in families.values() if len(family) > 1]
+    return [variant for family in several for variant in sorted(family.values(), key=_by_value)]
+
+
+def _family(cell: Mapping[str, Any], run: RunRecord) -> str:
+    """What a cell shares with those that differ from it in seed and schedule alone, as text."""
+    alike = {key: value for key, value in cell.items() if key not in ("seed", "schedule")}
+    return json.dumps([alike, run.data_digest], sort_keys=True)
+
+
+def _by_value(variant: Variant) -> tuple[float, str]:
+    """Numbers by size; names by the alphabet."""
+    try:
+        return float(variant.value), ""
+    except ValueError:
+        return 0.0, variant.value
+
+
+def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame:
+    """A row a value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
+    families = list(dict.fromkeys(variant.family for variant in variants))
+    main = {_family(one.cell, one.runs[0]) for setting in mains for one in setting.series}
+    best = compare.selected_error("best_on_test")
+    rows = []
+    for variant in variants:
+        base = variant.series.get(ALPHA_ONE)
+        compared = compare.against(base, variant.series, LAST) if base else {}
+        for key, series in variant.series.items():
+            row = {
+                "dataset": variant.cell["dataset"]["name"],
+                "knob": variant.hyperparameter,
+                "value": variant.value,
+                "paper_value": variant.reference,
+                "protocol": letter(protocol_of(variant.cell["norm"])),
+                "family": families.index(variant.family),
+                "main": variant.family in main,
+                "setting": describe(variant.cell),
+                "curve": key,
+                **asdict(compare.summary(series, LAST)),
+                "best_on_test_mean": compare.summary(series, best).mean,
+            }
+            rows.append(row | fields("vs_alpha_1", compared.get(key)))
+    return pd.DataFrame(rows)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The rows of `frame` for a reader."""
+    texts = pd.DataFrame(
+        {
+            "data set": row["dataset"],
+            "setting": row["setting"],
+            "protocol": row["protocol"],
+            "knob": row["knob"],
+            "value": row["value"] + (" (paper's runs)" if row["paper_value"] else ""),
+            "curve": name_of(row["curve"]),
+            "n": str(row["n"]),
+            "test error": with_interval(row),
+            "to α = 1": difference(row),
+            "p": p_text(row),
+        }
+        for row in table.to_dict("records")
+    )
+    return NOTE + markdown(texts) + "\n"
