@@ -13,11 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from dbnrun.config.registry import UserError
-from dbnrun.paper import verdicts
 from dbnrun.paper.protocols import PAPER_DATASETS
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.paper.statistics import Row, difference, population, with_interval
-from dbnrun.paper.verdicts import Verdict
+from dbnrun.paper.verdicts import CLAIMS, NOT_RUN, PRIMARY, Verdict
 from dbnrun.report.names import ALPHA_ONE, ALPHA_ZERO, BASELINES, DATASETS, DIMINISHING, MODERN_BN, SCHEDULES, name_of
 from dbnrun.report.tables import describe, from_to, markdown, number
 from dbnrun.runs.layout import write_atomic
@@ -25,7 +24,6 @@ from dbnrun.runs.layout import write_atomic
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
 NOTHING = "No runs are recorded yet."
-NOT_RUN = "not run"
 SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
 SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
@@ -159,12 +157,12 @@ def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
     found = {
         (one.claim, one.dataset, one.reference): one.verdict
         for one in judged
-        if one.protocol == "dbn_inference" and one.selection in (verdicts.PRIMARY, "")
+        if one.protocol == "dbn_inference" and one.selection in (PRIMARY, "")
     }
-    for claim, text in verdicts.CLAIMS.items():
+    for claim, text in CLAIMS.items():
         line = {"": f"{claim.partition(' ')[0]}: {text}"}
         for name in PAPER_DATASETS:
             mine = found.get((claim, "all", "")) or found[claim, name, ALPHA_ONE]
-            modern = found.get((claim, name, MODERN_BN), verdicts.NOT_RUN)
-            line[SHORT[name]] = mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"
+            modern = found.get((claim, name, MODERN_BN), NOT_RUN)
+            line[SHORT[name]] = mine if modern in (mine, NOT_RUN) else f"{mine} ({modern})"
         yield line

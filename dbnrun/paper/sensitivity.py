@@ -16,7 +16,7 @@ from dbnrun.paper.statistics import difference, fields, p_text, with_interval
 from dbnrun.report import compare
 from dbnrun.report.names import ALPHA_ONE, name_of
 from dbnrun.report.series import Series, Setting
-from dbnrun.report.tables import LAST, describe, markdown
+from dbnrun.report.tables import describe, markdown
 from dbnrun.runs.load import RunRecord
 
 NOTE = """# Sensitivity: one knob at a time
@@ -77,11 +77,10 @@ def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame
     """A row a value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
     families = list(dict.fromkeys(variant.family for variant in variants))
     main = {_family(one.cell, one.runs[0]) for setting in mains for one in setting.series}
-    best = compare.selected_error("best_on_test")
     rows = []
     for variant in variants:
         base = variant.series.get(ALPHA_ONE)
-        compared = compare.against(base, variant.series, LAST) if base else {}
+        compared = compare.against(base, variant.series, compare.ERRORS["last"]) if base else {}
         for key, series in variant.series.items():
             row = {
                 "dataset": variant.cell["dataset"]["name"],
@@ -93,8 +92,8 @@ def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame
                 "main": variant.family in main,
                 "setting": describe(variant.cell),
                 "curve": key,
-                **asdict(compare.summary(series, LAST)),
-                "best_on_test_mean": compare.summary(series, best).mean,
+                **asdict(compare.summary(series, "last")),
+                "best_on_test_mean": compare.summary(series, "best_on_test").mean,
             }
             rows.append(row | fields("vs_alpha_1", compared.get(key)))
     return pd.DataFrame(rows)

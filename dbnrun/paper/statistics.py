@@ -14,7 +14,7 @@ from dbnrun.report import compare, stats
 from dbnrun.report.compare import Comparison
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN, TEST_RECORDS
 from dbnrun.report.series import Setting
-from dbnrun.report.tables import LAST, number, paper_number
+from dbnrun.report.tables import number, paper_number
 
 REFERENCES = {"vs_alpha_1": ALPHA_ONE, "vs_bn": MODERN_BN}
 Row = Mapping[Any, Any]
@@ -25,10 +25,10 @@ def frame(setting: Setting) -> pd.DataFrame:
     rows = []
     for protocol in dict.fromkeys(["", *setting.protocols]):
         for selection in stats.SELECTIONS:
-            measure = compare.selected_error(selection)
-            compared = {name: compare.column(setting, protocol, measure, key) or {} for name, key in REFERENCES.items()}
+            measure = compare.ERRORS[selection]
+            compared = {name: compare.column(setting, protocol, measure, key) for name, key in REFERENCES.items()}
             for key, series in compare.series_of(setting, protocol).items():
-                error = compare.summary(series, measure)
+                error = compare.summary(series, selection)
                 row = {
                     "dataset": setting.dataset,
                     "protocol": letter(protocol),
@@ -39,7 +39,7 @@ def frame(setting: Setting) -> pd.DataFrame:
                     "paper": paper_number(series),
                 }
                 for name, column in compared.items():
-                    row |= fields(name, column.get(key))
+                    row |= fields(name, (column or {}).get(key))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -61,10 +61,10 @@ def fields(name: str, one: Comparison | None) -> dict[str, Any]:
 def population(setting: Setting) -> dict[str, float]:
     """The same fields for the weights that all schedules of protocol A share, under the population's statistics."""
     column = compare.series_of(setting, "dbn_inference")
-    ours = compare.population_error(next(iter(column.values())))
-    theirs = LAST(column[ALPHA_ONE]) if ALPHA_ONE in column else {}
-    to_one = stats.summarize(compare.paired(ours, theirs))
-    row = asdict(stats.summarize(np.array(list(ours.values()))))
+    first = next(iter(column.values()))
+    theirs = compare.ERRORS["last"](column[ALPHA_ONE]) if ALPHA_ONE in column else {}
+    to_one = stats.summarize(compare.paired(compare.population_error(first), theirs))
+    row = asdict(compare.summary(first, "population"))
     return row | {"vs_alpha_1_diff": to_one.mean, "vs_alpha_1_low": to_one.low, "vs_alpha_1_high": to_one.high}
 
 

@@ -57,7 +57,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def _markdown(results: ResultSet, dataset: str) -> str:
-    parts = [f"## {DATASETS.get(dataset, dataset)}: {describe(results.mains[dataset].cell)}\n"]
+    parts = [f"## {DATASETS[dataset]}: {describe(results.mains[dataset].cell)}\n"]
     for title, rows in columns(results, dataset):
         parts.append(f"### {title}\n\n{markdown(pd.DataFrame(rows, columns=HEADS))}\n")
     return "\n".join(parts)

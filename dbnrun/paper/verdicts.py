@@ -80,7 +80,7 @@ def judge(mains: Mapping[str, Setting], protocols: Sequence[str]) -> list[Verdic
 def _of_column(setting: Setting, protocol: str, reference: str) -> Iterator[tuple[str, str, Finding]]:
     """C1 to C4 on one data set under one protocol against one reference: claim, selection, and what is found."""
     for selection in stats.SELECTIONS:
-        compared = compare.column(setting, protocol, compare.selected_error(selection), reference)
+        compared = compare.column(setting, protocol, compare.ERRORS[selection], reference)
         yield "C1", selection, beats(compared, CONSTANTS, MARGIN_PP, _pp)
         for unit in UNITS:
             yield f"C2 (m = {unit})", selection, beats(compared, DIMINISHING[unit], MARGIN_PP, _pp)
@@ -197,7 +197,7 @@ def _among_best(mains: Mapping[str, Setting], protocol: str, selection: str, uni
         if lacking:
             missing.append(DATASETS[dataset] + (f" ({_listed(lacking)})" if len(lacking) < len(candidates) else ""))
             continue
-        measured = [compare.selected_error(selection)(series[key]) for key in candidates]
+        measured = [compare.ERRORS[selection](series[key]) for key in candidates]
         seeds = sorted(set.intersection(*(set(one) for one in measured)))
         errors.append(np.array([[one[seed] for seed in seeds] for one in measured]))
     if missing:

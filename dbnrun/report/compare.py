@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -84,14 +85,9 @@ def by_seed(series: Series, values: Sequence[float] | np.ndarray) -> dict[int, f
     return {run.cell["seed"]: float(value) for run, value in zip(series.finished, values, strict=True)}
 
 
-def selected_error(selection: str) -> Measure:
+def selected_error(series: Series, selection: str) -> dict[int, float]:
     """Test error [%] at the epoch that a selection names."""
-
-    def measure(series: Series) -> dict[int, float]:
-        test, val = series.column("test_error_pct"), series.column("val_error_pct")
-        return by_seed(series, stats.select(test, val, selection))
-
-    return measure
+    return by_seed(series, stats.select(series.column("test_error_pct"), series.column("val_error_pct"), selection))
 
 
 def population_error(series: Series) -> dict[int, float]:
@@ -99,9 +95,14 @@ def population_error(series: Series) -> dict[int, float]:
     return by_seed(series, series.column("test_error_pct_population")[:, -1])
 
 
-def summary(series: Series, measure: Measure) -> stats.Summary:
-    """A measure's mean over the finished runs, with its spread."""
-    return stats.summarize(np.array(list(measure(series).values())))
+# Test errors by the name of how they are measured.
+ERRORS: dict[str, Measure] = {name: partial(selected_error, selection=name) for name in stats.SELECTIONS}
+ERRORS["population"] = population_error
+
+
+def summary(series: Series, name: str) -> stats.Summary:
+    """The mean of a test error over the finished runs, with its spread."""
+    return stats.summarize(np.array(list(ERRORS[name](series).values())))
 
 
 def log_jitter(series: Series) -> dict[int, float]:

@@ -54,7 +54,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
         "": [s for s in setting.series if s.n]
     }
     best = {protocol: most_efficient(panel) or panel for protocol, panel in panels.items()}
-    name, chosen = DATASETS.get(setting.dataset, setting.dataset), rule(best)
+    name, chosen = DATASETS[setting.dataset], rule(best)
     figures = [
         ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
         ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),

@@ -23,8 +23,6 @@ from dbnrun.report.names import BASELINES, alpha_of, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
 
-GROUPS = "optimizer.groups."
-
 
 @dataclass
 class Series:
@@ -212,14 +210,9 @@ def _name_files(settings: Sequence[Setting]) -> None:
     for setting in sorted(settings, key=lambda setting: not setting.n):
         alike = [one.identity for one in settings if one.dataset == setting.dataset and (one.n or not setting.n)]
         own = {key: _text(setting.identity.get(key, "")) for key in _differing(alike)}
-        words = [setting.dataset, *(_short(key) + text for key, text in own.items() if text)]
+        words = [setting.dataset, *((key.partition(".")[2] or key) + text for key, text in own.items() if text)]
         slug = "".join(letter for letter in "-".join(words) if letter.isalnum() or letter in "-._")
         numbered = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
         # Some file systems do not know case.
         setting.slug = next(name for name in numbered if name.lower() not in taken)
         taken.add(setting.slug.lower())
-
-
-def _short(key: str) -> str:
-    """'epochs' of train.epochs; 'weights.lr' of an optimizer group's."""
-    return key.removeprefix(GROUPS) if key.startswith(GROUPS) else key.rpartition(".")[2]

@@ -20,12 +20,7 @@ from dbnrun.report.series import Series, Setting
 from dbnrun.runs.layout import write_atomic
 
 TOP = 3  # the paper marks the three best of a column
-LAST = compare.selected_error("last")
-COLUMNS = {
-    "last": ("last epoch", LAST),
-    "best_on_test": ("best on test", compare.selected_error("best_on_test")),
-    "population": ("population", compare.population_error),
-}
+COLUMNS = {"last": "last epoch", "best_on_test": "best on test", "population": "population"}
 NOTE = f"""
 Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
 Table 1 does: optimistic. *Population* evaluates the last epoch's weights with statistics of the whole training part.
@@ -66,8 +61,8 @@ def _row(setting: Setting, series: Series) -> dict[str, Any]:
         "n": series.n,
         "epochs": series.cell["train"]["epochs"],
     }
-    for name, (_, measure) in COLUMNS.items():
-        error = compare.summary(series, measure)
+    for name in COLUMNS:
+        error = compare.summary(series, name)
         row |= {f"{name}_mean": error.mean, f"{name}_sd": error.sd}
     return row | {"paper": paper_number(series), "left_out": series.left_out()}
 
@@ -97,7 +92,7 @@ def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
         {
             "training": row["protocol"] or "peer",
             "curve": row["curve"],
-            **{head: _mean_and_sd(row, name, best) for name, (head, _) in COLUMNS.items()},
+            **{head: _mean_and_sd(row, name, best) for name, head in COLUMNS.items()},
             "paper": number(row["paper"]),
             "n": str(row["n"]),
             "left out": row["left_out"],
@@ -162,6 +157,6 @@ def from_to(counts: Iterable[int]) -> str:
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
     """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
     shown = [series for series in panel if series.n]
-    last = {id(one): compare.summary(one, LAST).mean for one in shown if one.protocol}
+    last = {id(one): compare.summary(one, "last").mean for one in shown if one.protocol}
     ranked = sorted((one for one, error in last.items() if np.isfinite(error)), key=last.__getitem__)
     return [one for one in shown if id(one) in ranked[:TOP] or one.key in (ALPHA_ONE, MODERN_BN)]

@@ -40,16 +40,16 @@ TEST = [9.0, 1.0, 5.0, 0.5, 0.2, 4.0, 4.5]  # epochs 3, 6 and 7 are evaluated: 5
 def test_a_column_holds_the_evaluated_epochs_and_selections_choose_among_them():
     series = series_of(sparse(run(cell(constant(1.0)), TEST, val=[0, 0, 1, 0, 0, 3, 2])))
     assert series.epochs.tolist() == [3, 6, 7] and series.column("test_error_pct").tolist() == [[5.0, 4.0, 4.5]]
-    chosen = {name: compare.selected_error(name)(series)[0] for name in ("last", "best_on_test", "best_on_val")}
+    chosen = {name: compare.ERRORS[name](series)[0] for name in ("last", "best_on_test", "best_on_val")}
     assert chosen == {"last": 4.5, "best_on_test": 4.0, "best_on_val": 5.0}
 
 
 def test_a_loss_that_is_no_number_is_not_taken_for_an_epoch_that_was_skipped():
     val = [0.0, 0, 1, 0, 0, np.nan, 2]
     broken = series_of(sparse(run(cell(constant(1.0)), TEST, val=val)))
-    assert np.isnan(compare.selected_error("best_on_val")(broken)[0])
+    assert np.isnan(compare.ERRORS["best_on_val"](broken)[0])
     beside = series_of(sparse(run(cell(constant(1.0)), TEST, val=[0.0, np.nan, 1, 0, 0, 3, 2])))
-    assert compare.selected_error("best_on_val")(beside)[0] == 5.0  # where it was skipped it does not stand
+    assert compare.ERRORS["best_on_val"](beside)[0] == 5.0  # where it was skipped it does not stand
 
 
 def test_what_goes_by_successive_epochs_is_not_defined():

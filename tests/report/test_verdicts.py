@@ -118,7 +118,7 @@ def test_a_column_is_paired_over_the_seeds_that_both_have():
     runs = [run(cell(constant(1.0), seed), [3.0, 2.0 + seed]) for seed in range(4)]
     runs += [run(cell(constant(0.5), seed), [3.0, 1.5 + seed]) for seed in range(1, 6)]
     (setting,) = settings_of(runs)
-    column = compare.column(setting, "dbn_inference", compare.selected_error("last"), "1")
+    column = compare.column(setting, "dbn_inference", compare.ERRORS["last"], "1")
     assert list(column) == ["0.5"] and column["0.5"].difference.n == 3
     assert column["0.5"].difference.mean == pytest.approx(-0.5) and column["0.5"].p == 0.25
 
@@ -130,7 +130,7 @@ def test_holm_counts_the_whole_column():
         for seed in range(10)
     ]
     (setting,) = settings_of(runs)
-    column = compare.column(setting, "dbn_inference", compare.selected_error("last"), "1")
+    column = compare.column(setting, "dbn_inference", compare.ERRORS["last"], "1")
     assert [one.p_holm for one in column.values()] == pytest.approx([2 * 2 / 1024] * 2)
 
 

@@ -42,6 +42,7 @@ def page(results: ResultSet) -> str:
         selections=stats.SELECTIONS,
         done=Counter(run.cell["dataset"]["name"] for run in results.runs if run.status == "done"),
         margin=verdicts.MARGIN_PP,
+        labels=DATASETS | {"all": "All three"},
         titles=PROTOCOLS,
         note=" ".join(table1.NOTE.split()).split("*"),
         table_heads=table1.HEADS,
@@ -64,12 +65,8 @@ def _layout() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     layout.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    layout.filters |= {"label": _label, "letter": letter, "name_of": name_of, "describe": describe, "minus": _minus}
+    layout.filters |= {"letter": letter, "name_of": name_of, "describe": describe, "minus": _minus}
     return layout.get_template("page.html")
-
-
-def _label(dataset: str) -> str:
-    return "All three" if dataset == "all" else DATASETS.get(dataset, dataset)
 
 
 def _minus(text: str) -> str:
@@ -87,7 +84,7 @@ def _sensitivity(results: ResultSet) -> Iterator[dict[str, Any]]:
         curves = list(dict.fromkeys(found["curve"]))
         rows = [_row_of_value(value, at, curves) for value, at in found.groupby("value", sort=False)]
         who = "peers" if protocol == "baselines" else f"protocol {protocol}"
-        yield {"title": f"{_label(dataset)}, {who}: {name}", "setting": setting, "curves": curves, "rows": rows}
+        yield {"title": f"{DATASETS[dataset]}, {who}: {name}", "setting": setting, "curves": curves, "rows": rows}
 
 
 def _row_of_value(value: str, found: Any, curves: Sequence[str]) -> tuple[str, list[tuple[str, str] | None]]:

@@ -147,7 +147,7 @@ def explorer(results: ResultSet, table: Any) -> Chart:
     of_first = [protocol for protocol in protocols if any((first, protocol, key) in run for key in keys)]
     return {
         "kind": "explorer",
-        "datasets": [(name, DATASETS.get(name, name)) for name in results.datasets],
+        "datasets": [(name, DATASETS[name]) for name in results.datasets],
         "protocols": [(name, name) for name in protocols],
         "schedules": [(key, name_of(key)) for key in keys],
         "measures": list(MEASURES.items()),

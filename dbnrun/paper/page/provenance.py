@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dbnrun.paper.protocols import experiment_of
@@ -20,8 +19,8 @@ def by_records(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
 
 
 def commands(runs: Sequence[RunRecord]) -> list[tuple[str, int]]:
-    """Each command as it would be typed, with the number of its runs."""
-    return sorted(Counter(_command(run.manifest) for run in runs).items())
+    """Each command as it was typed, with the number of its runs."""
+    return sorted(Counter(" ".join(run.manifest.get("command", [])) or "unknown" for run in runs).items())
 
 
 def _origin(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -57,8 +56,3 @@ def _spans(numbers: Sequence[int]) -> str:
 
 def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
-
-
-def _command(manifest: Mapping[str, Any]) -> str:
-    words = [str(word) for word in manifest.get("command", [])]
-    return " ".join([Path(words[0]).name, *words[1:]]) if words else "unknown"
