@@ -15,6 +15,7 @@ import pandas as pd
 from dbnrun.config.registry import UserError
 from dbnrun.paper.protocols import PAPER_DATASETS
 from dbnrun.paper.result_set import ResultSet
+from dbnrun.paper.sensitivity import by_value
 from dbnrun.paper.statistics import Row, difference, population, with_interval
 from dbnrun.paper.verdicts import CLAIMS, NOT_RUN, PRIMARY, Verdict
 from dbnrun.report.names import ALPHA_ONE, ALPHA_ZERO, BASELINES, DATASETS, DIMINISHING, MODERN_BN, SCHEDULES, name_of
@@ -90,13 +91,12 @@ def sensitivity(results: ResultSet, dataset: str, letter: str = LIKELIEST) -> st
         return NOTHING
     keys = [*SHOWN, *DIMINISHING["epochs" if letter == LIKELIEST else "steps"]]
     lines = []
-    for (name, value), found in table.groupby(["knob", "value"], sort=False):
-        rows = found.to_dict("records")
-        errors, gains = _by_curve(rows, with_interval), _by_curve(rows, difference)
+    for name, value, n, rows in by_value(table):
+        errors, gains = ({key: text(row) for key, row in rows.items()} for text in (with_interval, difference))
         lines.append(
             {
-                DATASETS[dataset]: f"{name} {value}" + (" (main)" if rows[0]["paper_value"] else ""),
-                "n": from_to(row["n"] for row in rows),
+                DATASETS[dataset]: f"{name} {value}",
+                "n": n,
                 "α = 1: test error [%]": errors.get(ALPHA_ONE, NOT_RUN),
                 **{f"{name_of(key)} [pp]": gains.get(key, NOT_RUN) for key in keys},
                 "α = 0: test error [%]": errors.get(ALPHA_ZERO, NOT_RUN),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import pandas as pd
 
 from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.paper.protocols import HYPERPARAMETERS, at_reference, letter, overridden, values_of
-from dbnrun.paper.statistics import difference, fields, p_text, with_interval
+from dbnrun.paper.statistics import Row, difference, fields, p_text, with_interval
 from dbnrun.report import compare
 from dbnrun.report.names import ALPHA_ONE, name_of
 from dbnrun.report.series import Series, Setting
-from dbnrun.report.tables import describe, markdown
+from dbnrun.report.tables import describe, from_to, markdown
 from dbnrun.runs.load import RunRecord
 
 NOTE = """# Sensitivity: one knob at a time
@@ -97,6 +97,14 @@ def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame
             }
             rows.append(row | fields("vs_alpha_1", compared.get(key)))
     return pd.DataFrame(rows)
+
+
+def by_value(table: Any) -> Iterator[tuple[str, str, str, dict[str, Row]]]:
+    """For each value in rows of `frame`: its hyperparameter, '0.001', '3 to 10' seeds, and its rows by schedule."""
+    for (name, value), found in table.groupby(["knob", "value"], sort=False):
+        rows = {row["curve"]: row for row in found.to_dict("records")}
+        main = " (main)" if found["paper_value"].any() else ""
+        yield name, value + main, from_to(found["n"]), rows
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import vl_convert
 
-from dbnrun.paper import table1, verdicts
+from dbnrun.paper import sensitivity, table1, verdicts
 from dbnrun.paper.page import charts, provenance
 from dbnrun.paper.protocols import letter
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.paper.statistics import difference, is_tested, p_text, with_interval
 from dbnrun.report import stats
 from dbnrun.report.names import DATASETS, PROTOCOLS, name_of
-from dbnrun.report.tables import describe, from_to
+from dbnrun.report.tables import describe
 from dbnrun.runs.layout import write_atomic
 
 
@@ -49,7 +47,7 @@ def page(results: ResultSet) -> str:
         columns=table1.columns,
         panel=charts.panel,
         explorer=charts.explorer(results, curves),
-        sensitivity=list(_sensitivity(results)),
+        by_value=sensitivity.by_value,
         provenance=provenance.by_records(results.runs),
         commands=provenance.commands(results.runs),
         curves=curves.to_csv(index=False),
@@ -66,32 +64,11 @@ def _layout() -> jinja2.Template:
     )
     layout.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     layout.filters |= {"letter": letter, "name_of": name_of, "describe": describe, "minus": _minus}
+    layout.filters |= {"error": with_interval, "difference": difference, "p_text": p_text}
+    layout.tests["tested"] = is_tested
     return layout.get_template("page.html")
 
 
 def _minus(text: str) -> str:
     """A true minus before a digit."""
     return re.sub(r"(?<![A-Za-z0-9])-(?=\d)", "−", text)
-
-
-def _sensitivity(results: ResultSet) -> Iterator[dict[str, Any]]:
-    """A table a hyperparameter: a row a value, a column a schedule."""
-    table = results.sensitivity
-    if not len(table):
-        return
-    for keys, found in table.groupby(["dataset", "protocol", "knob", "setting", "family"], sort=False):
-        dataset, protocol, name, setting, _ = keys
-        curves = list(dict.fromkeys(found["curve"]))
-        rows = [_row_of_value(value, at, curves) for value, at in found.groupby("value", sort=False)]
-        who = "peers" if protocol == "baselines" else f"protocol {protocol}"
-        yield {"title": f"{DATASETS[dataset]}, {who}: {name}", "setting": setting, "curves": curves, "rows": rows}
-
-
-def _row_of_value(value: str, found: Any, curves: Sequence[str]) -> tuple[str, list[tuple[str, str] | None]]:
-    """A value with its seeds; an error and its change to α = 1 for each curve, None where it was not run."""
-    cells = {}
-    for row in found.to_dict("records"):
-        change = difference(row) + (f", p {p_text(row)}" if is_tested(row) else "")
-        cells[row["curve"]] = (with_interval(row), change)
-    main = " (main)" if found["paper_value"].any() else ""
-    return f"{value}{main}, n = {from_to(found['n'])}", [cells.get(curve) for curve in curves]
