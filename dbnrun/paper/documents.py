@@ -28,7 +28,8 @@ NOTHING = "No runs are recorded yet."
 SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
 SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
-Column = tuple[dict[str, str], str]  # texts by schedule, and the text for one that was not run
+Rows = dict[str, Row]  # by key
+Column = tuple[Rows, Callable[[Row], str], str]  # rows, what is said of each, and of one that was not run
 
 
 def update(path: Path, results: ResultSet) -> bool:
@@ -71,7 +72,7 @@ def by_schedule(results: ResultSet, dataset: str, *letters: str) -> str:
     for letter in letters:
         rows = _last(results, dataset, letter)
         heads += [f"{letter}{_count(rows)}: test error [%]", "to its α = 1 [pp]"]
-        columns += [(_by_curve(rows, with_interval), NOT_RUN), (_by_curve(rows, difference), "")]
+        columns += [(rows, with_interval, NOT_RUN), (rows, difference, "")]
     lines = _lines(columns)
     if lines and letters == (LIKELIEST,):
         row = population(results.mains[dataset])
@@ -92,14 +93,13 @@ def sensitivity(results: ResultSet, dataset: str, letter: str = LIKELIEST) -> st
     keys = [*SHOWN, *DIMINISHING["epochs" if letter == LIKELIEST else "steps"]]
     lines = []
     for name, value, n, rows in by_value(table):
-        errors, gains = ({key: text(row) for key, row in rows.items()} for text in (with_interval, difference))
         lines.append(
             {
                 DATASETS[dataset]: f"{name} {value}",
                 "n": n,
-                "α = 1: test error [%]": errors.get(ALPHA_ONE, NOT_RUN),
-                **{f"{name_of(key)} [pp]": gains.get(key, NOT_RUN) for key in keys},
-                "α = 0: test error [%]": errors.get(ALPHA_ZERO, NOT_RUN),
+                "α = 1: test error [%]": _text(rows, ALPHA_ONE, with_interval),
+                **{f"{name_of(key)} [pp]": _text(rows, key, difference) for key in keys},
+                "α = 0: test error [%]": _text(rows, ALPHA_ZERO, with_interval),
             }
         )
     return markdown(pd.DataFrame(lines))
@@ -111,7 +111,7 @@ def overview(results: ResultSet) -> str:
     for name in PAPER_DATASETS:
         rows = _last(results, name, LIKELIEST, "baselines")
         heads.append(SHORT[name] + _count(rows))
-        columns.append((_by_curve(rows, _with_paper), NOT_RUN))
+        columns.append((rows, _with_paper, NOT_RUN))
     runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in results.mains.items())
     return f"""\
 Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by
@@ -126,25 +126,25 @@ parentheses against PyTorch's BN, where that differs:
 {markdown(pd.DataFrame(_verdicts(results.verdicts)))}"""
 
 
-def _last(results: ResultSet, dataset: str, *letters: str) -> list[Row]:
+def _last(results: ResultSet, dataset: str, *letters: str) -> Rows:
     """The last-epoch rows of a data set's main setting under these protocols; none where they have not been run."""
     table = results.statistics
     asked = (table["dataset"] == dataset) & (table["selection"] == "last") & table["protocol"].isin(letters)
-    return table[asked].to_dict("records")
-
-
-def _by_curve(rows: Sequence[Row], text: Callable[[Row], str]) -> dict[str, str]:
-    return {row["curve"]: text(row) for row in rows}
+    return {row["curve"]: row for row in table[asked].to_dict("records")}
 
 
 def _lines(columns: Sequence[Column]) -> list[list[str]]:
     """A line for each curve of the paper and each baseline that any column has."""
-    keys = [key for key in (*SCHEDULES, *BASELINES) if any(key in texts for texts, _ in columns)]
-    return [[name_of(key), *(texts.get(key, absent) for texts, absent in columns)] for key in keys]
+    keys = [key for key in (*SCHEDULES, *BASELINES) if any(key in rows for rows, _, _ in columns)]
+    return [[name_of(key), *(_text(rows, key, say, absent) for rows, say, absent in columns)] for key in keys]
 
 
-def _count(rows: Sequence[Row]) -> str:
-    return f", n = {from_to(row['n'] for row in rows)}" if rows else ""
+def _text(rows: Rows, key: str, say: Callable[[Row], str], absent: str = NOT_RUN) -> str:
+    return say(rows[key]) if key in rows else absent
+
+
+def _count(rows: Rows) -> str:
+    return f", n = {from_to(row['n'] for row in rows.values())}" if rows else ""
 
 
 def _with_paper(row: Row) -> str:
