@@ -248,7 +248,7 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     row = rows_of(execute.run(config))[0]
     torch.use_deterministic_algorithms(True)
     rngs, digits = Rngs.of(0), config.dataset.load(Path())
-    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(1.0)), rngs)
+    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(alpha=1.0)), rngs)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order, losses, norms, wrong = torch.randperm(1197, generator=rngs.order), [], [], 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from dbnrun.config import registry
 from dbnrun.config.registry import GROUPS
 from dbnrun.config.schema import RunConfig
 
@@ -48,50 +49,29 @@ def signature(cell: Mapping[str, Any], data_digest: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def choice_of(group: str, recorded: Mapping[str, Any]) -> Any:
+    """The choice that a recorded cell describes; options that this version does not know are passed over."""
+    known = registry.options_of(registry.of(group)[recorded["name"]])
+    return registry.make(group, **{key: recorded[key] for key in ("name", *known) if key in recorded})
+
+
 def norm_label(cell: Mapping[str, Any]) -> str:
-    """bn, ln, gn, none, dbn, or dbn_inference (batch statistics in training, lambda for inference)."""
-    inference = cell["norm"].get("train_stats") == "batch"
-    return "dbn_inference" if inference else cell["norm"]["name"]
+    """What folders call the normalizer: its name, or dbn_inference where lambda serves inference alone."""
+    return choice_of("norm", cell["norm"]).slug
 
 
-def schedule_label(cell: Mapping[str, Any]) -> str:
-    """'alpha0.25', 'harmonic', 'power1.5', 'harmonic_epoch', …; '' where a schedule means nothing."""
-    schedule = cell.get("schedule")
-    if schedule is None:
-        return ""
-    number = {"constant": "alpha", "power": "exponent"}.get(schedule["name"])
-    name = "alpha" if schedule["name"] == "constant" else schedule["name"]
-    value = f"{schedule[number]:g}" if number else ""
-    return name + value + ("_epoch" if schedule.get("unit") == "epoch" else "")
+def protocol_of(norm: Mapping[str, Any]) -> str:
+    """How training uses lambda, such as 'dbn' or 'dbn_inference'; '' for a normalizer without a schedule."""
+    return choice_of("norm", norm).protocol
+
+
+def schedule_key(cell: Mapping[str, Any]) -> str:
+    """'0.25', '1/m steps', '1/m^2 epochs', …; the normalizer's name where there is no schedule."""
+    return choice_of("schedule", cell["schedule"]).key if "schedule" in cell else norm_label(cell)
 
 
 def readable_name(cell: Mapping[str, Any]) -> str:
     """A name for people, such as 'mnist-fnn-dbn-alpha0.25-seed0'; the signature makes it unique."""
-    parts = [cell["dataset"]["name"], cell["model"]["name"], norm_label(cell), schedule_label(cell)]
-    return "-".join([part for part in parts if part] + [f"seed{cell['seed']}"])
-
-
-def protocol_of(norm: Mapping[str, Any]) -> str:
-    """'' for the peers (bn, ln, …); else how training uses lambda, a key of PROTOCOLS or a name like one."""
-    if norm["name"] != "dbn":
-        return ""
-    name = "dbn_inference" if norm["train_stats"] == "batch" else "dbn"
-    return name if norm["stats_grad"] else f"{name}, stats_grad=false"
-
-
-def schedule_key(cell: Mapping[str, Any]) -> str:
-    """'0.25', '1/m steps', '1/m^2 epochs', …; a peer's name where there is no schedule."""
-    schedule = cell.get("schedule")
-    if schedule is None:
-        return norm_label(cell)
-    if schedule["name"] == "constant":
-        return number_text(schedule["alpha"])
-    if schedule["name"] == "power":
-        return f"m^-{number_text(schedule['exponent'])} {schedule['unit']}s"
-    return {"harmonic": "1/m", "inverse_square": "1/m^2"}[schedule["name"]] + f" {schedule['unit']}s"
-
-
-def number_text(value: float) -> str:
-    """Short where that loses nothing, so that two values never share a text."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+    parts = [cell["dataset"]["name"], cell["model"]["name"], norm_label(cell)]
+    parts += [choice_of("schedule", cell["schedule"]).slug] if "schedule" in cell else []
+    return "-".join([*parts, f"seed{cell['seed']}"])

@@ -20,7 +20,7 @@ GROUPS = {
     "dataset": "dbnrun.data.options",
     "model": "dbnrun.models.options",
     "norm": "dbnrun.norm.options",
-    "schedule": "dbnrun.norm.options",
+    "schedule": "dbnrun.norm.schedules",
     "optimizer": "dbnrun.optim.options",
 }
 UNSET: Any = "???"  # OmegaConf's sign for a value that the configuration must state
@@ -62,12 +62,14 @@ def option(
 class Choice:
     """The options of one choice. A value outside the bounds of its option is refused when the choice is made."""
 
-    name: str = UNSET
+    name: str = field(default=UNSET, repr=False)
     group: ClassVar[str]
     registered: ClassVar[str]  # the name that it is registered under
     label: ClassVar[str]  # what people call it, in tables and figures
 
     def __post_init__(self) -> None:
+        if self.name == UNSET:
+            self.name = self.registered
         if self.name != self.registered:
             key = f"{self.group}.name"
             raise UserError(f"{key}={self.name}: expected {self.registered}; choose with {self.group}={self.name}.")
@@ -106,7 +108,7 @@ def of(group: str) -> dict[str, type[Any]]:
 
 def make(group: str, name: str, **options: Any) -> Any:
     """A choice with some of its options; the others keep their defaults."""
-    return of(group)[name](name, **options)
+    return of(group)[name](**options)
 
 
 def options_of(kind: type[Choice]) -> list[str]:
@@ -169,3 +171,9 @@ def check_option(key: str, value: Any, bounds: Any) -> None:
 
 
 NUMBERS = {2: "two", 3: "three"}
+
+
+def number_text(value: float) -> str:
+    """Short where that loses nothing, so that two values never share a text."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

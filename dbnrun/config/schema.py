@@ -16,7 +16,8 @@ from dbnrun.config import registry
 from dbnrun.config.registry import GROUPS, UserError, in_range, one_of
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
-from dbnrun.norm.options import Norm, ScheduleOptions
+from dbnrun.norm.options import Norm
+from dbnrun.norm.schedules import Schedule
 from dbnrun.optim.options import Optimizer
 
 
@@ -55,7 +56,7 @@ class RunConfig:
     dataset: Dataset = MISSING
     model: Model = MISSING
     norm: Norm = MISSING
-    schedule: ScheduleOptions = MISSING
+    schedule: Schedule = MISSING
     optimizer: Optimizer = MISSING
     train: TrainConfig = MISSING
     seed: int = MISSING

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dbnrun.norm import functional
 from dbnrun.norm import sync as ranks
-from dbnrun.norm.schedules import Constant, Schedule, check_schedule
+from dbnrun.norm.schedules import Alpha, Constant
 
 
 class DiminishingBatchNorm(nn.Module):
@@ -73,7 +73,7 @@ class DiminishingBatchNorm(nn.Module):
     def __init__(
         self,
         num_features: int,
-        schedule: float | Schedule = 1.0,
+        schedule: float | Alpha = 1.0,
         *,
         train_stats: str = "lambda",
         stats_grad: bool = True,
@@ -92,7 +92,7 @@ class DiminishingBatchNorm(nn.Module):
         _check("average", average, ("std", "var", "inv_std"))
         _check("eps_at", eps_at, ("std", "var"))
         self.num_features = num_features
-        self.schedule = schedule if callable(schedule) else Constant(float(schedule))
+        self.schedule = schedule if callable(schedule) else Constant(alpha=float(schedule))
         check_schedule(self.schedule)
         self.train_stats = train_stats
         self.stats_grad = stats_grad
@@ -248,3 +248,24 @@ def convert_sync(module: nn.Module, process_group: Any = None) -> nn.Module:
         if isinstance(layer, DiminishingBatchNorm):
             layer.sync, layer.process_group = True, process_group
     return module
+
+
+def check_schedule(schedule: Alpha, up_to: int = 10_000) -> None:
+    """Raise ValueError at the first m in 1 … up_to at which alpha(m) is not a number in [0, 1]."""
+    alphas = _alphas(schedule, up_to)
+    wrong = ~((alphas >= 0) & (alphas <= 1))  # true of NaN too
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        alpha = float(alphas[at])
+        raise ValueError(f"schedule {schedule} gives alpha = {alpha:g} at m = {at + 1}; expected a number in [0, 1]")
+
+
+def _alphas(schedule: Alpha, up_to: int) -> Tensor:
+    """alpha(1), …, alpha(up_to): of all m in one call, or one by one where the schedule takes single numbers only."""
+    cpu = torch.device("cpu")  # whatever device is the default where a layer is built
+    try:
+        alphas = schedule(torch.arange(1, up_to + 1, dtype=torch.float64, device=cpu))
+        return torch.as_tensor(alphas, dtype=torch.float64, device=cpu).expand(up_to)  # a constant looks at no m
+    except Exception:  # a schedule is anybody's function: what it raises on a tensor says nothing
+        alphas = [float(schedule(m)) for m in range(1, up_to + 1)]
+        return torch.tensor(alphas, dtype=torch.float64, device=cpu)

@@ -11,7 +11,7 @@ from dbnrun.config.registry import Choice, choice, in_range, option
 if TYPE_CHECKING:
     from torch import nn
 
-    from dbnrun.norm.schedules import Schedule
+    from dbnrun.norm.schedules import Alpha
 
 
 @dataclass
@@ -27,7 +27,17 @@ class Norm(Choice):
         """Whether the schedule steers evaluation alone, so that cells which differ in it can share a training run."""
         return False
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    @property
+    def slug(self) -> str:
+        """What folders call it. A public format."""
+        return self.name
+
+    @property
+    def protocol(self) -> str:
+        """How training uses lambda, in the records' words; '' where there is no lambda."""
+        return ""
+
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         """The layer for inputs (N, features), or (N, features, H, W) where spatial is 2."""
         raise NotImplementedError
 
@@ -37,7 +47,7 @@ class Normalizers:
     """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built."""
 
     norm: Norm
-    schedule: Schedule
+    schedule: Alpha
     built: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -61,7 +71,7 @@ class BatchNorm(Norm):
     stacks = True
     centers = True
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from torch import nn
 
         layer = nn.BatchNorm2d if spatial else nn.BatchNorm1d
@@ -89,6 +99,14 @@ class DiminishingBatchNorm(Norm):
     def shares_runs(self) -> bool:
         return self.train_stats == "batch"
 
+    @property
+    def slug(self) -> str:
+        return "dbn_inference" if self.train_stats == "batch" else "dbn"
+
+    @property
+    def protocol(self) -> str:
+        return self.slug if self.stats_grad else f"{self.slug}, stats_grad=false"
+
     def check(self) -> None:
         in_range("norm.init mu", self.init[0], -1e6, 1e6)
         in_range("norm.init sigma", self.init[1], 0, 1e6)
@@ -99,7 +117,7 @@ class DiminishingBatchNorm(Norm):
             del options["eps_at"]
         return options
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from dbnrun.norm.dbn import DiminishingBatchNorm1d, DiminishingBatchNorm2d
 
         layer = DiminishingBatchNorm2d if spatial else DiminishingBatchNorm1d
@@ -117,7 +135,7 @@ class LayerNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from torch import nn
 
         if spatial:  # one group over (C, H, W), with gamma and beta a channel
@@ -136,7 +154,7 @@ class GroupNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from torch import nn
 
         return nn.GroupNorm(math.gcd(self.num_groups, features), features, eps=self.eps, affine=self.affine)
@@ -149,102 +167,7 @@ class NoNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Schedule) -> nn.Module:
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from torch import nn
 
         return nn.Identity()
-
-
-@dataclass
-class ScheduleOptions(Choice):
-    """A schedule alpha(m), with what its m counts: steps, or epochs (lambda still moves at every step)."""
-
-    unit: str = option("step", among=("step", "epoch"))
-
-    def build(self, steps_per_epoch: int) -> Schedule:
-        """The function of the update counter m."""
-        from dbnrun.norm.schedules import PerEpoch
-
-        schedule = self.of_m()
-        return PerEpoch(schedule, steps_per_epoch) if self.unit == "epoch" else schedule
-
-    def of_m(self) -> Schedule:
-        """alpha(m) by the paper's formula."""
-        raise NotImplementedError
-
-    @property
-    def expression(self) -> str:
-        """The same as text, such as '1/m**2'."""
-        raise NotImplementedError
-
-
-@choice("schedule", "constant")
-@dataclass
-class Constant(ScheduleOptions):
-    """alpha(m) = alpha."""
-
-    alpha: float = option(0.1, at_least=0, at_most=1)
-
-    def identity(self) -> dict[str, Any]:
-        options = super().identity()
-        del options["unit"]  # a constant counts nothing
-        return options
-
-    def build(self, steps_per_epoch: int) -> Schedule:
-        return self.of_m()
-
-    def of_m(self) -> Schedule:
-        from dbnrun.norm import schedules
-
-        return schedules.Constant(self.alpha)
-
-    @property
-    def expression(self) -> str:
-        return repr(self.alpha)
-
-
-@choice("schedule", "harmonic")
-@dataclass
-class Harmonic(ScheduleOptions):
-    """alpha(m) = 1/m."""
-
-    def of_m(self) -> Schedule:
-        from dbnrun.norm import schedules
-
-        return schedules.Harmonic()
-
-    @property
-    def expression(self) -> str:
-        return "1/m"
-
-
-@choice("schedule", "inverse_square")
-@dataclass
-class InverseSquare(ScheduleOptions):
-    """alpha(m) = 1/m^2."""
-
-    def of_m(self) -> Schedule:
-        from dbnrun.norm import schedules
-
-        return schedules.InverseSquare()
-
-    @property
-    def expression(self) -> str:
-        return "1/m**2"
-
-
-@choice("schedule", "power")
-@dataclass
-class Power(ScheduleOptions):
-    """alpha(m) = m^-exponent; the exponent is h in the paper's conditions."""
-
-    exponent: float = option(1.5, at_least=0, at_most=100)
-
-    def of_m(self) -> Schedule:
-        from dbnrun.norm import schedules
-
-        return schedules.Power(self.exponent)
-
-    @property
-    def expression(self) -> str:
-        return f"m**-{self.exponent}"

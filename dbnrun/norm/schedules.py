@@ -1,7 +1,7 @@
 """Averaging weights alpha(m) of Diminishing Batch Normalization: functions of the update counter m = 1, 2, ….
 
-Each takes a Python number or a tensor and works elementwise, so that a layer can evaluate it on the
-device without a host synchronization, and a person can evaluate it by hand.
+Each takes a Python number or a tensor and works elementwise, so that a layer can evaluate it on the device without a
+host synchronization, and a person can evaluate it by hand. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,75 +10,120 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from dbnrun.config.registry import Choice, choice, number_text, option
 
-Schedule = Callable[[Any], Any]
+Alpha = Callable[[Any], Any]  # m to alpha(m)
 
 
-@dataclass(frozen=True)
-class Constant:
+@dataclass
+class Schedule(Choice):
+    """A function alpha(m). `unit`: what m counts, steps or epochs; lambda moves at every step either way."""
+
+    unit: str = option("step", among=("step", "epoch"))
+
+    def __call__(self, m: Any) -> Any:
+        """alpha(m) by the paper's formula, whatever m counts."""
+        raise NotImplementedError
+
+    def of_steps(self, steps_per_epoch: int) -> Alpha:
+        """alpha as a function of the step."""
+        return PerEpoch(self, steps_per_epoch) if self.unit == "epoch" else self
+
+    @property
+    def formula(self) -> str:
+        """'0.25', '1/m', 'm^-1.5', …."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> str:
+        """What the records call it, such as '0.25', '1/m steps' or '1/m^2 epochs'. A public format."""
+        return f"{self.formula} {self.unit}s"
+
+    @property
+    def slug(self) -> str:
+        """What folders call it, such as 'alpha0.25', 'harmonic' or 'power1.5_epoch'. A public format."""
+        numbers = "".join(f"{value:g}" for option, value in vars(self).items() if option not in ("name", "unit"))
+        return self.name + numbers + ("_epoch" if self.unit == "epoch" else "")
+
+
+@choice("schedule", "constant")
+@dataclass
+class Constant(Schedule):
     """alpha(m) = alpha."""
 
-    alpha: float
+    alpha: float = option(0.1, at_least=0, at_most=1)
 
-    def __call__(self, m: Any) -> float:  # noqa: ARG002 - a constant looks at no counter
+    def __call__(self, m: Any) -> float:
         return self.alpha
 
+    def of_steps(self, steps_per_epoch: int) -> Alpha:
+        return self
 
-@dataclass(frozen=True)
-class Harmonic:
+    def identity(self) -> dict[str, Any]:
+        options = super().identity()
+        del options["unit"]  # a constant counts nothing
+        return options
+
+    @property
+    def formula(self) -> str:
+        return number_text(self.alpha)
+
+    @property
+    def key(self) -> str:
+        return self.formula
+
+    @property
+    def slug(self) -> str:
+        return f"alpha{self.alpha:g}"
+
+
+@choice("schedule", "harmonic")
+@dataclass
+class Harmonic(Schedule):
     """alpha(m) = 1/m: lambda becomes the plain mean of all batches so far."""
 
     def __call__(self, m: Any) -> Any:
         return 1 / m
 
+    @property
+    def formula(self) -> str:
+        return "1/m"
 
-@dataclass(frozen=True)
-class InverseSquare:
+
+@choice("schedule", "inverse_square")
+@dataclass
+class InverseSquare(Schedule):
     """alpha(m) = 1/m^2."""
 
     def __call__(self, m: Any) -> Any:
         return 1 / m**2
 
+    @property
+    def formula(self) -> str:
+        return "1/m^2"
 
-@dataclass(frozen=True)
-class Power:
-    """alpha(m) = m^-h; h is the paper's letter in the conditions of Theorem 7 and Lemma 8."""
 
-    exponent: float
+@choice("schedule", "power")
+@dataclass
+class Power(Schedule):
+    """alpha(m) = m^-h; the exponent h is the paper's letter in the conditions of Theorem 7 and Lemma 8."""
+
+    exponent: float = option(1.5, at_least=0, at_most=100)
 
     def __call__(self, m: Any) -> Any:
         return m**-self.exponent
+
+    @property
+    def formula(self) -> str:
+        return f"m^-{number_text(self.exponent)}"
 
 
 @dataclass(frozen=True)
 class PerEpoch:
     """A schedule whose m counts epochs while lambda moves at every step: alpha(⌈m / steps per epoch⌉)."""
 
-    schedule: Schedule
+    schedule: Alpha
     steps_per_epoch: int
 
     def __call__(self, m: Any) -> Any:
         return self.schedule((m + (self.steps_per_epoch - 1)) // self.steps_per_epoch)
-
-
-def check_schedule(schedule: Schedule, up_to: int = 10_000) -> None:
-    """Raise ValueError at the first m in 1 … up_to at which alpha(m) is not a number in [0, 1]."""
-    alphas = _alphas(schedule, up_to)
-    wrong = ~((alphas >= 0) & (alphas <= 1))  # true of NaN too
-    if wrong.any():
-        at = int(wrong.nonzero()[0])
-        alpha = float(alphas[at])
-        raise ValueError(f"schedule {schedule} gives alpha = {alpha:g} at m = {at + 1}; expected a number in [0, 1]")
-
-
-def _alphas(schedule: Schedule, up_to: int) -> Tensor:
-    """alpha(1), …, alpha(up_to): of all m in one call, or one by one where the schedule takes single numbers only."""
-    cpu = torch.device("cpu")  # whatever device is the default where a layer is built
-    try:
-        alphas = schedule(torch.arange(1, up_to + 1, dtype=torch.float64, device=cpu))
-        return torch.as_tensor(alphas, dtype=torch.float64, device=cpu).expand(up_to)  # a constant looks at no m
-    except Exception:  # a schedule is anybody's function: what it raises on a tensor says nothing
-        alphas = [float(schedule(m)) for m in range(1, up_to + 1)]
-        return torch.tensor(alphas, dtype=torch.float64, device=cpu)

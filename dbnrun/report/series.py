@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun.config.identity import number_text, protocol_of, schedule_key
-from dbnrun.config.registry import UserError
+from dbnrun.config.identity import protocol_of, schedule_key
+from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
@@ -37,7 +37,7 @@ class Series:
         """Its schedule, or the name of its normalizer where that has none: '0.25', '1/m steps', 'bn'."""
         return schedule_key(self.cell)
 
-    @property
+    @cached_property
     def protocol(self) -> str:
         """'' for the baselines (bn, ln, …); else how training uses lambda."""
         return protocol_of(self.cell["norm"])
@@ -92,7 +92,7 @@ class Setting:
     def dataset(self) -> str:
         return self.cell["dataset"]["name"]
 
-    @property
+    @cached_property
     def protocols(self) -> list[str]:
         """The ways of using lambda that occur, in a fixed order; [''] where there are only baselines."""
         found = {series.protocol for series in self.series} - {""}

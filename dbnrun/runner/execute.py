@@ -25,7 +25,7 @@ from dbnrun.data.dataset import Data
 from dbnrun.models.layers import Network
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.norm.options import Normalizers
-from dbnrun.norm.schedules import Schedule
+from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
 from dbnrun.runs.checkpoint import Position
 from dbnrun.runs.lock import Held
@@ -49,7 +49,7 @@ class Cell:
     model: Network
     optimizer: torch.optim.Optimizer
     rngs: Rngs
-    schedule: Schedule
+    schedule: Alpha
 
     def view(self) -> View:
         return View(self.model, self.schedule if self.config.norm.scheduled else None)
@@ -298,7 +298,7 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
             f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
             "training records after the validation split; choose a smaller batch."
         )
-    schedule = config.schedule.build(steps_per_epoch(len(data.train), config.train))
+    schedule = config.schedule.of_steps(steps_per_epoch(len(data.train), config.train))
     rngs = Rngs.of(config.seed, device)
     norm = Normalizers(config.norm, schedule)
     model = config.model.network(data.input_shape, data.num_classes, norm, rngs)

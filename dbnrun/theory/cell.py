@@ -11,7 +11,7 @@ def line(config: RunConfig) -> str:
     """One line on the conditions for the cell's alpha(m), and for its step sizes where the theorem knows such."""
     if not config.norm.scheduled:
         return f"theory: norm={config.norm.name} has no alpha(m); the theorem is about norm=dbn."
-    alpha, optimizer = config.schedule.expression, config.optimizer
+    alpha, optimizer = config.schedule.formula.replace("^", "**"), config.optimizer
     if config.norm.shares_runs:
         return (
             "theory: norm.train_stats=batch: training normalizes each batch by its own statistics. λ, averaged with "

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dbnrun.config import registry
-from dbnrun.norm.options import Norm, ScheduleOptions
-from dbnrun.norm.schedules import Constant
+from dbnrun.norm.options import Norm
+from dbnrun.norm.schedules import Constant, Schedule
 
 LAYERS = Path(__file__).with_name("layers.json")
 # Written down with 13 digits; no instruction set and number of threads tried in pins.py was off by more than the last
@@ -34,7 +34,7 @@ def computed() -> dict[str, Numbers]:
     maps = [(name, config) for name, config in norms() if config.name != "dbn" or config.average == "std"]
     found |= {f"{name}, maps": step(config, (2, FEATURES, 2, 1)) for name, config in maps}
     for config in schedules():
-        alpha = config.build(STEPS_PER_EPOCH)
+        alpha = config.of_steps(STEPS_PER_EPOCH)
         found[f"schedule {config.name}, unit={config.unit}"] = {"alpha": [float(alpha(m)) for m in COUNTS]}
     return found
 
@@ -54,7 +54,7 @@ def norms() -> Iterator[tuple[str, Norm]]:
     yield "none", registry.make("norm", "none")
 
 
-def schedules() -> Iterator[ScheduleOptions]:
+def schedules() -> Iterator[Schedule]:
     for unit in ("step", "epoch"):
         yield registry.make("schedule", "constant", unit=unit, alpha=0.25)
         yield registry.make("schedule", "harmonic", unit=unit)
@@ -64,7 +64,7 @@ def schedules() -> Iterator[ScheduleOptions]:
 
 def step(config: Norm, shape: tuple[int, ...]) -> Numbers:
     """Output, gradients and statistics of a layer's training step, and its output in evaluation afterwards."""
-    layer = config.build(FEATURES, len(shape) - 2, Constant(0.25)).double()
+    layer = config.build(FEATURES, len(shape) - 2, Constant(alpha=0.25)).double()
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = waves(parameter.shape, 0.9 + number) + 0.3
     x = (2 * waves(shape, 1.1) + 0.5).requires_grad_()

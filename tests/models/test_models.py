@@ -21,7 +21,7 @@ SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 def build(name, norm="bn", seed=0, **changes):
     widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
     model = registry.make("model", name, **{"widths": widths, **changes})
-    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(1.0)), Rngs.of(seed))
+    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(exponent=1.0)), Rngs.of(seed))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -138,7 +138,7 @@ def test_algorithm_1_on_the_two_layer_network_equals_a_numpy_program_over_20_ite
     x, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
     alpha, eta, eps = lambda m: m**-1.5, lambda m: 0.8 / m, 1e-3
     model = TwoLayer(
-        6, 5, 3, lambda c, _: DiminishingBatchNorm1d(c, Power(1.5), stats_grad=False, eps=eps), activation
+        6, 5, 3, lambda c, _: DiminishingBatchNorm1d(c, Power(exponent=1.5), stats_grad=False, eps=eps), activation
     ).double()
     w1, w2 = (w.weight.detach().numpy().copy() for w in (model.w1, model.w2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
-from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power, check_schedule
+from dbnrun.norm.dbn import DiminishingBatchNorm, check_schedule
+from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power
 
 PAIRS = [
     (DiminishingBatchNorm1d, nn.BatchNorm1d, (7, 3)),
@@ -89,7 +89,7 @@ def test_without_stats_grad_the_gradient_holds_the_statistics_constant(alpha, tr
         (0.3, lambda m: 0.3),
         (Harmonic(), lambda m: 1 / m),
         (InverseSquare(), lambda m: m**-2),
-        (Power(0.5), lambda m: m**-0.5),
+        (Power(exponent=0.5), lambda m: m**-0.5),
     ],
 )
 def test_fifty_updates_of_lambda_equal_a_numpy_recursion(average, train_stats, schedule, alpha):
@@ -196,9 +196,9 @@ def test_one_value_a_channel_is_fine_in_evaluation():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"schedule": 1.5}, "alpha = 1.5 at m = 1"),
+        ({"schedule": 1.5}, "schedule.alpha=1.5: expected a number of at least 0, at most 1"),
         ({"schedule": lambda m: m / 5000}, "at m = 5001"),
-        ({"schedule": float("nan")}, "alpha = nan"),
+        ({"schedule": float("nan")}, "schedule.alpha=nan: expected a number"),
         ({"train_stats": "population"}, "expected one of 'lambda', 'batch'"),
         ({"average": "mean"}, "expected one of 'std', 'var', 'inv_std'"),
         ({"eps_at": "sigma"}, "expected one of 'std', 'var'"),
@@ -238,7 +238,9 @@ def test_any_function_of_m_within_bounds_is_a_schedule_under_any_default_device(
         check_schedule(schedule, up_to=5000)
 
 
-@pytest.mark.parametrize("schedule", [Constant(0.3), Harmonic(), InverseSquare(), Power(0.7), PerEpoch(Harmonic(), 9)])
+@pytest.mark.parametrize(
+    "schedule", [Constant(alpha=0.3), Harmonic(), InverseSquare(), Power(exponent=0.7), PerEpoch(Harmonic(), 9)]
+)
 def test_the_papers_schedules_are_checked_in_one_call(schedule):
     calls = []
 
@@ -447,8 +449,8 @@ def test_channels_last_gives_the_same_numbers():
 
 
 def test_a_constant_is_known_by_its_number():
-    assert DiminishingBatchNorm1d(3, 0.25).schedule == Constant(0.25)
-    assert "schedule=Constant(alpha=0.25)" in repr(DiminishingBatchNorm1d(3, 0.25))
+    assert DiminishingBatchNorm1d(3, 0.25).schedule == Constant(alpha=0.25)
+    assert "schedule=Constant(unit='step', alpha=0.25)" in repr(DiminishingBatchNorm1d(3, 0.25))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -24,7 +24,7 @@ from dbnrun.models.fnn import FNN
 from dbnrun.models.layers import ACTIVATIONS, Dropout, Network
 from dbnrun.models.two_layer import TwoLayer
 from dbnrun.norm.dbn import DiminishingBatchNorm, DiminishingBatchNorm1d, DiminishingBatchNorm2d
-from dbnrun.norm.schedules import Schedule
+from dbnrun.norm.schedules import Alpha
 from dbnrun.train.evaluate import at_least_float32
 
 Step = Callable[[Tensor], Tensor]
@@ -290,7 +290,7 @@ def _share_buffers(joined: nn.Module, layers: Sequence[nn.Module], names: Sequen
 class _Schedules:
     """The averaging weights of several layers, a value a channel: (T*C,)."""
 
-    def __init__(self, schedules: Sequence[Schedule], features: int) -> None:
+    def __init__(self, schedules: Sequence[Alpha], features: int) -> None:
         self.schedules = list(schedules)
         self.features = features
         self.constant: Tensor | None = None
