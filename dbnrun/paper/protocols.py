@@ -61,22 +61,15 @@ def overridden(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values_of(cell).items() if value != paper[name][1]}
 
 
-def at_reference(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The same cell with one hyperparameter as in the paper: two cells that differ in it alone become equal."""
-    pattern, value = hyperparameters_of(cell)[name]
-
-    def put(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        return {
-            key: put(below, f"{prefix}{key}.")
-            if isinstance(below, Mapping)
-            else (value if fnmatchcase(prefix + key, pattern) else below)
-            for key, below in tree.items()
-        }
-
-    back = put(cell, "")
+def family_of(cell: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """What cells share that differ in seed, schedule and the hyperparameter `name` alone: that as in the paper."""
+    family = dotted({key: value for key, value in cell.items() if key not in ("seed", "schedule")})
+    if name:
+        pattern, value = hyperparameters_of(cell)[name]
+        family |= {key: value for key in family if fnmatchcase(key, pattern)}
     if name == "average" and cell["norm"].get("average") == "inv_std":
-        back["norm"]["eps_at"] = "std"  # a key that inv_std ignores, and so leaves out
-    return back
+        family["norm.eps_at"] = "std"  # inv_std ignores this key, and so leaves it out
+    return family
 
 
 def experiment_of(cell: Mapping[str, Any]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
 from dbnrun.config.identity import protocol_of, schedule_key
-from dbnrun.paper.protocols import HYPERPARAMETERS, at_reference, letter, overridden, values_of
+from dbnrun.paper.protocols import HYPERPARAMETERS, family_of, letter, overridden, values_of
 from dbnrun.paper.statistics import Row, difference, fields, p_text, with_interval
 from dbnrun.report import compare
 from dbnrun.report.names import ALPHA_ONE, name_of
@@ -35,7 +35,7 @@ class Variant:
     value: str
     reference: bool  # the value of the paper's runs
     family: str  # what it shares with the other values of the hyperparameter; unique
-    cell: dict[str, Any]  # of the family, the hyperparameter as in the paper's runs
+    cell: dict[str, Any]  # of one of the runs
     series: dict[str, Series]  # by key
 
 
@@ -43,26 +43,23 @@ def variants(runs: Sequence[RunRecord]) -> list[Variant]:
     """By hyperparameter and value, runs that are alike but for it, seed and schedule; none where it has one value."""
     done = [(run, values_of(run.cell), overridden(run.cell)) for run in runs if run.status == "done"]
     # Most hyperparameters were never changed: nothing to look for.
-    changed = dict.fromkeys(name for _, _, others in done for name in others)
+    changed = dict.fromkeys(name for _, _, changes in done for name in changes)
     ordered = [*(name for name in HYPERPARAMETERS if name in changed), *changed]
     families: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
     for name in dict.fromkeys(ordered):
-        for run, values, others in done:
-            if name not in values or others.keys() - {name}:
+        for run, values, changes in done:
+            if name not in values or changes.keys() - {name}:
                 continue
-            cell, value = at_reference(run.cell, name), str(values[name])
-            family = _family(cell, run)
-            fresh = Variant(name, value, name not in others, family, cell, {})
+            family, value = _family(run, name), str(values[name])
+            fresh = Variant(name, value, name not in changes, family, run.cell, {})
             variant = families[name, family].setdefault(value, fresh)
             variant.series.setdefault(schedule_key(run.cell), Series(run.cell)).runs.append(run)
     several = [family for family in families.values() if len(family) > 1]
     return [variant for family in several for variant in sorted(family.values(), key=_by_value)]
 
 
-def _family(cell: Mapping[str, Any], run: RunRecord) -> str:
-    """What a cell shares with those that differ from it in seed and schedule alone, as text."""
-    alike = {key: value for key, value in cell.items() if key not in ("seed", "schedule")}
-    return json.dumps([alike, run.data_digest], sort_keys=True)
+def _family(run: RunRecord, name: str = "") -> str:
+    return json.dumps([family_of(run.cell, name), run.data_digest], sort_keys=True)
 
 
 def _by_value(variant: Variant) -> tuple[float, str]:
@@ -76,7 +73,9 @@ def _by_value(variant: Variant) -> tuple[float, str]:
 def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame:
     """A row a value and schedule: last-epoch test error [%], and the paired difference [pp] to its own α = 1."""
     families = list(dict.fromkeys(variant.family for variant in variants))
-    main = {_family(one.cell, one.runs[0]) for setting in mains for one in setting.series}
+    main = {_family(one.runs[0]) for setting in mains for one in setting.series}
+    # A family is described as the paper's runs are, where it has them: the last of those sorted.
+    cells = {variant.family: variant.cell for variant in sorted(variants, key=lambda variant: variant.reference)}
     rows = []
     for variant in variants:
         base = variant.series.get(ALPHA_ONE)
@@ -90,7 +89,7 @@ def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame
                 "protocol": letter(protocol_of(variant.cell["norm"])),
                 "family": families.index(variant.family),
                 "main": variant.family in main,
-                "setting": describe(variant.cell),
+                "setting": describe(cells[variant.family]),
                 "curve": key,
                 **asdict(compare.summary(series, "last")),
                 "best_on_test_mean": compare.summary(series, "best_on_test").mean,

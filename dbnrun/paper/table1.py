@@ -26,18 +26,8 @@ the paired differences. Paper: arXiv 1705.08011, Table 1, single values. Protoco
 {"; ".join(f"{letter(key)}, {text}" for key, text in PROTOCOLS.items() if key)}.
 """
 HEADS = (
-    "curve",
-    "paper",
-    "last epoch",
-    "best on validation",
-    "best on test",
-    "floor",
-    "to α = 1",
-    "p",
-    "to BN",
-    "p",
-    "n",
-)
+    "curve", "paper", "last epoch", "best on validation", "best on test", "floor", "to α = 1", "p", "to BN", "p", "n",
+)  # fmt: skip
 
 
 def write(results: ResultSet, folder: Path) -> list[Path]:

@@ -26,32 +26,15 @@ MEASURES = {
     "train_loss": "training loss [nat]",
 }
 BASELINES = "peers"  # what the page's data call the protocol of BN, LN, …
-# A hue and a dash each, hues in order at one middle lightness.
+# A hue and a dash for each schedule of Table 1, in its order and at one middle lightness; then for the baselines.
+HUES_AND_DASHES: tuple[tuple[str, list[int]], ...] = (
+    ("#d6336c", []), ("#e8590c", [8, 2]), ("#b5790a", [4, 2]), ("#5c940d", []),
+    ("#2b8a3e", [8, 2, 2, 2]), ("#0c8599", [2, 2]), ("#1c7ed6", [6, 2, 1, 2]),
+    ("#4c6ef5", [10, 3]), ("#4c6ef5", [3, 3]), ("#9c36b5", [10, 3]), ("#9c36b5", [3, 3]), ("#868e96", [1, 3]),
+    ("#868e96", []), ("#868e96", [5, 2]), ("#868e96", [3, 2]), ("#868e96", [1, 2]),
+)  # fmt: skip
+LOOKS = dict(zip((*SCHEDULES, "bn", "ln", "gn", "none"), HUES_AND_DASHES, strict=True))
 OTHER = ("#868e96", [7, 1])
-LOOKS: dict[str, tuple[str, list[int]]] = dict(
-    zip(
-        (*SCHEDULES, "bn", "ln", "gn", "none"),
-        (
-            ("#d6336c", []),
-            ("#e8590c", [8, 2]),
-            ("#b5790a", [4, 2]),
-            ("#5c940d", []),
-            ("#2b8a3e", [8, 2, 2, 2]),
-            ("#0c8599", [2, 2]),
-            ("#1c7ed6", [6, 2, 1, 2]),
-            ("#4c6ef5", [10, 3]),
-            ("#4c6ef5", [3, 3]),
-            ("#9c36b5", [10, 3]),
-            ("#9c36b5", [3, 3]),
-            ("#868e96", [1, 3]),
-            ("#868e96", []),
-            ("#868e96", [5, 2]),
-            ("#868e96", [3, 2]),
-            ("#868e96", [1, 2]),
-        ),
-        strict=True,
-    )
-)
 ROLES = {"chosen": "#1c7ed6", "α = 1": "#d6336c", "BN (PyTorch)": "#868e96", "other": "#adb5bd"}
 FIGURES = (
     (2, "test_error_pct", False, "test error, every schedule"),
