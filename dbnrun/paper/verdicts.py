@@ -68,12 +68,12 @@ def judge(mains: Mapping[str, Setting], protocols: Sequence[str]) -> list[Verdic
     for protocol in protocols:
         for dataset in dict.fromkeys([*PAPER_DATASETS, *mains]):
             for reference in (ALPHA_ONE, MODERN_BN):
-                found = _of_column(mains.get(dataset, EMPTY), protocol, reference)
-                verdicts += [Verdict(claim, dataset, protocol, reference, by, *why) for claim, by, why in found]
+                for claim, selection, finding in _of_column(mains.get(dataset, EMPTY), protocol, reference):
+                    verdicts.append(Verdict(claim, dataset, protocol, reference, selection, *finding))
         for selection in stats.SELECTIONS:
             for unit in UNITS:
-                why = _among_best(mains, protocol, selection, unit)
-                verdicts.append(Verdict(f"C5 (m = {unit})", "all", protocol, "", selection, *why))
+                finding = _among_best(mains, protocol, selection, unit)
+                verdicts.append(Verdict(f"C5 (m = {unit})", "all", protocol, "", selection, *finding))
     return verdicts
 
 

@@ -220,16 +220,13 @@ def _markers(panel: Sequence[Series]) -> dict[int, str]:
 
 
 def _curve(ax: Axes, series: Series, column: str, marker: str, band: float) -> None:
-    values = series.column(column)
-    mean, epochs = values.mean(0), series.epochs
+    (mean, low, high), epochs = series.band(column), series.epochs
     style = line_style(series)
     marker = marker or ("o" if len(epochs) == 1 else "")
     every = max(1, len(epochs) // 8)
     ax.plot(epochs, mean, label=series.label, marker=marker, markersize=4, markevery=every, **style)
     if series.n > 1:
-        sd = values.std(0, ddof=1)
-        # A band that reaches 0 has no place on a log axis.
-        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=band, lw=0)
+        ax.fill_between(epochs, low, high, color=style["color"], alpha=band, lw=0)
 
 
 # Okabe and Ito's palette for what has a name; the constants take a colour-blind-safe ramp from dark (1) to light

@@ -73,6 +73,13 @@ class Series:
         values = [[getattr(run.rows[epoch - 1], name) for epoch in self.epochs] for run in self.finished]
         return np.array(values, dtype=float).reshape(self.n, len(self.epochs))
 
+    def band(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A column's mean over the finished runs, and mean ± standard deviation: above 0, for a logarithmic axis."""
+        values = self.column(name)
+        mean = values.mean(0)
+        sd = values.std(0, ddof=1) if self.n > 1 else np.zeros(len(mean))
+        return mean, np.maximum(mean - sd, mean * 0.02), mean + sd
+
 
 @dataclass
 class Setting:

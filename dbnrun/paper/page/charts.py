@@ -25,7 +25,7 @@ MEASURES = {
     "test_error_pct_population": "test error with population statistics [%]",
     "train_loss": "training loss [nat]",
 }
-BASELINES = "peers"  # what the page's data call the protocol of BN, LN, …
+BASELINE_ROWS = "peers"  # what the page's data call the protocol of BN, LN, …
 # A hue and a dash for each schedule of Table 1, in its order and at one middle lightness; then for the baselines.
 HUES_AND_DASHES: tuple[tuple[str, list[int]], ...] = (
     ("#d6336c", []), ("#e8590c", [8, 2]), ("#b5790a", [4, 2]), ("#5c940d", []),
@@ -55,19 +55,15 @@ def curves(results: ResultSet) -> Any:  # a DataFrame; pandas' own types do not 
 def _curve(setting: Setting, series: Series) -> pd.DataFrame:
     table: dict[str, Any] = {
         "dataset": setting.dataset,
-        "protocol": letter(series.protocol) if series.protocol else BASELINES,
+        "protocol": letter(series.protocol) if series.protocol else BASELINE_ROWS,
         "key": series.key,
         "curve": name_of(series.key),
         "n": series.n,
         "epoch": series.epochs,
     }
     for name in MEASURES:
-        values = series.column(name)
-        mean = values.mean(0)
-        sd = values.std(0, ddof=1) if series.n > 1 else np.zeros(len(mean))
-        table[f"{name}_mean"] = _short(mean)
-        table[f"{name}_low"] = _short(np.maximum(mean - sd, mean * 0.02))  # a log axis has no place for 0
-        table[f"{name}_high"] = _short(mean + sd)
+        for part, values in zip(("mean", "low", "high"), series.band(name), strict=True):
+            table[f"{name}_{part}"] = _short(values)
     return pd.DataFrame(table)
 
 
@@ -109,7 +105,7 @@ def figure(setting: Setting, protocol: str, measure: str, *, efficient: bool) ->
     return {
         "kind": "figure",
         "dataset": setting.dataset,
-        "protocols": [letter(protocol), BASELINES],
+        "protocols": [letter(protocol), BASELINE_ROWS],
         "measure": measure,
         "title": MEASURES[measure],
         "curves": [name_of(series.key) for series in shown],
@@ -122,7 +118,7 @@ def figure(setting: Setting, protocol: str, measure: str, *, efficient: bool) ->
 def explorer(results: ResultSet, table: Any) -> Chart:
     """What the explorer's menus offer, what they show first, and which of their choices were not run."""
     protocols = [letter(protocol) for protocol in results.protocols]
-    scheduled = table[table["protocol"] != BASELINES]
+    scheduled = table[table["protocol"] != BASELINE_ROWS]
     known = {*CONSTANTS, *scheduled["key"]}
     keys = list(dict.fromkeys([*(key for key in SCHEDULES if key in known), *scheduled["key"]]))
     run = set(zip(scheduled["dataset"], scheduled["protocol"], scheduled["key"], strict=True))
