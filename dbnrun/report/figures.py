@@ -48,7 +48,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     if not setting.n:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    finished = {protocol: [s for s in setting.panel(protocol) if s.n] for protocol in setting.protocols}
+    finished = {protocol: setting.panel(protocol) for protocol in setting.protocols}
     # A protocol of which nothing is finished would make a panel of baselines alone.
     panels = {name: panel for name, panel in finished.items() if any(s.protocol for s in panel)} or {
         "": [s for s in setting.series if s.n]

@@ -106,8 +106,8 @@ class Setting:
         return sorted(found, key=_protocol_rank) or [""]
 
     def panel(self, protocol: str) -> list[Series]:
-        """The series of one protocol, with the baselines."""
-        return [series for series in self.series if series.protocol in ("", protocol)]
+        """The finished series of one protocol, with the baselines."""
+        return [series for series in self.series if series.protocol in ("", protocol) and series.n]
 
 
 def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:

@@ -156,7 +156,6 @@ def from_to(counts: Iterable[int]) -> str:
 
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
     """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
-    shown = [series for series in panel if series.n]
-    last = {id(one): compare.summary(one, "last").mean for one in shown if one.protocol}
+    last = {id(one): compare.summary(one, "last").mean for one in panel if one.protocol}
     ranked = sorted((one for one, error in last.items() if np.isfinite(error)), key=last.__getitem__)
-    return [one for one in shown if id(one) in ranked[:TOP] or one.key in (ALPHA_ONE, MODERN_BN)]
+    return [one for one in panel if id(one) in ranked[:TOP] or one.key in (ALPHA_ONE, MODERN_BN)]

@@ -80,7 +80,7 @@ def panel(results: ResultSet, setting: Setting, protocol: str) -> list[tuple[str
     if len(rows := table[mine & (table["selection"] == "last") & table["vs_alpha_1_diff"].notna()]):
         caption = "Last-epoch test error minus that of α = 1, paired by seed, 95 % intervals; blue: significant."
         shown.append(("differences", caption, differences(rows)))
-    n = " / ".join(str(one) for one in sorted({series.n for series in setting.panel(protocol) if series.n}))
+    n = " / ".join(str(one) for one in sorted({series.n for series in setting.panel(protocol)}))
     for number, measure, efficient, words in FIGURES:
         caption = f"The paper's Figure {number}: {words}. n = {n} seeds."
         shown.append((f"figure{number}", caption, figure(setting, protocol, measure, efficient=efficient)))
@@ -98,9 +98,7 @@ def differences(rows: Any) -> Chart:
 
 def figure(setting: Setting, protocol: str, measure: str, *, efficient: bool) -> Chart:
     """One of the paper's Figures 2 to 4: every schedule, or the most efficient ones, with bands over seeds."""
-    shown = [series for series in setting.panel(protocol) if series.n]
-    if efficient:
-        shown = most_efficient(shown)
+    shown = most_efficient(setting.panel(protocol)) if efficient else setting.panel(protocol)
     looks = [LOOKS.get(series.key, OTHER) for series in shown]
     return {
         "kind": "figure",
