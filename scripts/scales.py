@@ -30,7 +30,7 @@ from dbnrun.config.overrides import check_overrides, refusal
 from dbnrun.config.registry import UserError
 from dbnrun.models.fnn import FNN
 from dbnrun.norm.following import dbn_layers
-from dbnrun.runner.execute import Cell, build_cell, load_data, prepare_device, training_of
+from dbnrun.runner.build import Cell, build_cell, load_data, prepare_device, training_of
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from dbnrun.data.dataset import Part
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer
 from dbnrun.runner import execute
-from dbnrun.runner.execute import build_cell, training_of
+from dbnrun.runner.build import build_cell, training_of
 from dbnrun.runs.metrics import TIME_COLUMNS
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.train import compile

@@ -14,7 +14,9 @@ from dbnrun.data.dataset import Data, Part, mixed, shortened
 from dbnrun.runner import execute, status_table, sweeper
 from dbnrun.runner.execute import run_all
 from dbnrun.runs import layout, metrics
+from dbnrun.runs.load import read_run
 from dbnrun.runs.run_dir import RunDir
+from dbnrun.runs.status import status_of
 
 MEASURED = [*metrics.EVALUATED, "test_error_pct_population", "lambda_drift"]
 
@@ -219,7 +221,7 @@ class Bar:
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
 def test_the_bar_says_evaluating_from_the_last_update_to_the_row(cell, monkeypatch, stacked):
     said = []
-    monkeypatch.setattr(execute, "progress", lambda *_: Bar(said))
+    monkeypatch.setattr(execute, "_bar", lambda *_: Bar(said))
     steps = ["step"] * 3
     sparse = ["train.eval_every=2", "train.epochs=2"]
     if stacked:
@@ -239,10 +241,11 @@ def test_status_and_a_sweeps_last_word_know_epochs_without_an_evaluation(cell, m
     layout.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
     for count, error in ((4, f"{rows[2].test_error_pct:.2f} %"), (2, "")):
         (outcome.folder / "metrics.csv").write_text(metrics.csv_text(rows[:count]))
-        run = status_table.read(outcome.folder)
-        assert status_table._cells(run)[1:3] == (f"{count}/5", error)
+        run = read_run(outcome.folder)
+        line = status_table._line(outcome.folder, status_of(outcome.folder, "digits"))
+        assert line[1:3] == (f"{count}/5", error)
         seconds = [row.train_seconds + row.eval_seconds for row in run.rows[-3:]]
-        assert run.epoch_seconds == pytest.approx(sum(seconds) / len(seconds))
+        assert status_table.epoch_seconds(run) == pytest.approx(sum(seconds) / len(seconds))
     assert ", test error" not in sweeper.sentence(replace(outcome, row=rows[1]))  # and no traceback
 
 

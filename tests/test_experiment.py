@@ -18,8 +18,9 @@ from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Part
 from dbnrun.runner import execute, status_table
-from dbnrun.runner.execute import build_cell, load_data
+from dbnrun.runner.build import build_cell, load_data
 from dbnrun.runs import layout, metrics, status
+from dbnrun.runs.load import read_run
 from dbnrun.runs.lock import Lease
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.train.evaluate import evaluate
@@ -380,7 +381,7 @@ def test_cells_say_how_many_share_their_time(cell):
         manifest = layout.read_manifest(outcome.folder)
         layout.write_manifest(outcome.folder, manifest | {"status": "interrupted"})
     shares = [float(row["train_seconds"]) + float(row["eval_seconds"]) for row in rows_of(outcomes[0])]
-    assert status_table.read(outcomes[0].folder).epoch_seconds == pytest.approx(2 * sum(shares) / 3)
+    assert status_table.epoch_seconds(read_run(outcomes[0].folder)) == pytest.approx(2 * sum(shares) / 3)
 
 
 def test_a_cell_that_raises_is_recorded_with_its_traceback_and_may_be_tried_again(cell, monkeypatch):
@@ -413,7 +414,7 @@ def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(ce
     old = execute.run(cell("save_weights=true"))
     text = (old.folder / "metrics.csv").read_text()
     assert execute.run(cell()).status == "skipped"
-    monkeypatch.setitem(layout.RESULTS_VERSIONS, "digits", 99)
+    monkeypatch.setattr(registry.of("dataset")["digits"], "results_version", 99)
     assert status.status_of(old.folder, "digits").name == "stale"
     again = execute.run(cell())
     assert again.status == "done" and numbers_of(again) == numbers_of(old)

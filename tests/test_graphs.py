@@ -10,7 +10,7 @@ from dbnrun.config.compose import composed
 from dbnrun.config.schema import RunConfig
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import load_state
-from dbnrun.runner.execute import build_cell, training_of
+from dbnrun.runner.build import build_cell, training_of
 from dbnrun.runs.metrics import TIME_COLUMNS
 from dbnrun.train import cuda_graph
 from dbnrun.train.rng import Rngs

@@ -15,8 +15,8 @@ from dbnrun.config.registry import UserError, files
 from dbnrun.config.schema import known_keys
 from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.runner import plan
-from dbnrun.runs import layout, status
 from dbnrun.runs import lock as lock_module
+from dbnrun.runs import status
 from dbnrun.runs.metrics import COLUMNS, csv_text, read_rows
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -151,7 +151,6 @@ def test_any_manifest_and_lock_are_read_as_some_standing(tmp_path, manifest, loc
     (tmp_path / "manifest.json").write_text(manifest, errors="replace")
     (tmp_path / "lock").write_text(lock, errors="replace")
     assert status.status_of(tmp_path, "digits").name in status.STATUSES
-    assert isinstance(layout.is_finished(tmp_path, "digits"), bool)
     assert lock_module.live_holder(tmp_path) is None
 
 

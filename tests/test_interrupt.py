@@ -18,7 +18,8 @@ from dbnrun.config.compose import composed
 from dbnrun.data.dataset import Part
 from dbnrun.runner import execute, plan
 from dbnrun.runner import sweeper as sweeper_module
-from dbnrun.runner.execute import build_cell, load_data, run_all
+from dbnrun.runner.build import build_cell, load_data
+from dbnrun.runner.execute import run_all
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.checkpoint import position_of
 from dbnrun.runs.lock import Lease

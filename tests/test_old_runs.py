@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from dbnrun.config.compose import composed
-from dbnrun.runner import execute, status_table
+from dbnrun.runner import execute
 from dbnrun.runs import metrics
 from dbnrun.runs.load import read_runs
+from dbnrun.runs.status import status_of
 
 OLD = Path(__file__).parent / "old_runs"
 CELL = [
@@ -54,7 +55,7 @@ def test_a_finished_cell_is_found_again_and_reported(results):
     (run,) = read_runs([results / "done"])
     assert (run.status, len(run.rows)) == ("done", 3) and run.signature in outcome.folder.name
     (folder,) = (results / "cut" / "runs").iterdir()
-    assert status_table.read(folder).status.name == "unfinished"
+    assert status_of(folder, "digits").name == "unfinished"
 
 
 def test_a_cell_that_was_cut_off_goes_on_to_the_rows_that_it_would_have_had(results):

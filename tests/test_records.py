@@ -1,5 +1,6 @@
 """Rows, manifests and locks on disk."""
 
+import contextlib
 import csv
 import os
 
@@ -36,7 +37,7 @@ def test_rows_read_back_exactly_and_none_is_an_empty_field(tmp_path):
         row(1, train_seconds=1.5),
         row(2, alpha=None, lambda_drift=None, test_error_pct_population=None, train_seconds=2.0),
     ]
-    with MetricsWriter(tmp_path, []) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         for one in rows:
             writer.write(one)
     assert metrics.read_rows(tmp_path / "metrics.csv") == rows
@@ -45,13 +46,13 @@ def test_rows_read_back_exactly_and_none_is_an_empty_field(tmp_path):
 
 
 def test_a_file_without_a_column_added_later_reads_as_none_there_and_goes_on(tmp_path, newer_version):
-    with MetricsWriter(tmp_path, []) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         writer.write(row(1, train_seconds=1.5))
     with newer_version():
         (old,) = metrics.read_rows(tmp_path / "metrics.csv")
         assert old == metrics.EpochRow(**vars(row(1, train_seconds=1.5))) and old.gamma_norm is None
         new = metrics.EpochRow(**vars(row(2, train_seconds=2.5)), gamma_norm=0.5, dead_units=3)
-        with MetricsWriter(tmp_path, [old]) as writer:
+        with contextlib.closing(MetricsWriter(tmp_path, [old])) as writer:
             writer.write(new)
         assert metrics.read_rows(tmp_path / "metrics.csv") == [old, new]
 
@@ -63,7 +64,7 @@ def test_a_file_without_one_of_the_first_columns_is_refused_in_one_line(tmp_path
 
 
 def test_a_newer_versions_columns_are_passed_over_and_never_lost(tmp_path, newer_version):
-    with newer_version(), MetricsWriter(tmp_path, []) as writer:
+    with newer_version(), contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         writer.write(metrics.EpochRow(**vars(row(1, train_seconds=1.5)), gamma_norm=0.5))
     path = tmp_path / "metrics.csv"
     assert metrics.read_rows(path) == [row(1, train_seconds=1.5)]
@@ -77,7 +78,7 @@ def test_a_run_that_a_newer_version_began_is_not_gone_on_with_and_nothing_of_it_
     config = composed([f"results_dir={tmp_path}", "train.epochs=2", "train.limit_batches=2", "progress=false"])
     folder = RunDir(config).folder
     folder.mkdir(parents=True)
-    with newer_version(), MetricsWriter(folder, []) as writer:
+    with newer_version(), contextlib.closing(MetricsWriter(folder, [])) as writer:
         writer.write(metrics.EpochRow(**vars(row(1)), gamma_norm=0.5))
     layout.write_manifest(folder, {"status": "interrupted", "results_version": 1, "versions": {"dbnrun": "9"}})
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -87,28 +88,28 @@ def test_a_run_that_a_newer_version_began_is_not_gone_on_with_and_nothing_of_it_
 
 
 def test_a_diverged_row_reads_back_as_nan(tmp_path):
-    with MetricsWriter(tmp_path, []) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         writer.write(row(1, train_loss=float("nan"), grad_norm=float("inf")))
     (read,) = metrics.read_rows(tmp_path / "metrics.csv")
     assert read.train_loss != read.train_loss and read.grad_norm == float("inf")
 
 
 def test_a_half_written_last_line_is_left_out_and_written_anew(tmp_path):
-    with MetricsWriter(tmp_path, []) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         writer.write(row(1))
         writer.write(row(2))
     path = tmp_path / "metrics.csv"
     path.write_text(path.read_text()[:-20])
     rows = metrics.read_rows(path)
     assert [r.epoch for r in rows] == [1]
-    with MetricsWriter(tmp_path, rows) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, rows)) as writer:
         writer.write(row(2))
     assert [r.epoch for r in metrics.read_rows(path)] == [1, 2]
 
 
 def test_a_malformed_line_is_named(tmp_path):
     path = tmp_path / "metrics.csv"
-    with MetricsWriter(tmp_path, []) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, [])) as writer:
         writer.write(row(1))
     path.write_text(path.read_text() + "2,xyz\n")
     with pytest.raises(UserError, match=r"metrics.csv: line 3: "):

@@ -30,6 +30,12 @@ class UserError(ValueError):
     """The user's input is refused. One line: what came, what was expected, what to do. Exit code 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error as one line: its kind, and the first line of what it says."""
+    text = str(error).strip().split("\n", maxsplit=1)[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
 def conf_dir() -> Path:
     """conf/: beside the package in a checkout, inside it in an installed wheel."""
     inside = Path(__file__).parents[1] / "conf"

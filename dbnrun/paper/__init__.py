@@ -18,6 +18,7 @@ def publish(
     nothing is recorded, records are damaged, or with `strict` at such a folder.
     """
     from dbnrun.paper import documents, page, table1
+    from dbnrun.paper.protocols import experiment_of
     from dbnrun.paper.result_set import result_set
     from dbnrun.report import figures, tables
     from dbnrun.report.series import nothing_to_report
@@ -25,7 +26,7 @@ def publish(
     from dbnrun.runs.load import counted, read_runs
 
     runs = read_runs(paths, strict=strict)
-    recorded = result_set(counted(archive.update(results / "records", runs)))
+    recorded = result_set(counted(archive.update(results / "records", runs, experiment_of)))
     if not recorded.mains:
         raise nothing_to_report(paths, runs)
     if hidden := recorded.in_no_table:

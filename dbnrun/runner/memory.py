@@ -11,7 +11,7 @@ from torch import Tensor
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
-from dbnrun.runner.execute import build_cell, load_data, prepare_device
+from dbnrun.runner.build import build_cell, load_data, prepare_device
 from dbnrun.train.evaluate import autocast
 
 

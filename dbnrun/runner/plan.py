@@ -24,9 +24,9 @@ from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
 from dbnrun.config.overrides import check_overrides
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
-from dbnrun.data import download, expected_digest
-from dbnrun.runs import archive_index, layout, metrics
-from dbnrun.runs.status import LEFT, STATUSES, RunStatus, duration, status_of
+from dbnrun.data import download
+from dbnrun.runs import archive, layout, metrics
+from dbnrun.runs.status import LEFT, STATUSES, RunStatus, status_of
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -70,7 +70,9 @@ class PlannedCell:
 
     @functools.cached_property
     def kind(self) -> tuple[str, ...]:
-        return archive_index.kind_of(self.cell)
+        """What decides how long an epoch takes, roughly."""
+        names = [getattr(self.config, group).name for group in ("dataset", "model", "norm")]
+        return *names, str(self.cell["norm"].get("train_stats")), self.config.precision
 
     def status(self) -> RunStatus:
         interrupt.check()
@@ -99,7 +101,7 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
     cells: dict[str, PlannedCell] = {}
     for job in jobs:
         config = composer(job)
-        sig = signature(cell_of(config), expected_digest(config.dataset.name))
+        sig = signature(cell_of(config), config.dataset.digest)
         cells.setdefault(sig, PlannedCell(job, config, sig))
     return Plan(list(cells.values()), len(jobs) - len(cells))
 
@@ -107,7 +109,7 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
 def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
     """How each cell stands for a sweep that asks for it, skip_recorded and retry included."""
     skips = bool(cells) and cells[0].config.skip_recorded
-    there = archive_index.signatures(Path(cells[0].config.results_dir)) if skips else set()
+    there = archive.signatures(Path(cells[0].config.results_dir) / "records") if skips else set()
     found = [cell.status() for cell in cells]
     return [_asked_for(cell, how, there) for cell, how in zip(cells, found, strict=True)]
 
@@ -120,38 +122,36 @@ def _asked_for(cell: PlannedCell, how: RunStatus, there: Set[str]) -> RunStatus:
     return RunStatus("left", how.name) if cell.config.retry and how.name != cell.config.retry else how
 
 
+ENOUGH = 5  # finished runs of a kind whose time is read
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """The time that the unfinished cells need one after another."""
+    """The time that the unfinished cells need one after another, and how many cells' time nothing tells."""
 
     seconds: float
-    here: int  # cells whose time is judged by finished ones here
-    elsewhere: int  # cells whose time is that of recorded runs, for want of finished ones
-    unknown: int  # cells whose time nothing tells
+    unknown: int
 
 
 def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
-    """What is left to train, at what finished cells of its data set, network and normalizer cost an epoch.
+    """What is left to train, at the median that a few finished cells of its kind took an epoch, sharing a run or not.
 
-    That is their share of a shared run; a few are read, and their median taken. Where none is finished, what the
-    committed records say that it took.
+    Of a kind are cells of one data set, network, normalizer and precision.
     """
     costs: dict[tuple[str, ...], list[float]] = {}
     for cell, how in cells:
         known = costs.setdefault(cell.kind, [])
-        if how.name == "done" and len(known) < archive_index.ENOUGH:
+        if how.name == "done" and len(known) < ENOUGH:
             rows = metrics.read_rows(cell.folder / "metrics.csv")
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
-    left = [(cell, how) for cell, how in cells if how.name in (*LEFT, cell.config.retry)]
-    lacking = any(not costs[cell.kind] for cell, _ in left)
-    there = archive_index.epoch_seconds(Path(left[0][0].config.results_dir)) if lacking else {}
-    seconds, sources = 0.0, Counter[str]()
-    for cell, how in left:
-        known = costs[cell.kind] or there.get(cell.kind, [])
-        done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
-        seconds += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
-        sources["here" if costs[cell.kind] else "elsewhere" if known else "unknown"] += 1
-    return Estimate(seconds, sources["here"], sources["elsewhere"], sources["unknown"])
+    seconds, unknown = 0.0, 0
+    for cell, how in cells:
+        if how.name in (*LEFT, cell.config.retry):
+            done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+            known = costs[cell.kind]
+            unknown += not known
+            seconds += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
+    return Estimate(seconds, unknown)
 
 
 def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
@@ -183,7 +183,6 @@ def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
         "duplicates_folded": asked.folded,
         "missing_data": missing_data(asked.cells),
         "seconds_left": round(left.seconds, 1),
-        "cells_estimated_by_records": left.elsewhere,
         "cells_without_estimate": left.unknown,
     }
 
@@ -221,12 +220,20 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     left = time_left(list(zip(found.cells, statuses, strict=True)))
     if left.seconds:
-        took = "finished cells took" if left.here else "recorded runs of their kind took, where they were trained"
-        more = f" ({left.elsewhere} of them: by recorded runs)" if left.here and left.elsewhere else ""
-        yield f"about {duration(left.seconds)} to train, one after another, by what {took}{more}"
+        yield f"about {duration(left.seconds)} to train, one after another, by what finished cells took"
     if left.unknown:
         yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
 
 
 QUIET = ("done", "recorded", "left", "new")  # statuses that need no line of their own
 MOST_SHOWN = 30
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{int(hours)} h {int(minutes % 60)} min" if hours < 48 else f"{int(hours // 24)} d {int(hours % 24)} h"

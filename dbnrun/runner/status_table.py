@@ -6,106 +6,62 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from dbnrun.config.registry import UserError
-from dbnrun.runs import layout, metrics
-from dbnrun.runs.metrics import EpochRow
-from dbnrun.runs.status import STATUSES, RunStatus, duration, status_of
+from dbnrun.runner.plan import duration
+from dbnrun.runs.load import RunRecord, folders, read_run
+from dbnrun.runs.status import STATUSES, RunStatus, status_of
 
 ORDER = ("running", "failed", "unfinished", "stale", "diverged", "done", "new")
 HEAD = ("status", "epochs", "test error", "an epoch", "left", "run", "")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run's folder and what its files say."""
-
-    folder: Path
-    status: RunStatus
-    rows: Sequence[EpochRow]
-    epochs: int | None  # asked for
-    together: int = 1  # cells that share the wall clock, along one run or stacked
-    eval_every: int = 1
-
-    @property
-    def epoch_seconds(self) -> float | None:
-        """The wall clock of its last epochs, evaluation included, of all cells that train together."""
-        last = self.rows[-max(3, self.eval_every) :]
-        if not last:
-            return None
-        return self.together * sum(row.train_seconds + row.eval_seconds for row in last) / len(last)
-
-    @property
-    def seconds_left(self) -> float | None:
-        if self.status.name not in ("running", "unfinished") or not self.epochs or self.epoch_seconds is None:
-            return None
-        return (self.epochs - len(self.rows)) * self.epoch_seconds
-
-
-def folders(paths: Sequence[Path]) -> list[Path]:
-    """The run folders in results folders, or given themselves. Raises UserError where a path holds none."""
-    found: list[Path] = []
-    for path in paths:
-        runs = path / "runs" if (path / "runs").is_dir() else path
-        here = [path] if (path / "config.yaml").is_file() else sorted(runs.glob("*/config.yaml"))
-        if not here:
-            raise UserError(f"{path}: no runs there; expected a results folder, such as the one of results_dir=….")
-        found += [config.parent if config.is_file() else config for config in here]
-    return list(dict.fromkeys(found))
-
-
-def read(folder: Path) -> Run:
-    """A run as it stands; a torn or foreign file shows as its failure, not ours."""
-    try:
-        how = _status(folder)
-        rows = metrics.read_rows(folder / "metrics.csv")
-        cell = OmegaConf.load(folder / "config.yaml")
-        epochs = OmegaConf.select(cell, "train.epochs")
-        eval_every = int(OmegaConf.select(cell, "train.eval_every") or 1)
-        together = int(layout.read_manifest(folder).get("together", 1))
-    except (UserError, OSError, OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return Run(folder, RunStatus("failed", told[0] if told else type(error).__name__), [], None)
-    return Run(folder, how, rows, epochs, together, eval_every)
-
-
-def _status(folder: Path) -> RunStatus:
-    # The folder's name begins with its data set's; a foreign one is judged as the others are.
-    dataset = folder.name.partition("-")[0]
-    return status_of(folder, dataset if dataset in layout.RESULTS_VERSIONS else "digits")
-
-
 def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
-    """A line for each run that is not done (or for all), in columns, and how many stand how."""
-    statuses = {folder: _status(folder) for folder in folders(paths)}
-    shown = [folder for folder, how in statuses.items() if everything or how.name != "done"]
-    runs = sorted(map(read, shown), key=lambda run: (ORDER.index(run.status.name), run.folder.name))
-    cells = [HEAD, *map(_cells, runs)] if runs else []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
+    """A line for each run that is not done (or for all), in columns, and how many stand how.
+
+    Raises UserError where a path holds no run.
+    """
+    for path in paths:
+        if not folders([path]):
+            raise UserError(f"{path}: no runs there; expected a results folder, such as the one of results_dir=….")
+    # The folder's name begins with its data set's.
+    statuses = {folder: status_of(folder, folder.name.partition("-")[0]) for folder in folders(paths)}
+    shown = [_line(folder, how) for folder, how in statuses.items() if everything or how.name != "done"]
+    lines = [HEAD, *sorted(shown, key=lambda line: (ORDER.index(line[0]), line[5]))] if shown else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
     counts = Counter(how.name for how in statuses.values())
     yield ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name])
 
 
-def _cells(run: Run) -> tuple[str, ...]:
+def _line(folder: Path, how: RunStatus) -> tuple[str, ...]:
+    """What stands under HEAD for a run; a damaged or foreign folder shows as failed, with the reason."""
+    try:
+        run = read_run(folder)
+    except UserError as error:
+        return "failed", "0/?", "", "", "", folder.name, str(error)
+    epochs, took = run.cell["train"]["epochs"], epoch_seconds(run)
     errors = [f"{row.test_error_pct:.2f} %" for row in run.rows if row.test_error_pct is not None]
-    took, left = run.epoch_seconds, run.seconds_left
+    left = "" if took is None else duration((epochs - len(run.rows)) * took)
     return (
-        run.status.name,
-        f"{len(run.rows)}/{run.epochs or '?'}",
+        how.name,
+        f"{len(run.rows)}/{epochs}",
         errors[-1] if errors else "",
         "" if took is None else f"{took:.1f} s",
-        "" if left is None else duration(left),
-        run.folder.name,
-        run.status.detail,
+        left if how.name in ("running", "unfinished") else "",
+        folder.name,
+        how.detail,
     )
+
+
+def epoch_seconds(run: RunRecord) -> float | None:
+    """The wall clock of a run's last epochs, evaluation included, of all cells that train together."""
+    last = run.rows[-max(3, run.cell["train"].get("eval_every", 1)) :]
+    if not last:
+        return None
+    return run.manifest.get("together", 1) * sum(row.train_seconds + row.eval_seconds for row in last) / len(last)
 
 
 def watch(paths: Sequence[Path], everything: bool, every: float, wait: Callable[[float], object] = time.sleep) -> None:

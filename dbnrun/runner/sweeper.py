@@ -23,9 +23,8 @@ from dbnrun.config.identity import cell_of, signature
 from dbnrun.config.overrides import first_line
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.data import expected_digest
 from dbnrun.runner.plan import PlannedCell, counted, plan
-from dbnrun.runs import archive_index, layout
+from dbnrun.runs import archive, layout
 from dbnrun.runs.status import Outcome, status_of
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -76,7 +75,7 @@ class CellSweeper(Sweeper):
         if bare := sum(map(_lacks_weights, finished)):
             _say(f"save_weights: {counted(bare, 'cell')} finished without; move their folders away to train again")
         if new and new[0].config.skip_recorded:
-            there = archive_index.signatures(Path(new[0].config.results_dir))
+            there = archive.signatures(Path(new[0].config.results_dir) / "records")
             kept, new = new, [cell for cell in new if cell.signature not in there]
             _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
         if retry:
@@ -166,7 +165,7 @@ def outcome_of(returned: JobReturn) -> Outcome:
 def left_alone(config: RunConfig) -> Outcome | None:
     """The outcome "left" for a cell that retry=… does not mean."""
     cell = cell_of(config)
-    sig = signature(cell, expected_digest(config.dataset.name))
+    sig = signature(cell, config.dataset.digest)
     folder = layout.run_folder(Path(config.results_dir), cell, sig)
     how = status_of(folder, config.dataset.name).name
     if config.retry is None or how == config.retry:

@@ -4,8 +4,7 @@
         mnist_A.csv     a row a cell and epoch; signature, curve, seed, then the columns of metrics.csv
         mnist_A.json    the cells (their whole configuration, once a curve) and where each run's numbers come from
 
-A cell's file follows from the cell alone (`protocols.experiment_of`), so merging is a union by signature. Errors keep
-nine significant digits (every count of a data set is told apart), losses six, seconds three decimals.
+Errors keep nine significant digits (every count of a data set is told apart), losses six, seconds three decimals.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dbnrun.config.identity import schedule_key
 from dbnrun.config.registry import UserError
-from dbnrun.paper.protocols import experiment_of
 from dbnrun.runs import layout, lock, metrics
 from dbnrun.runs.load import RunRecord, distinct, say_unlike, spelled
 from dbnrun.runs.metrics import COLUMNS, REQUIRED, EpochRow
@@ -44,9 +42,10 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def update(folder: Path, runs: Sequence[RunRecord]) -> list[RunRecord]:
+def update(folder: Path, runs: Sequence[RunRecord], file_of: Callable[[Mapping[str, Any]], str]) -> list[RunRecord]:
     """Unite the records in `folder` with the finished ones of `runs`, write what is new, and return all of them.
 
+    `file_of` names the file of a cell, such as 'mnist_A', from the cell alone: merging is a union by signature.
     Where a cell comes with other numbers than are recorded the record stands, of several new copies the first, and a
     line says so: nothing is averaged or written over. Trials, with train.limit_batches or train.limit_eval, are not
     recorded.
@@ -63,13 +62,23 @@ def update(folder: Path, runs: Sequence[RunRecord]) -> list[RunRecord]:
             kept = read(folder)
             united, unlike = distinct([*kept, *found])
             known = {run.signature for run in kept}
-            changed = {experiment_of(run.cell) for run in united if run.signature not in known}
+            changed = {file_of(run.cell) for run in united if run.signature not in known}
             for experiment in sorted(changed):
-                _write(folder, experiment, [run for run in united if experiment_of(run.cell) == experiment])
+                _write(folder, experiment, [run for run in united if file_of(run.cell) == experiment])
     except lock.Held as held:
         raise UserError(f"{folder}: being written by {held}; wait for it to end, then ask again.") from None
     say_unlike(unlike)
     return read(folder)
+
+
+def signatures(folder: Path) -> set[str]:
+    """The signatures of the recorded runs, from the sidecars alone. Raises UserError at a damaged one."""
+    return {
+        signature
+        for path in sorted(folder.glob("*.json"))
+        for signature, (cell, manifest) in _described(path).items()
+        if not layout.is_stale(manifest, cell["dataset"]["name"])
+    }
 
 
 def read(folder: Path) -> list[RunRecord]:
@@ -79,12 +88,7 @@ def read(folder: Path) -> list[RunRecord]:
 
 def _read(path: Path) -> list[RunRecord]:
     """The runs of one experiment. A run that the sidecar knows and the CSV does not was cut off while being added."""
-    try:
-        sidecar = json.loads(path.with_suffix(".json").read_text())
-        described = {signature: _described(sidecar, entry) for signature, entry in sidecar["runs"].items()}
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path.with_suffix('.json')}: not readable ({type(error).__name__}); {RESTORE}.") from None
-    runs = []
+    runs, described = [], _described(path.with_suffix(".json"))
     for signature, rows in _rows(path).items():
         if signature not in described:
             raise UserError(f"{path}: cell {signature} is not in {path.stem}.json beside it; {RESTORE}.")
@@ -101,12 +105,22 @@ def _read(path: Path) -> list[RunRecord]:
     return runs
 
 
-def _described(sidecar: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run's cell and manifest, put together again from what the sidecar says once."""
-    shared = sidecar["cells"][entry["cell"]]
-    own = {key: value for key, value in entry.items() if key not in ("cell", "origin", "seed")}
-    manifest = {**sidecar["origins"][entry["origin"]], "data_digest": shared["data_digest"], **own}
-    return {**shared["config"], "seed": entry["seed"]}, manifest
+def _described(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Each run's cell and manifest by signature, put together again from what a sidecar says once.
+
+    Raises UserError where the sidecar is damaged.
+    """
+    described = {}
+    try:
+        sidecar = json.loads(path.read_text())
+        for signature, entry in sidecar["runs"].items():
+            shared = sidecar["cells"][entry["cell"]]
+            own = {key: value for key, value in entry.items() if key not in ("cell", "origin", "seed")}
+            manifest = {**sidecar["origins"][entry["origin"]], "data_digest": shared["data_digest"], **own}
+            described[signature] = {**shared["config"], "seed": entry["seed"]}, manifest
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}); {RESTORE}.") from None
+    return described
 
 
 def _rows(path: Path) -> dict[str, list[EpochRow]]:

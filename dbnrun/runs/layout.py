@@ -21,16 +21,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dbnrun.config import registry
 from dbnrun.config.identity import readable_name
 
 FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
-
-# Raised, for the data sets concerned, with every change of code that alters a number of a cell whose configuration
-# stays the same. (A change of the configuration's schema alters the signature instead.) Records of another version are
-# stale: trained again when asked for, the old ones set aside. NI 2: the population pass takes records in mixed order.
-RESULTS_VERSIONS = {"digits": 1, "mnist": 1, "ni": 2, "cifar10": 1}
-
-
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
 
 
@@ -81,14 +76,8 @@ def divergence(manifest: Mapping[str, Any]) -> str:
 
 def is_stale(manifest: Mapping[str, Any], dataset: str) -> bool:
     """Whether the records of a cell on this data set were made by code whose numbers differ from ours."""
-    return bool(manifest) and manifest.get("results_version", 1) != RESULTS_VERSIONS[dataset]
-
-
-def is_finished(folder: Path, dataset: str) -> bool:
-    """Whether there is nothing left to train: ended, of our version, and with its rows."""
-    manifest = read_manifest(folder)
-    ended = str(manifest.get("status")) in FINISHED and not is_stale(manifest, dataset)
-    return ended and (folder / "metrics.csv").is_file()
+    known = registry.of("dataset").get(dataset)
+    return known is not None and bool(manifest) and manifest.get("results_version", 1) != known.results_version
 
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:

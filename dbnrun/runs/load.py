@@ -38,9 +38,9 @@ class RunRecord:
 def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[RunRecord]:
     """Every run folder under `paths`. One that cannot be read is warned of and left out; UserError with `strict`."""
     runs = []
-    for folder in (folder for path in paths for folder in _run_folders(path)):
+    for folder in folders(paths):
         try:
-            runs.append(_read(folder))
+            runs.append(read_run(folder))
         except UserError as error:
             if strict:
                 raise
@@ -67,14 +67,18 @@ def _as_auto(run: RunRecord) -> RunRecord:
     return replace(run, cell=cell, signature=signature(cell, run.data_digest))
 
 
-def _run_folders(path: Path) -> list[Path]:
-    if (path / "config.yaml").exists():
-        return [path]
-    parent = path / "runs" if (path / "runs").is_dir() else path
-    return sorted(config.parent for config in parent.glob("*/config.yaml"))
+def folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that `paths` name: run folders, or results folders with run folders in them."""
+    found: list[Path] = []
+    for path in paths:
+        runs = path / "runs" if (path / "runs").is_dir() else path
+        within = sorted(config.parent for config in runs.glob("*/config.yaml"))
+        found += [path] if (path / "config.yaml").is_file() else within
+    return list(dict.fromkeys(found))
 
 
-def _read(folder: Path) -> RunRecord:
+def read_run(folder: Path) -> RunRecord:
+    """What a run folder holds. Raises UserError where it is no run of dbnrun, or cannot be read."""
     try:
         cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
         epochs = int(cell["train"]["epochs"])
@@ -107,7 +111,7 @@ def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of ours, as far as it is read here; an error where a part is missing."""
     groups = cell["optimizer"]["groups"]
     return (
-        cell["dataset"]["name"] in layout.RESULTS_VERSIONS
+        cell["dataset"]["name"] in registry.of("dataset")
         and cell["norm"]["name"] in registry.of("norm")
         and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
         and cell["seed"] >= 0

@@ -8,7 +8,6 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, get_type_hints
 
 from dbnrun.config.registry import UserError
@@ -154,17 +153,12 @@ class MetricsWriter:
         text = csv_text(rows)
         if not self.path.exists() or self.path.read_text() != text:
             write_atomic(self.path, text.encode())
-        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by __exit__
+        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by close
 
     def write(self, row: EpochRow) -> None:
         self._file.write(_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()

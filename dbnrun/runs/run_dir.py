@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,45 +25,58 @@ from tqdm import tqdm
 
 import dbnrun
 from dbnrun.config.identity import cell_of, readable_name, signature
-from dbnrun.config.registry import UserError
+from dbnrun.config.registry import UserError, one_line
 from dbnrun.config.schema import RunConfig
-from dbnrun.data import expected_digest
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.lock import EXPIRY, Lease, Lost, was_requeued
 from dbnrun.runs.metrics import EpochRow, MetricsWriter
-from dbnrun.runs.status import Outcome
+from dbnrun.runs.status import Outcome, recorded_status
 
 if TYPE_CHECKING:
-    import torch
-from dbnrun.runs.checkpoint import CHECKPOINT, PREVIOUS, Position, _bytes, position_of
+    from dbnrun.runs.checkpoint import Checkpoints, Position, State
 
 
 class Finished(Exception):
     """Another process has ended the cell between our look at it and our lease."""
 
 
+class Manifest:
+    """A run's manifest.json while it trains: what is known of the run, its status, and its wall time so far."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder, self.content = folder, content
+        self.started, self.before = time.perf_counter(), content["wall_seconds"]
+
+    def write(self, status: str, **more: Any) -> None:
+        wall = round(self.before + time.perf_counter() - self.started, 3)
+        self.content.update(status=status, wall_seconds=wall, updated=_now(), **more)
+        layout.write_manifest(self.folder, self.content)
+
+
 class RunDir:
     """A cell's folder, from before its training to its end.
 
-    As a context it holds the lease and marks the status: running, then done or diverged by `finish`, else failed or
-    interrupted. Entering raises lease.Held where another process trains the cell, and Finished where one just did.
+    As a context it holds the lease and keeps the status: running, then done or diverged by `finish`, else failed or
+    interrupted. Entering raises lock.Held where another process trains the cell, and Finished where one just did.
     """
+
+    manifest: Manifest
+    checkpoints: Checkpoints
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.cell = cell_of(config)
-        self.digest = expected_digest(config.dataset.name)
-        self.signature = signature(self.cell, self.digest)
+        self.signature = signature(self.cell, config.dataset.digest)
         self.folder = layout.run_folder(Path(config.results_dir), self.cell, self.signature)
         self.name = f"{readable_name(self.cell)}-{self.signature}"
         self.rows: list[EpochRow] = []
-        self.state: dict[str, Any] | None = None  # of the checkpoint to go on from
+        self.states: dict[Position, State] = {}  # by position, every checkpoint that the run can continue from
+        self.state: State | None = None  # the one that it does continue from; None: from the beginning
         self.outcome: Outcome | None = None  # once it has ended
         self.diverged_step: int | None = None  # the first update whose loss was not finite
-        self._states: dict[Position, dict[str, Any]] = {}  # of every checkpoint that one could go on from
+        self._lease = Lease(self.folder)
         self._writer: MetricsWriter | None = None
         self._open = False
-        self._saved = time.monotonic()
 
     def finished(self) -> Outcome | None:
         """The outcome "skipped" where the cell was done, or diverged, before."""
@@ -81,22 +95,17 @@ class RunDir:
 
     @property
     def position(self) -> Position:
-        """Where to go on from; (0, 0): the beginning."""
-        return position_of(self.state) if self.state else (0, 0)
+        """Where the run continues; (0, 0): at the beginning."""
+        return next((position for position, state in self.states.items() if state is self.state), (0, 0))
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended with a loss that is not finite, but for being told so."""
+        """Whether the last recorded training loss is not finite."""
         return bool(self.rows) and not math.isfinite(self.rows[-1].train_loss)
 
-    @property
-    def positions(self) -> set[Position]:
-        """Where one could go on from; empty for a cell that has no checkpoint."""
-        return set(self._states)
-
     def go_on_from(self, position: Position) -> None:
-        """Choose one of `positions`; entering has chosen the latest."""
-        self.state = self._states[position]
+        """Choose one of the positions in `states`; entering has chosen the latest."""
+        self.state = self.states[position]
         self.rows = self._recorded[: position[0]]
 
     def __enter__(self) -> RunDir:
@@ -108,32 +117,58 @@ class RunDir:
                 f"({error.strerror}); expected a folder that can be written to, such as results_dir=$HOME/results."
             ) from None
         self._new = not any(self.folder.iterdir())
-        self._lease = Lease(self.folder)
         # A job that Slurm starts again follows one on a machine that may have died.
         self._lease.take(patience=2 * EXPIRY if was_requeued() else 0)
         try:
             if self._is_finished():
                 raise Finished
-            self._set_aside()
-            self._recorded = metrics.read_rows(self.folder / "metrics.csv")
-            metrics.refuse_unknown_columns(self.folder / "metrics.csv")
-            before = layout.read_manifest(self.folder)
-            self._manifest = self._describe(before)
-            began = {"compile": False, **before} if before else {}  # not noted while there was no choice
-            for key in ("threads", "compile"):
-                if began.get(key, self._manifest[key]) != self._manifest[key]:
-                    setting = f"{key}={json.dumps(began[key])}"
-                    _warn(f"{self.folder.name}: began with {setting}; from here on it rounds otherwise")
-            self._started, self._before = time.perf_counter(), self._manifest["wall_seconds"]
-            layout.write_cell(self.folder, self.cell)
-            self._mark("running")
-            self._read_checkpoints(stacked=before.get("stacked", 1) > 1)
-            self._log(f"{_now()} {' '.join(sys.argv)}\n{json.dumps(self._manifest)}\n{json.dumps(_environment())}")
+            self._continue()
         except BaseException:
             self._lease.release()
             raise
         self._open = True
         return self
+
+    def _continue(self) -> None:
+        """Read what an earlier attempt has left, set aside what cannot be used, and mark the run as running."""
+        self._set_aside()
+        self._recorded = metrics.read_rows(self.folder / "metrics.csv")
+        metrics.refuse_unknown_columns(self.folder / "metrics.csv")
+        before = layout.read_manifest(self.folder)
+        layout.write_cell(self.folder, self.cell)
+        self.manifest = Manifest(self.folder, self._describe(before))
+        self.manifest.write("running")
+        self._read_checkpoints(stacked=before.get("stacked", 1) > 1)
+        facts = json.dumps(self.manifest.content), json.dumps(_environment())
+        self._log("\n".join([f"{_now()} {' '.join(sys.argv)}", *facts]))
+
+    def _read_checkpoints(self, stacked: bool) -> None:
+        """Go on from the latest usable checkpoint; `stacked`: the run was part of a stack when it stopped."""
+        from dbnrun.runs.checkpoint import Checkpoints
+
+        self.checkpoints = Checkpoints(self.folder)
+        self.states = self.checkpoints.read(self._recorded, _warn)
+        for state in self.states.values():
+            if stacked and state.get("under_way") and "sound" not in state["under_way"]:
+                # Before there was this key, stacks summed the batches' mean losses, not those of the records.
+                state["under_way"]["loss"] *= self.config.train.batch_size
+        if self.states:
+            self.go_on_from(max(self.states))
+        elif self._recorded:
+            _warn(f"{self.folder}: no usable checkpoint; starting over, the rows so far are kept aside")
+            layout.set_aside(self.folder / "metrics.csv")
+
+    def describe_training(self, **facts: Any) -> None:
+        """Note in the manifest how the run is trained: threads, compile, device, who shares its wall clock.
+
+        Warns where the run began with other threads or another `compile`.
+        """
+        before = self.manifest.content
+        for key in ("threads", "compile"):
+            if before.get(key, facts[key]) != facts[key]:
+                setting = f"{key}={json.dumps(before[key])}"
+                _warn(f"{self.folder.name}: began with {setting}; from here on it rounds otherwise")
+        self.manifest.write("running", **facts)
 
     def write(self, row: EpochRow) -> None:
         self._lease.check()
@@ -144,16 +179,18 @@ class RunDir:
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint inside the epoch."""
-        return time.monotonic() - self._saved >= 60 * self.config.checkpoint.minutes
+        return time.monotonic() - self.checkpoints.written >= 60 * self.config.checkpoint.minutes
 
-    def checkpoint(self, state: dict[str, Any]) -> None:
-        """Keep `state` to go on from, and the one before it; it must have "epoch", the number of epochs done."""
+    def checkpoint(self, state: State) -> None:
+        """Keep `state` to go on from."""
         self._lease.check()
-        layout.write_atomic(self.folder / CHECKPOINT, _bytes(state), keep=self.folder / PREVIOUS)
-        self._saved = time.monotonic()
+        self.checkpoints.write(state)
 
-    def weights(self, state: dict[str, Any]) -> None:
-        layout.write_atomic(self.folder / layout.WEIGHTS, _bytes(state))
+    def weights(self, state: Any) -> None:
+        """Keep the trained network's state dict."""
+        from dbnrun.runs.checkpoint import to_bytes
+
+        layout.write_atomic(self.folder / layout.WEIGHTS, to_bytes(state))
 
     def finish(self) -> Outcome:
         """The cell is trained: mark it done or diverged, let go of the folder, and return how it ended."""
@@ -163,8 +200,7 @@ class RunDir:
             known = self.diverged and self.diverged_step is not None
             at = {"diverged_epoch": self.rows[-1].epoch, "diverged_step": self.diverged_step} if known else {}
             self._close(ended, **at)
-            for name in (CHECKPOINT, PREVIOUS):
-                (self.folder / name).unlink(missing_ok=True)
+            self.checkpoints.remove()
             self.outcome = Outcome(self.name, self.folder, ended, self.rows[-1], where=layout.divergence(at))
         return self.outcome
 
@@ -188,9 +224,17 @@ class RunDir:
 
     def _close(self, status: str, **more: Any) -> None:
         try:
-            self._mark(status, **more)
+            self.manifest.write(status, **more)
         finally:
             self._let_go()
+
+    def _let_go(self) -> None:
+        self._open = False
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            self._lease.release()
 
     def _remove_traces(self) -> None:
         """A cell that was refused before it trained leaves nothing behind."""
@@ -198,106 +242,47 @@ class RunDir:
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
 
-    def _let_go(self) -> None:
-        self._open = False
-        try:
-            if self._writer is not None:
-                self._writer.__exit__(None, None, None)
-        finally:
-            self._lease.release()
-
-    def _mark(self, status: str, **more: Any) -> None:
-        wall = round(self._before + time.perf_counter() - self._started, 3)
-        self._manifest.update(status=status, wall_seconds=wall, updated=_now(), **more)
-        layout.write_manifest(self.folder, self._manifest)
-
     def _log(self, text: str) -> None:
         with open(self.folder / "run.log", "a", encoding="utf-8") as log:
             log.write(text.rstrip() + "\n")
 
     def _is_finished(self) -> bool:
         """Whether nothing is left to train: the cell has ended, and is not asked for again."""
-        return layout.is_finished(self.folder, self.config.dataset.name) and not self._is_retried()
-
-    def _is_retried(self) -> bool:
-        """Whether the cell diverged before and retry=diverged asks for it."""
-        return self.config.retry == "diverged" == layout.read_manifest(self.folder).get("status")
+        status = recorded_status(self.folder, self.config.dataset.name).name
+        return status in layout.FINISHED and status != self.config.retry
 
     def _set_aside(self) -> None:
         """Keep aside what was recorded of a cell that is trained from its beginning again."""
-        if layout.is_stale(layout.read_manifest(self.folder), self.config.dataset.name):
+        manifest = layout.read_manifest(self.folder)
+        if layout.is_stale(manifest, self.config.dataset.name):
             _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
-        elif not self._is_retried():
+        elif not self.config.retry == "diverged" == manifest.get("status"):
             return
-        for name in ("metrics.csv", CHECKPOINT, PREVIOUS, layout.WEIGHTS, "manifest.json"):
+        for name in ("metrics.csv", layout.CHECKPOINT, layout.PREVIOUS, layout.WEIGHTS, "manifest.json"):
             layout.set_aside(self.folder / name)
 
-    def _read_checkpoints(self, stacked: bool) -> None:
-        """Take every checkpoint that one can go on from; set aside, with a warning, what is damaged.
-
-        `stacked`: the run was part of a stack when it stopped.
-        """
-        import torch
-
-        for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
-            if path.exists():
-                try:
-                    state = torch.load(path, map_location="cpu", weights_only=True)
-                    epoch = position_of(state)[0]
-                    if missing := {"model", "optimizer", "streams"} - state.keys():
-                        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-                    if [row.epoch for row in self._recorded[:epoch]] != list(range(1, epoch + 1)):
-                        raise ValueError(
-                            f"it ends at epoch {epoch} and metrics.csv lacks a row before that, or has one twice"
-                        )
-                    if stacked and state.get("under_way") and "sound" not in state["under_way"]:
-                        # Before there was this key, stacks summed the batches' mean losses, not those of the records.
-                        state["under_way"]["loss"] *= self.config.train.batch_size
-                    self._states[position_of(state)] = state
-                except Exception as error:  # whatever a damaged file makes the loader say
-                    _warn(f"a checkpoint that cannot be used is kept as {layout.set_aside(path)}: {one_line(error)}")
-        if self._states:
-            self.go_on_from(max(self._states))
-        elif self._recorded:
-            _warn(f"{self.folder}: no usable checkpoint; starting over, the rows so far are kept aside")
-            layout.set_aside(self.folder / "metrics.csv")
-
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
-        config = self.config
+        """The manifest's entries that do not depend on the device; `before`: the manifest of the attempt before."""
+        wall = before.get("wall_seconds")
+        began = {"compile": False, **before} if before else {}  # not noted while there was no choice
         return {
             "signature": self.signature,
             "status": "new",
-            "results_version": layout.RESULTS_VERSIONS[config.dataset.name],
-            "seed": config.seed,
-            "threads": torch.get_num_threads(),
-            "compile": config.compile,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "data_digest": self.digest,
+            "results_version": self.config.dataset.results_version,
+            "seed": self.config.seed,
+            **{key: began[key] for key in ("threads", "compile") if key in began},
+            "data_digest": self.config.dataset.digest,
             "versions": {
                 "dbnrun": dbnrun.__version__,
                 "python": platform.python_version(),
-                "torch": torch.__version__,
+                "torch": version("torch"),
             },
             "git": git_revision(),
             "host": socket.gethostname(),
             "command": sys.argv,
             "started": before.get("started", _now()),
-            "wall_seconds": wall if isinstance(wall := before.get("wall_seconds"), int | float) else 0.0,
+            "wall_seconds": wall if isinstance(wall, int | float) else 0.0,
         }
-
-    def describe_training(self, device: torch.device, stacked: int, together: int) -> None:
-        """Note the device, how many runs the stack has, and how many cells share the wall clock with this one.
-
-        A stacked cell differs from one alone by rounding.
-        """
-        import torch
-
-        cuda = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-        self._manifest.update(device=device.type, device_name=name, stacked=stacked, together=together)
-        self._mark("running")
 
 
 def finished_before(config: RunConfig) -> Outcome | None:
@@ -322,12 +307,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line: its kind and the first line of what it says."""
-    text = str(error).strip().split("\n", maxsplit=1)[0]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _environment() -> dict[str, str]:

@@ -33,10 +33,13 @@ class RunStatus:
 
 def status_of(folder: Path, dataset: str) -> RunStatus:
     """Read off the folder of a cell on a data set how it stands, changing nothing."""
-    manifest = layout.read_manifest(folder)
     holder = lock.live_holder(folder)
-    if holder is not None:
-        return RunStatus("running", str(holder))
+    return RunStatus("running", str(holder)) if holder else recorded_status(folder, dataset)
+
+
+def recorded_status(folder: Path, dataset: str) -> RunStatus:
+    """The same, whether or not a process trains it now."""
+    manifest = layout.read_manifest(folder)
     if layout.is_stale(manifest, dataset):
         return RunStatus("stale", f"by results version {manifest.get('results_version', 1)}")
     status = str(manifest.get("status", "new"))
@@ -45,16 +48,6 @@ def status_of(folder: Path, dataset: str) -> RunStatus:
         return RunStatus("unfinished", "its metrics.csv is gone" if lost else "")
     details = {"failed": str(manifest.get("error", "")), "diverged": layout.divergence(manifest)}
     return RunStatus(status if status in STATUSES else "new", details.get(status, ""))
-
-
-def duration(seconds: float) -> str:
-    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes:.0f} min"
-    return f"{int(hours)} h {int(minutes % 60)} min" if hours < 48 else f"{int(hours // 24)} d {int(hours % 24)} h"
 
 
 @dataclass(frozen=True)

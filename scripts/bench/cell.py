@@ -16,7 +16,7 @@ from bench import Finding
 from bench.subjects import BATCH, cell, compiles, synthetic
 from bench.timing import by_turns, ratio
 from dbnrun.data.dataset import Data
-from dbnrun.runner.execute import training_of
+from dbnrun.runner.build import training_of
 from dbnrun.train import cuda_graph
 from dbnrun.train.loop import Training
 

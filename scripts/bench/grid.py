@@ -14,7 +14,7 @@ from bench.subjects import BATCH, cell, cells, compiles, synthetic
 from bench.timing import by_turns, ratio
 from dbnrun.data.dataset import Data
 from dbnrun.norm.following import follow, share_weights
-from dbnrun.runner.execute import Cell, training_of
+from dbnrun.runner.build import Cell, training_of
 from dbnrun.train.evaluate import EVAL_BATCH
 
 TABLE_1 = (

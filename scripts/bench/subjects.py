@@ -12,7 +12,7 @@ from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data, Part
-from dbnrun.runner.execute import Cell, build_cell, prepare_device
+from dbnrun.runner.build import Cell, build_cell, prepare_device
 from dbnrun.train import cuda_graph
 from dbnrun.train.compile import check_compiler
 

@@ -19,9 +19,10 @@ from dbnrun.norm.dbn import DiminishingBatchNorm1d
 from dbnrun.norm.following import follow, share_weights
 from dbnrun.optim.groups import build_optimizer
 from dbnrun.runner import execute, memory
-from dbnrun.runner.execute import Cell, build_cell, run_all
+from dbnrun.runner.build import Cell, build_cell
+from dbnrun.runner.execute import run_all
 from dbnrun.runner.grouping import grouped
-from dbnrun.runs import metrics, run_dir
+from dbnrun.runs import checkpoint, metrics
 from dbnrun.runs.checkpoint import position_of
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.train.loop import Step
@@ -216,7 +217,7 @@ def test_a_stack_that_has_diverged_whole_stops(tmp_path, monkeypatch):
 def test_a_stack_whose_first_run_has_diverged_keeps_checkpoints_as_seldom_as_before(tmp_path, monkeypatch):
     """By a clock that only this test moves: one second an update, a checkpoint due every 5 s within an epoch."""
     now, kept = [0.0], []
-    monkeypatch.setattr(run_dir.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     step, save = Step.__call__, RunDir.checkpoint
 
     def second(*given):

@@ -10,7 +10,7 @@ import remake
 from dbnrun.config import registry
 from dbnrun.models.options import ACTIVATIONS
 from dbnrun.norm.dbn import DiminishingBatchNorm
-from dbnrun.runner import execute
+from dbnrun.runner import build
 from dbnrun.train.loop import BatchSampler
 
 EVERY_WAY = [(name, way) for name, pin in pins.PINS.items() for way in pins.WAYS[: 1 if len(pin.cells) == 1 else 2]]
@@ -96,15 +96,15 @@ def two_batches_swapped(monkeypatch):
 
 
 def no_l2_penalty(monkeypatch):
-    build = execute.build_optimizer
+    original = build.build_optimizer
 
     def without(*arguments):
-        optimizer = build(*arguments)
+        optimizer = original(*arguments)
         for group in optimizer.param_groups:
             group["l2"] = 0.0
         return optimizer
 
-    monkeypatch.setattr(execute, "build_optimizer", without)
+    monkeypatch.setattr(build, "build_optimizer", without)
 
 
 def lambda_moves_after_the_normalization(monkeypatch):

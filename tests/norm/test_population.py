@@ -107,7 +107,7 @@ def test_records_that_lie_in_groups_are_passed_in_their_mixed_order():
 
     from dbnrun.config.compose import composed
     from dbnrun.data.dataset import Part, mixed
-    from dbnrun.runner.execute import build_cell
+    from dbnrun.runner.build import build_cell
     from dbnrun.train import evaluate
 
     config = composed(["norm=dbn_inference", "device=cpu", "model.widths=[8,8]"])

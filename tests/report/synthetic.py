@@ -1,10 +1,12 @@
 """Cells and runs with chosen numbers, for the tests of the report."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dbnrun.config import registry
 from dbnrun.config.identity import signature
 from dbnrun.runs import layout
 from dbnrun.runs.load import RunRecord
@@ -67,7 +69,7 @@ def rows(test: Any, val: Any = None, val_loss: Any = None) -> tuple[EpochRow, ..
 def manifest(content: Any, status: str = "done") -> dict[str, Any]:
     return {
         "signature": signature(content, DIGEST), "status": status, "data_digest": DIGEST, "threads": 2,
-        "results_version": layout.RESULTS_VERSIONS[content["dataset"]["name"]],
+        "results_version": registry.of("dataset")[content["dataset"]["name"]].results_version,
         "versions": {"dbnrun": "0.1.0", "torch": "2.13.0"}, "git": "23708c5" + "0" * 33, "host": "h", "device": "cpu",
         "command": ["dbnrun", "experiment=paper_mnist_a"], "started": "2026-11-23T16:00:00+0000", "wall_seconds": 9.5,
     }  # fmt: skip
@@ -88,7 +90,7 @@ def write_run(results: Path, content: Any, test: Any, status: str = "done", **va
     folder.mkdir(parents=True)
     layout.write_cell(folder, content)
     layout.write_manifest(folder, described)
-    with MetricsWriter(folder, []) as writer:
+    with contextlib.closing(MetricsWriter(folder, [])) as writer:
         for row in rows(test, **values):
             writer.write(row)
     return folder

@@ -9,13 +9,14 @@ import pytest
 from synthetic import SCHEDULES, cell, constant, write_run
 
 from dbnrun.cli import main
+from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.identity import cell_of
 from dbnrun.config.registry import UserError, files
 from dbnrun.paper import documents, publish
 from dbnrun.paper.protocols import NORM_AXES, experiment_of, overridden
 from dbnrun.report.series import settings_of
-from dbnrun.runs import archive, archive_index, layout, lock, metrics
+from dbnrun.runs import archive, lock, metrics
 from dbnrun.runs.load import read_runs
 
 
@@ -29,7 +30,7 @@ def recorded(tmp_path):
     for seed in (0, 1):
         for schedule in (constant(1.0), constant(0.25), {"name": "harmonic", "unit": "epoch"}):
             write_run(tmp_path, cell(schedule, seed), [5.0, 3.0, 2.0 + seed / 3])
-    archive.update(tmp_path / "records", read_runs([tmp_path]))
+    archive.update(tmp_path / "records", read_runs([tmp_path]), experiment_of)
     return tmp_path
 
 
@@ -64,11 +65,11 @@ def test_a_row_is_a_cell_and_epoch_and_its_columns_are_those_of_metrics_csv(reco
 
 def test_gathering_again_changes_no_byte_and_new_runs_lose_no_row(recorded):
     before = snapshot(recorded / "records")
-    archive.update(recorded / "records", read_runs([recorded]))
+    archive.update(recorded / "records", read_runs([recorded]), experiment_of)
     assert snapshot(recorded / "records") == before
     shutil.rmtree(recorded / "runs")
     write_run(recorded, cell(constant(0.5), 0), [5.0, 3.0, 2.5])
-    archive.update(recorded / "records", read_runs([recorded]))
+    archive.update(recorded / "records", read_runs([recorded]), experiment_of)
     old, new = (
         set(text.decode().splitlines())
         for text in (before["mnist_A.csv"], snapshot(recorded / "records")["mnist_A.csv"])
@@ -84,7 +85,7 @@ def test_records_without_a_column_added_later_read_and_take_new_runs_and_those_o
         write_run(tmp_path / str(alpha), cell(constant(alpha)), [3.0, 2.0])
 
     def add(alpha):
-        return archive.update(tmp_path / "records", read_runs([tmp_path / str(alpha)]))
+        return archive.update(tmp_path / "records", read_runs([tmp_path / str(alpha)]), experiment_of)
 
     add(1.0)
     with newer_version():
@@ -101,7 +102,7 @@ def test_the_order_in_which_runs_come_changes_no_byte(tmp_path):
     for name, order in (("one", 1), ("other", -1)):
         for schedule in SCHEDULES[:4][::order]:
             write_run(tmp_path / name, cell(schedule), [3.0, 2.0])
-            archive.update(tmp_path / name / "records", read_runs([tmp_path / name]))
+            archive.update(tmp_path / name / "records", read_runs([tmp_path / name]), experiment_of)
     assert snapshot(tmp_path / "one" / "records") == snapshot(tmp_path / "other" / "records")
 
 
@@ -109,7 +110,7 @@ def test_of_a_cell_with_other_numbers_the_record_stands_and_a_line_says_so(recor
     before = snapshot(recorded / "records")
     write_run(tmp_path / "new", cell(constant(0.75)), [3.0, 2.0, 1.0])
     folder = write_run(tmp_path / "new", cell(constant(0.25)), [5.0, 3.0, 2.01])
-    runs = archive.update(recorded / "records", read_runs([tmp_path / "new"]))
+    runs = archive.update(recorded / "records", read_runs([tmp_path / "new"]), experiment_of)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("1 of the runs") and "by up to 0.01 pp" in line
     assert f"({folder} against {recorded / 'records' / 'mnist_A.csv'})" in line
@@ -122,7 +123,7 @@ def test_of_a_cell_with_other_numbers_the_record_stands_and_a_line_says_so(recor
 def test_of_two_unrecorded_runs_that_disagree_the_first_is_recorded_and_a_line_says_so(tmp_path, capsys):
     one = write_run(tmp_path / "one", cell(constant(0.25)), [5.0, 3.0])
     other = write_run(tmp_path / "other", cell(constant(0.25)), [5.0, 3.1])
-    (run,) = archive.update(tmp_path / "records", read_runs([tmp_path / "one", tmp_path / "other"]))
+    (run,) = archive.update(tmp_path / "records", read_runs([tmp_path / "one", tmp_path / "other"]), experiment_of)
     assert run.rows[-1].test_error_pct == 3.0
     (line,) = capsys.readouterr().out.splitlines()
     assert f"by up to 0.1 pp of test error ({other} against {one})" in line
@@ -133,14 +134,14 @@ def test_trials_are_not_recorded(tmp_path, capsys, limit):
     trial = cell(constant(0.25))
     trial["train"][limit] = 500
     write_run(tmp_path, trial, [90.0, 80.0])
-    assert archive.update(tmp_path / "records", read_runs([tmp_path])) == []
+    assert archive.update(tmp_path / "records", read_runs([tmp_path]), experiment_of) == []
     assert "not recorded: 1 finished trials, with train.limit_batches or train.limit_eval" in capsys.readouterr().out
 
 
 def test_records_of_other_code_are_refused_and_not_skipped(recorded, monkeypatch):
-    assert len(archive_index.signatures(recorded)) == 6
-    monkeypatch.setitem(layout.RESULTS_VERSIONS, "mnist", 99)
-    assert archive_index.signatures(recorded) == set()
+    assert len(archive.signatures(recorded / "records")) == 6
+    monkeypatch.setattr(registry.of("dataset")["mnist"], "results_version", 99)
+    assert archive.signatures(recorded / "records") == set()
     with pytest.raises(UserError, match=r"mnist_\w+\.csv: cell \w{8} was recorded by code whose numbers differ"):
         archive.read(recorded / "records")
 
@@ -148,7 +149,7 @@ def test_records_of_other_code_are_refused_and_not_skipped(recorded, monkeypatch
 def test_other_seconds_are_no_conflict(recorded):
     path = next(recorded.glob("runs/*/metrics.csv"))
     path.write_text(path.read_text().replace(",1.234,", ",9.876,"))
-    assert len(archive.update(recorded / "records", read_runs([recorded]))) == 6
+    assert len(archive.update(recorded / "records", read_runs([recorded]), experiment_of)) == 6
 
 
 def test_only_finished_runs_are_recorded_and_diverged_ones_are(tmp_path):
@@ -158,7 +159,7 @@ def test_only_finished_runs_are_recorded_and_diverged_ones_are(tmp_path):
     torn = write_run(tmp_path, cell(constant(0.75)), [3.0, 2.0]) / "metrics.csv"
     torn.write_text(torn.read_text()[:-5])
     for _ in range(2):  # a NaN is no conflict with itself
-        runs = archive.update(tmp_path / "records", read_runs([tmp_path]))
+        runs = archive.update(tmp_path / "records", read_runs([tmp_path]), experiment_of)
     assert sorted(run.status for run in runs) == ["diverged", "done"]
     (setting,) = settings_of(runs)
     assert setting.n == 1 and [series.left_out() for series in setting.series] == ["", "1 diverged"]
@@ -168,10 +169,10 @@ def test_a_run_cut_off_while_being_added_is_added_the_next_time(recorded):
     whole = snapshot(recorded / "records")
     archive_csv = recorded / "records" / "mnist_A.csv"
     write_run(recorded, cell(constant(0.5), 0), [5.0, 3.0, 2.5])
-    archive.update(recorded / "records", read_runs([recorded]))
+    archive.update(recorded / "records", read_runs([recorded]), experiment_of)
     archive_csv.write_bytes(whole["mnist_A.csv"])  # the sidecar was written, the CSV not yet
     assert len(archive.read(recorded / "records")) == 6
-    assert len(archive.update(recorded / "records", read_runs([recorded]))) == 7
+    assert len(archive.update(recorded / "records", read_runs([recorded]), experiment_of)) == 7
 
 
 def damage(name, change):
@@ -211,7 +212,7 @@ def test_a_cell_that_the_sidecar_does_not_know_is_refused(recorded):
 
 def test_records_that_another_process_writes_are_left_alone(recorded):
     with lock.leased(recorded / "records"), pytest.raises(UserError, match="being written by process"):
-        archive.update(recorded / "records", read_runs([recorded]))
+        archive.update(recorded / "records", read_runs([recorded]), experiment_of)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from synthetic import cell, constant, run, table_1, write_run
 from dbnrun.config.identity import schedule_key
 from dbnrun.paper import page, verdicts
 from dbnrun.paper.page import charts
+from dbnrun.paper.protocols import experiment_of
 from dbnrun.paper.result_set import result_set
 from dbnrun.paper.verdicts import OPEN
 from dbnrun.report import compare, figures, tables
@@ -117,11 +118,11 @@ def write_sparse(results, one):
 def test_the_records_keep_empty_fields_empty_and_give_the_run_back(tmp_path, capsys):
     one = sparse(run(cell(constant(0.5)), TEST))
     folder = write_sparse(tmp_path, one)
-    (recorded,) = archive.update(tmp_path / "records", read_runs([tmp_path]))
+    (recorded,) = archive.update(tmp_path / "records", read_runs([tmp_path]), experiment_of)
     assert recorded.rows == one.rows and recorded.cell["train"]["eval_every"] == 3
     table = pd.read_csv(tmp_path / "records" / "mnist_A.csv")
     assert table["epoch"][table["val_loss"].notna()].tolist() == [3, 6, 7]
     (folder / "metrics.csv").write_text(metrics.csv_text([*one.rows[:-1], replace(one.rows[-1], test_error_pct=4.75)]))
-    archive.update(tmp_path / "records", read_runs([tmp_path]))
+    archive.update(tmp_path / "records", read_runs([tmp_path]), experiment_of)
     assert "by up to 0.25 pp" in capsys.readouterr().out
     assert read_runs([tmp_path])[0].status == "done"

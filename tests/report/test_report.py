@@ -1,5 +1,6 @@
 """Tables and figures from synthetic runs, against hand calculations."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from matplotlib.text import Text
 
 from dbnrun.cli import main
+from dbnrun.config import registry
 from dbnrun.config.identity import signature
 from dbnrun.config.registry import UserError
 from dbnrun.report import figures, report, tables
@@ -49,8 +51,10 @@ def record(results: Path, content, errors, status="done", population=None, val_l
     folder.mkdir(parents=True)
     layout.write_cell(folder, content)
     described = {"status": status, "signature": sign, "data_digest": digest, "device": device}
-    layout.write_manifest(folder, {**described, "results_version": layout.RESULTS_VERSIONS[content["dataset"]["name"]]})
-    with MetricsWriter(folder, []) as writer:
+    layout.write_manifest(
+        folder, {**described, "results_version": registry.of("dataset")[content["dataset"]["name"]].results_version}
+    )
+    with contextlib.closing(MetricsWriter(folder, [])) as writer:
         for epoch, error in enumerate(errors, start=1):
             writer.write(
                 EpochRow(
