@@ -10,12 +10,12 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dbnrun import __version__, interrupt
+from dbnrun.config.registry import UserError
 
 HELP = """\
 dbnrun: train and compare (diminishing) batch normalization, reproducibly
@@ -80,12 +80,17 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(f"dbnrun {__version__}")
         return 0
-    if trains:
-        return _train(arguments)
-    if first not in VERBS:
+    if not trains and first not in VERBS:
         return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
-    with interrupt.raising():
-        return VERBS[first](arguments[1:])
+    try:
+        if trains:
+            return _train(arguments)
+        with interrupt.raising():
+            return VERBS[first](arguments[1:])
+    except Exception as error:
+        if trains and "debug=true" in [word.lower() for word in arguments]:
+            raise
+        return _refused(error)
 
 
 def _help() -> str:
@@ -101,134 +106,42 @@ def _help() -> str:
     return HELP.replace("{choices}", "\n".join(lines))
 
 
+def _results() -> Path:
+    return Path(os.environ.get("DBNRUN_RESULTS", "results"))
+
+
+def _data_dir() -> Path:
+    return Path(os.environ.get("DBNRUN_DATA", "data"))
+
+
 def _refuse(line: str) -> int:
     print("dbnrun: " + " ".join(line.split("\n")), file=sys.stderr)
     return 2
 
 
 def _train(arguments: list[str]) -> int:
-    """Hand a cell or a sweep to Hydra, and turn what comes back into an exit code and at most one line."""
-    from dbnrun.config import overrides
+    """Train a cell or a sweep; the exit code, and at most one line on stderr."""
+    from dbnrun.runner import app
     from dbnrun.runner.sweeper import CellFailed
 
     try:
-        flags = _parsed_flags(arguments)
-        if not flags.shell_completion:  # what is being completed is not yet right
-            overrides.check_overrides(flags.overrides)
-        interrupt.check()
-        _hydra(arguments)
+        app.run(arguments)
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)
         return 1
-    except Exception as error:
-        line = overrides.refusal(error)
-        if line is None or "debug=true" in [word.lower() for word in arguments]:
-            raise
-        return _refuse(str(line))
     return 0
 
 
-def _parsed_flags(arguments: list[str]) -> argparse.Namespace:
-    """Hydra's flags and, as `overrides`, the rest; UserError at a flag that Hydra does not know."""
-    from hydra._internal.utils import get_args_parser
+def _refused(error: Exception) -> int:
+    """Say in one line why the user's input is refused; an error of another kind is raised again."""
+    if isinstance(error, UserError):
+        return _refuse(str(error))
+    from dbnrun.config.overrides import refusal
 
-    from dbnrun.config.registry import UserError, nearest
-    from dbnrun.config.schema import known_keys
-
-    parser = get_args_parser()
-    known = [flag for action in parser._actions for flag in action.option_strings]
-
-    def refuse(message: str) -> NoReturn:
-        unknown = message.rpartition(": ")[2].split(" ")[0]
-        if "unrecognized" in message and not unknown.startswith("-"):
-            raise UserError(f"{unknown}: comes after a flag that follows a key; write flags, such as -m, first.")
-        key = unknown.lstrip("-").replace("-", "_")
-        hint = f" Keys have no dashes: {key}=…." if key in known_keys() else nearest(unknown, known)
-        raise UserError(f"{message}.{hint} See `dbnrun --help`.")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    flags = parser.parse_args(arguments)
-    if flags.resolve and not (flags.cfg or flags.info):
-        raise UserError("--resolve goes with --cfg, as in `dbnrun --cfg job --resolve`.")
-    if flags.package and not flags.cfg:
-        raise UserError("--package goes with --cfg, as in `dbnrun --cfg job --package optimizer`.")
-    if flags.run or flags.experimental_rerun:
-        raise UserError(
-            "--run and --experimental-rerun mean nothing here: one cell trains without a flag, a grid with -m."
-        )
-    return flags
-
-
-def _hydra(arguments: list[str]) -> None:
-    """Let Hydra compose and run: one cell here, or a sweep by runner.sweeper. Raises what ends with an exit code."""
-    import hydra
-
-    from dbnrun.config.registry import UserError, conf_dir
-    from dbnrun.config.schema import store_schema
-    from dbnrun.runner import sweeper
-
-    outcomes = []
-
-    def cell(cfg: Any) -> Any:
-        outcomes.append(_cell(cfg))
-        return outcomes[-1]
-
-    store_schema()
-    # Our files for other people's launchers bear their names, and are checked against their schema: as meant.
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
-    sys.argv[1:] = arguments
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
-    if sweeper.cells_to_train or not outcomes:
-        return  # a sweep raises for itself
-    if isinstance(outcomes[0], UserError):
-        raise outcomes[0]
-    if outcomes[0].status == "refused":
-        raise UserError(outcomes[0].message)
-    if outcomes[0].status == "failed":
-        raise sweeper.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
-    if outcomes[0].diverged:
-        since = f" from {outcomes[0].where} on" if outcomes[0].where else ""
-        raise sweeper.CellFailed(f"the training loss was not finite{since}; {sweeper.MENDED}.")
-
-
-def _cell(cfg: Any) -> Any:
-    """What Hydra runs for each cell: train it, say in one line how it ended, return the Outcome.
-
-    A configuration that is refused comes back as the UserError itself: raised here, Hydra would print its own lines.
-    """
-    from dbnrun.config.schema import checked
-
-    try:
-        config = checked(cfg)
-    except Exception as error:
-        from dbnrun.config.overrides import refusal
-
-        line = refusal(error)
-        if line is None:
-            raise
-        return line
-    from hydra.core.hydra_config import HydraConfig
-
-    from dbnrun.config import overrides
-    from dbnrun.runner import sweeper, worker
-    from dbnrun.runs.run_dir import finished_before
-
-    if not sweeper.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
-        for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
-            print(f"dbnrun: warning: {line}", file=sys.stderr)
-    with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
-        outcome = sweeper.left_alone(config) or finished_before(config)
-        if outcome is None:
-            interrupt.check()  # before the seconds that importing torch takes
-            from dbnrun.runner import execute
-
-            outcome = execute.run(config)
-    if sweeper.cells_to_train:
-        sweeper.announce(outcome, HydraConfig.get().job.num + 1)
-    elif outcome.status != "refused":  # which ends the command, with its line
-        sweeper.announce(outcome, 0)
-    return outcome
+    line = refusal(error)
+    if line is None:
+        raise error
+    return _refuse(str(line))
 
 
 def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -250,17 +163,10 @@ def _plan(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 
-    from dbnrun.config import overrides
     from dbnrun.runner import plan
 
-    try:
-        found = plan.asked(options.overrides)
-        statuses = plan.statuses(found.cells)
-    except Exception as error:
-        line = overrides.refusal(error)
-        if line is None:
-            raise
-        return _refuse(str(line))
+    found = plan.asked(options.overrides)
+    statuses = plan.statuses(found.cells)
     if options.json:
         print(json.dumps(plan.as_json(found, statuses), indent=1))
     else:
@@ -275,26 +181,22 @@ def _status(arguments: list[str]) -> int:
     parser.add_argument("--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again every 2 seconds")
     options = parser.parse_intermixed_args(arguments)
     if options.watch is not None and not 0.1 <= options.watch <= 86400:
-        return _refuse(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
+        raise UserError(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
 
-    from dbnrun.config.registry import UserError
     from dbnrun.runner import status_table
 
-    paths = options.paths or [Path(os.environ.get("DBNRUN_RESULTS", "results"))]
-    try:
-        if options.watch is not None:
-            status_table.watch(paths, options.all, options.watch)
-        else:
-            print("\n".join(status_table.table(paths, options.all)))
-    except UserError as error:
-        return _refuse(str(error))
+    paths = options.paths or [_results()]
+    if options.watch is not None:
+        status_table.watch(paths, options.all, options.watch)
+    else:
+        print("\n".join(status_table.table(paths, options.all)))
     return 0
 
 
 def _doctor(arguments: list[str]) -> int:
     parser = _verb_parser("doctor", "What this machine has, and whether dbnrun can rely on it. Exit code 1 if not.")
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
-    parser.add_argument("--results-dir", type=Path, default=Path(os.environ.get("DBNRUN_RESULTS", "results")))
+    parser.add_argument("--data-dir", type=Path, default=_data_dir())
+    parser.add_argument("--results-dir", type=Path, default=_results())
     options = parser.parse_args(arguments)
 
     from dbnrun.runner import doctor
@@ -340,14 +242,12 @@ def _report(arguments: list[str]) -> int:
     if readmes == []:  # named without files
         documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
         readmes = documents or [Path("README.md")]
-    results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
     if options.paths and (options.runs or readmes):
-        return _refuse("report: --runs and --readme go with the committed records; leave PATH out.")
-    out = options.out or (_own_folder(options.paths) if options.paths else results)
+        raise UserError("report: --runs and --readme go with the committed records; leave PATH out.")
+    out = options.out or (_own_folder(options.paths) if options.paths else _results())
     if out is None:
-        return _refuse("report: say where tables and figures of these runs go, such as --out report.")
+        raise UserError("report: say where tables and figures of these runs go, such as --out report.")
 
-    from dbnrun.config.registry import UserError
     from dbnrun.paper import publish
     from dbnrun.report import report
 
@@ -355,11 +255,9 @@ def _report(arguments: list[str]) -> int:
         if options.paths:
             report(options.paths, out, strict=options.strict)
         else:
-            publish(results, options.runs or [results], out, readmes or [], strict=options.strict)
+            publish(_results(), options.runs or [_results()], out, readmes or [], strict=options.strict)
     except OSError as error:
-        return _refuse(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).")
-    except UserError as error:
-        return _refuse(str(error))
+        raise UserError(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).") from None
     return 0
 
 
@@ -372,19 +270,16 @@ def _own_folder(paths: Sequence[Path]) -> Path | None:
 
 def _data(arguments: list[str]) -> int:
     from dbnrun.config import registry
-    from dbnrun.config.registry import UserError, nearest
 
     known = registry.of("dataset")
     names = [name for name in known if name != "digits"]
     parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
+    parser.add_argument("--data-dir", type=Path, default=_data_dir())
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in known]
-    if unknown:
-        return _refuse(
-            f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{nearest(unknown[0], names)}"
-        )
+    if unknown := [name for name in options.names if name not in known]:
+        hint = registry.nearest(unknown[0], names)
+        raise UserError(f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{hint}")
 
     from dbnrun.data import download
 
@@ -402,26 +297,13 @@ def _data(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     scripts = Path(__file__).parent.parent / "scripts"
     if not (scripts / "bench").is_dir():
-        return _refuse(
+        raise UserError(
             "bench: what it measures stands in scripts/bench of a checkout, and this is an installed package."
         )
     sys.path.append(str(scripts))
-    from bench import BENCHES, run
+    import bench
 
-    parser = _verb_parser("bench", "Measure what dbnrun costs, as ratios within one run.")
-    parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    options = parser.parse_args(arguments)
-    if unknown := [name for name in options.names if name not in BENCHES]:
-        return _refuse(f"{unknown[0]}: no such bench; expected any of {', '.join(BENCHES)}.")
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            return _refuse("--device cuda: torch sees no CUDA device here; use --device cpu.")
-    run(options.names or BENCHES, options.device, options.json)
-    return 0
+    return bench.main(arguments, _verb_parser("bench", "Measure what dbnrun costs, as ratios within one run."))
 
 
 def _theory(arguments: list[str]) -> int:

@@ -157,7 +157,7 @@ def test_a_cell_under_way_is_shown_with_its_holder(dbnrun, tmp_path):
     ours.take()
     for verb in (["plan", *QUICK], ["status"]):
         shown = dbnrun(*verb).stdout
-        assert "running" in shown and f"process {ours.mine.pid} on" in shown, shown
+        assert "running" in shown and f"process {ours.holder.pid} on" in shown, shown
     ours.release()
 
 

@@ -18,9 +18,10 @@ QUICK = ["train.epochs=12", "train.limit_batches=4", "threads=1", "progress=fals
 # A machine of its own as far as leases can tell, with leases that are quick to expire.
 MACHINE = """
 import sys
-from dbnrun import cli, lease
-lease.HEARTBEAT, lease.EXPIRY = 0.2, 3.0
-lease._machine = lambda: "machine " + sys.argv[1]
+from dbnrun import cli
+from dbnrun.runs import lock
+lock.HEARTBEAT, lock.EXPIRY = 0.2, 3.0
+lock._machine = lambda: "machine " + sys.argv[1]
 sys.exit(cli.main(sys.argv[2:]))
 """
 

@@ -1,13 +1,15 @@
-"""One writer a cell, on a shared file system too: a lease that its holder keeps renewing.
+"""One writer a cell, also on a file system that machines share: a lease that its holder keeps renewing.
 
-The file `lock` in a cell's folder says who holds it. On the machine that reads it, the holder lives if its process
-does. On another machine it lives while it renews: every HEARTBEAT seconds the file's modification time is set anew. The
-file server stamps that time and that of a file written beside it, so no two machines' clocks are ever compared.
+The file `lock` in a cell's folder names its holder. A holder on this machine is alive while its process runs. A holder
+on another machine is alive while it renews its lease: every HEARTBEAT seconds it sets the file's modification time
+anew. The file server stamps that time and the time of a file written beside it, so no two machines' clocks are ever
+compared.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -22,7 +24,11 @@ from pathlib import Path
 from dbnrun import interrupt
 
 HEARTBEAT = 10.0  # seconds between two renewals
-EXPIRY = 60.0  # without renewal for so long, a holder on another machine is taken for dead
+EXPIRY = 60.0  # a holder on another machine that has not renewed for so many seconds is taken for dead
+
+# Processes on other machines that did not renew a lease while we watched: of hundreds of cells that trained together on
+# a machine that died, only the first costs that wait.
+_dead: set[tuple[str, int, str] | None] = set()
 
 
 class Held(Exception):
@@ -35,12 +41,12 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, so that another on the same machine can tell whether it still lives."""
+    """A process that holds a lease, described so that another one can tell whether it is alive."""
 
     host: str
-    machine: str  # this boot of this machine, this space of process numbers
+    machine: str
     pid: int
-    started: str  # tells a process from a later one with its number
+    started: str  # tells a process from a later one with the same number
     since: str
     token: str  # of this very lease
 
@@ -50,62 +56,62 @@ class Holder:
 
 @functools.cache
 def _machine() -> str:
+    """Names what process numbers belong to: this boot of this machine, and in it this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return socket.gethostname()
 
 
-def _started(pid: int) -> str | None:
-    """When a process began, in ticks since the boot; '' where it lives and that is unknown, None where it is dead."""
+def _start_time(pid: int) -> str | None:
+    """When a process began, in ticks since the boot; '' where it is alive and that is hidden, None where it is dead."""
     try:
         # The second field is the program's name in parentheses, and may hold anything.
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]
-    except (OSError, IndexError):
-        pass
+    except OSError:
+        pass  # it is dead, or /proc does not show other users' processes, or this is not Linux
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
-    except OSError:
-        pass  # it lives, as another user's
+    except PermissionError:
+        pass  # it is alive, as another user's
     return ""
 
 
 def read(path: Path) -> Holder | None:
-    """Who a lock file names; None where it is gone or says nothing legible."""
+    """The holder that a lock file names; None where the file is not legible. Raises OSError where it cannot be read."""
     try:
-        return Holder(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return Holder(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
         return None
 
 
-def alive(holder: Holder, age: float) -> bool:
-    """Whether a holder still trains, its lease last renewed `age` seconds ago."""
-    if holder.machine == _machine():
-        started = _started(holder.pid)
-        return started is not None and started in ("", holder.started)
-    return age <= EXPIRY
-
-
-def was_requeued() -> bool:
-    """Whether Slurm has started this job before, and the process that had its cell may be seen as alive yet."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+def _is_running(holder: Holder | None) -> bool | None:
+    """Whether a process of this machine runs; None for another machine's, and for one that an illegible lock hides."""
+    if holder is None or holder.machine != _machine():
+        return None
+    started = _start_time(holder.pid)
+    return started is not None and started in ("", holder.started)
 
 
 def live_holder(folder: Path) -> Holder | None:
     """The live holder of a folder, for display: read without writing, by this machine's clock."""
     path = folder / "lock"
-    holder = read(path)
-    if holder is None:
-        return None
     try:
+        holder = read(path)
         age = time.time() - path.stat().st_mtime
     except OSError:
         return None
-    return holder if alive(holder, age) else None
+    running = _is_running(holder)
+    return holder if running or (running is None and age <= EXPIRY) else None
+
+
+def was_requeued() -> bool:
+    """Whether Slurm has started this job before, so that the process that had its cell may still seem alive."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 class Lease:
@@ -115,103 +121,83 @@ class Lease:
         self.path = folder / "lock"
         pid = os.getpid()
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.mine = Holder(socket.gethostname(), _machine(), pid, _started(pid) or "", since, secrets.token_hex(8))
-        self.lost = False
+        started = _start_time(pid) or ""
+        self.holder = Holder(socket.gethostname(), _machine(), pid, started, since, secrets.token_hex(8))
+        self._released = threading.Event()
 
     def take(self, patience: float = 0.0) -> None:
-        """Raises Held where a live process has the folder; a dead one's lease is taken over.
+        """Take the lease, a dead holder's too. Raises Held where a live process has it.
 
-        `patience` are the seconds to try for, where the holder is expected to be dead.
+        A holder that is expected to be dead is given `patience` seconds to be found so.
         """
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                return self._take()
-            except Held:
-                if time.monotonic() >= deadline:
-                    raise
-                interrupt.wait(1)
-
-    def _take(self) -> None:
-        # Written whole under another name, then linked: the lock never exists without saying who holds it.
-        claim = self.path.with_name(f".lock.{self.mine.token}")
+        # The claim becomes the lock when it is whole, so that a lock names its holder from its first moment.
+        claim = self.path.with_name(f".lock.{self.holder.token}")
         try:
-            claim.write_text(json.dumps(asdict(self.mine)))
-            while not _linked(claim, self.path):
-                self._depose(claim)
+            claim.write_text(json.dumps(asdict(self.holder)))
+            while not _created(self.path, claim):
+                try:
+                    self._remove_if_dead(claim)
+                except Held:
+                    if time.monotonic() >= deadline:
+                        raise
+                    interrupt.wait(1)
         finally:
             claim.unlink(missing_ok=True)
-        _heart.keep(self)
+        threading.Thread(target=self._renew_until_released, name="dbnrun lease", daemon=True).start()
 
-    def _depose(self, claim: Path) -> None:
-        """Remove the lock of a dead holder. Raises Held where the holder lives."""
-        holder = read(self.path)
-        if holder is not None and holder.machine == _machine():
-            if alive(holder, 0):
-                raise Held(str(holder))
-        elif not self._expired(claim):
-            raise Held(str(holder) if holder else f"an unreadable lock, {self.path}")
-        # Renaming picks out one of several that judge at once; what was picked may by then be another's fresh lock.
-        picked = self.path.with_name(f".lock.deposed.{self.mine.token}")
-        try:
-            self.path.rename(picked)
-        except FileNotFoundError:
-            return
-        if read(picked) != holder:
-            _linked(picked, self.path)
-        picked.unlink(missing_ok=True)
-
-    def _expired(self, claim: Path) -> bool:
-        """Whether the lock has not been renewed for EXPIRY seconds, nor is while we watch."""
-        try:
-            renewed = self.path.stat().st_mtime
-            os.utime(claim)
-            if claim.stat().st_mtime - renewed <= EXPIRY:
-                return False
+    def _remove_if_dead(self, claim: Path) -> None:
+        """Remove a dead holder's lock. Raises Held where the holder is alive."""
+        with contextlib.suppress(FileNotFoundError):  # the lock is gone: free for whoever is first
             holder = read(self.path)
-            process = (holder.machine, holder.pid, holder.started) if holder else None
-            if process is None or process not in _seen_dead:
-                interrupt.wait(1.5 * HEARTBEAT)  # the file server's clock may have leapt
-                if self.path.stat().st_mtime != renewed:
-                    return False
-                _seen_dead.add(process)
-        except FileNotFoundError:
-            pass  # gone meanwhile: free for whoever is first
-        return True
+            if self._is_alive(holder, claim):
+                raise Held(str(holder or f"an unreadable lock, {self.path}"))
+            with open(self.path, "rb+") as judged:
+                # Of several processes that find the same holder dead, one goes on at a time, so that none removes the
+                # next holder's lock. Where the file system has no flock, that holder notices before it writes.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(judged, fcntl.LOCK_EX)
+                if read(self.path) == holder:
+                    self.path.unlink()
 
-    def renew(self) -> None:
-        """Tell that the holder lives; notice where the lease is another's by now."""
-        if self.lost:
-            return
-        try:
-            self.lost = read(self.path) != self.mine and not self._unreadable()
-            if not self.lost:
-                os.utime(self.path)
-        except FileNotFoundError:
-            self.lost = True
-        except OSError:
-            pass  # the file server is away: the next beat tells
-
-    def _unreadable(self) -> bool:
-        """Whether the lock is there and cannot be read for now."""
-        try:
-            self.path.read_bytes()
-        except FileNotFoundError:
-            return False
-        except OSError:
+    def _is_alive(self, holder: Holder | None, claim: Path) -> bool:
+        """Whether the holder of the lock is alive: by its process where that can be seen, else by its renewals."""
+        running = _is_running(holder)
+        if running is not None:
+            return running
+        renewed = self.path.stat().st_mtime
+        os.utime(claim)
+        if claim.stat().st_mtime - renewed <= EXPIRY:
             return True
+        process = holder and (holder.machine, holder.pid, holder.started)
+        if process not in _dead:
+            # After the file server was away, or its clock leapt, all leases look expired until their next renewal.
+            interrupt.wait(1.5 * HEARTBEAT)
+            if self.path.stat().st_mtime != renewed:
+                return True
+            _dead.add(process)
         return False
 
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            with contextlib.suppress(Lost, OSError):  # `check` tells before the next write
+                self.check()
+                os.utime(self.path)
+
     def check(self) -> None:
-        """Raises Lost once a renewal has found that the lease is gone."""
-        if self.lost:
+        """Raises Lost where the lease is no longer ours; to be called before each write to the folder."""
+        try:
             holder = read(self.path)
-            raise Lost(f"taken over by {holder}" if holder else f"{self.path.parent} was removed, or its lock")
+        except FileNotFoundError:
+            raise Lost(f"{self.path.parent} was removed, or its lock") from None
+        if holder != self.holder:
+            raise Lost(f"taken over by {holder or 'a process that left an unreadable lock'}")
 
     def release(self) -> None:
-        _heart.let_go(self)
-        if read(self.path) == self.mine:
-            self.path.unlink(missing_ok=True)
+        self._released.set()
+        with contextlib.suppress(Lost, OSError):
+            self.check()
+            self.path.unlink()
 
 
 @contextlib.contextmanager
@@ -225,52 +211,16 @@ def leased(folder: Path) -> Iterator[Lease]:
         lease.release()
 
 
-# Holders on other machines that we have watched in vain: all their leases are free.
-_seen_dead: set[tuple[str, int, str] | None] = set()
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Give a whole file a second name; False where that name is taken."""
+def _created(path: Path, claim: Path) -> bool:
+    """Make the claim the lock; False where there is a lock."""
     try:
-        os.link(source, target)
+        os.link(claim, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links
+    except OSError:  # exFAT, and some network file systems, have no hard links
         try:
-            with open(target, "x") as file:
-                file.write(source.read_text())
+            path.touch(exist_ok=False)
         except FileExistsError:
             return False
+        claim.replace(path)
     return True
-
-
-class _Heart:
-    """Renews every lease of this process from one thread."""
-
-    def __init__(self) -> None:
-        self.leases: set[Lease] = set()
-        self.guard = threading.Lock()
-        self.thread: threading.Thread | None = None
-
-    def keep(self, lease: Lease) -> None:
-        with self.guard:
-            self.leases.add(lease)
-            if self.thread is None or not self.thread.is_alive():  # none yet, or left behind by a fork
-                self.thread = threading.Thread(target=self._beat, name="dbnrun leases", daemon=True)
-                self.thread.start()
-
-    def let_go(self, lease: Lease) -> None:
-        with self.guard:
-            self.leases.discard(lease)
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(HEARTBEAT)
-            with self.guard:
-                leases = list(self.leases)
-            for lease in leases:
-                with contextlib.suppress(Exception):  # one folder's trouble is not another's
-                    lease.renew()
-
-
-_heart = _Heart()

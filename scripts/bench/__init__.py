@@ -6,6 +6,7 @@ round. Records are random numbers of the data sets' shapes, so no data is needed
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -13,6 +14,8 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from dbnrun.config.registry import UserError
 
 BENCHES = ("layer", "cell", "grid", "cli", "plan", "report")
 
@@ -28,6 +31,23 @@ class Finding:
     low: float
     high: float
     target: str = ""
+
+
+def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Run the verb. Raises UserError where its input is refused."""
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in BENCHES]:
+        raise UserError(f"{unknown[0]}: no such bench; expected any of {', '.join(BENCHES)}.")
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu.")
+    run(options.names or BENCHES, options.device, options.json)
+    return 0
 
 
 def run(names: Sequence[str], device: str, out: Path | None) -> list[Finding]:

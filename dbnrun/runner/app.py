@@ -1,0 +1,116 @@
+"""Training as Hydra runs it: the one place that meets Hydra's entry point, for one cell or a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+
+from dbnrun import interrupt
+from dbnrun.config import overrides
+from dbnrun.config.registry import UserError, conf_dir, nearest
+from dbnrun.config.schema import checked, known_keys, store_schema
+from dbnrun.runner import sweeper, worker
+from dbnrun.runs.run_dir import finished_before
+from dbnrun.runs.status import Outcome
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Check what was typed, and let Hydra compose and run it.
+
+    Raises UserError, or what Hydra makes of it, where the input is refused, and CellFailed where a cell failed or has
+    diverged.
+    """
+    flags = _parsed_flags(arguments)
+    if not flags.shell_completion:  # what is being completed is not yet right
+        overrides.check_overrides(flags.overrides)
+    interrupt.check()
+    _hydra(arguments)
+
+
+def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags and, as `overrides`, the rest; UserError at a flag that Hydra does not know."""
+    parser = get_args_parser()
+    known = [flag for action in parser._actions for flag in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        unknown = message.rpartition(": ")[2].split(" ")[0]
+        if "unrecognized" in message and not unknown.startswith("-"):
+            raise UserError(f"{unknown}: comes after a flag that follows a key; write flags, such as -m, first.")
+        key = unknown.lstrip("-").replace("-", "_")
+        hint = f" Keys have no dashes: {key}=…." if key in known_keys() else nearest(unknown, known)
+        raise UserError(f"{message}.{hint} See `dbnrun --help`.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_args(arguments)
+    if flags.resolve and not (flags.cfg or flags.info):
+        raise UserError("--resolve goes with --cfg, as in `dbnrun --cfg job --resolve`.")
+    if flags.package and not flags.cfg:
+        raise UserError("--package goes with --cfg, as in `dbnrun --cfg job --package optimizer`.")
+    if flags.run or flags.experimental_rerun:
+        raise UserError(
+            "--run and --experimental-rerun mean nothing here: one cell trains without a flag, a grid with -m."
+        )
+    return flags
+
+
+def _hydra(arguments: Sequence[str]) -> None:
+    """One cell here, or a sweep by runner.sweeper."""
+    outcomes: list[Outcome] = []
+
+    def cell(cfg: Any) -> Outcome:
+        outcomes.append(_cell(cfg))
+        return outcomes[-1]
+
+    store_schema()
+    # Our files for other people's launchers bear their names, and are checked against their schema: as meant.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
+    sys.argv[1:] = arguments
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
+    if sweeper.cells_to_train or not outcomes:
+        return  # a sweep raises for itself
+    if outcomes[0].status == "refused":
+        raise UserError(outcomes[0].message)
+    if outcomes[0].status == "failed":
+        raise sweeper.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
+    if outcomes[0].diverged:
+        since = f" from {outcomes[0].where} on" if outcomes[0].where else ""
+        raise sweeper.CellFailed(f"the training loss was not finite{since}; {sweeper.MENDED}.")
+
+
+def _cell(cfg: Any) -> Outcome:
+    """What Hydra runs for each cell: train it, say in one line how it ended, return the Outcome.
+
+    A configuration that is refused is an Outcome too: of an exception, Hydra would print lines of its own.
+    """
+    try:
+        config = checked(cfg)
+    except Exception as error:
+        line = overrides.refusal(error)
+        if line is None:
+            raise
+        return Outcome(" ".join(HydraConfig.get().overrides.task), Path(), "refused", message=str(line))
+    if not sweeper.cells_to_train and not worker.in_worker():  # a sweep folds such cells, and says so
+        for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
+            print(f"dbnrun: warning: {line}", file=sys.stderr)
+    with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
+        outcome = sweeper.left_alone(config) or finished_before(config)
+        if outcome is None:
+            interrupt.check()  # before the seconds that importing torch takes
+            from dbnrun.runner import execute  # noqa: PLC0415 - torch
+
+            outcome = execute.run(config)
+    if sweeper.cells_to_train:
+        sweeper.announce(outcome, HydraConfig.get().job.num + 1)
+    elif outcome.status != "refused":  # which ends the command, with its line
+        sweeper.announce(outcome, 0)
+    return outcome
