@@ -248,7 +248,8 @@ def _report(arguments: list[str]) -> int:
     if out is None:
         raise UserError("report: say where tables and figures of these runs go, such as --out report.")
 
-    from dbnrun.report import publish, report
+    from dbnrun.paper import publish
+    from dbnrun.report import report
 
     try:
         if options.paths:

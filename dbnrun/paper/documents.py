@@ -1,4 +1,4 @@
-"""Results inside documents, written from the records between two markers, so that they cannot drift apart.
+"""Writes results into documents, between two markers, from the records: they cannot drift apart.
 
 `<!-- results: … -->` takes the table and the verdicts of the README, `<!-- results of mnist A B: … -->` a data set's
 columns under those protocols, `<!-- results of mnist sensitivity B: … -->` its sensitivity runs under one.
@@ -7,156 +7,147 @@ columns under those protocols, `<!-- results of mnist sensitivity B: … -->` it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from dbnrun.config.registry import UserError
-from dbnrun.paper import table1, verdicts
-from dbnrun.paper.book import ResultSet
 from dbnrun.paper.protocols import PAPER_DATASETS
-from dbnrun.paper.table1 import difference, with_interval
-from dbnrun.paper.verdicts import Verdict
-from dbnrun.report.compare import ALPHA_ONE, MODERN_BN
-from dbnrun.report.names import BASELINES, DATASETS, name_of
+from dbnrun.paper.result_set import ResultSet
+from dbnrun.paper.sensitivity import by_value
+from dbnrun.paper.statistics import Row, difference, population, with_interval
+from dbnrun.paper.verdicts import CLAIMS, NOT_RUN, PRIMARY, Verdict
+from dbnrun.report.names import ALPHA_ONE, ALPHA_ZERO, BASELINES, DATASETS, DIMINISHING, MODERN_BN, SCHEDULES, name_of
 from dbnrun.report.tables import describe, from_to, markdown, number
 from dbnrun.runs.layout import write_atomic
 
 BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end of results -->"
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
 NOTHING = "No runs are recorded yet."
-NOT_RUN = "not run"
-ROWS = ("1", *verdicts.CONSTANTS, "1/m epochs", "1/m steps", "1/m^2 epochs", "1/m^2 steps", "0", *BASELINES)
 SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
-Rows = Sequence[Mapping[Any, Any]]
 SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
+Rows = dict[str, Row]  # by key
+Column = tuple[Rows, Callable[[Row], str], str]  # rows, what is said of each, and of one that was not run
 
 
-def update(path: Path, book: ResultSet, judged: list[Verdict]) -> bool:
+def update(path: Path, results: ResultSet) -> bool:
     """Write the results between a document's markers; whether that changed it. Raises UserError without markers."""
     old = path.read_text() if path.exists() else ""
-    new = with_results(old, book, judged, path)
+    new = with_results(old, results, path)
     if new != old:
         write_atomic(path, new.encode())
     return new != old
 
 
-def with_results(text: str, book: ResultSet, judged: list[Verdict], path: Path) -> str:
+def with_results(text: str, results: ResultSet, path: Path) -> str:
     """A document's text with what belongs between each pair of its markers."""
     if not BLOCK.search(text):
         raise UserError(f"{path}: expected the lines {BEGIN!r} and {END!r}; put them where the results should stand.")
 
     def block(found: re.Match[str]) -> str:
         begin = found[0].partition("\n")[0]
-        words = (found["columns"] or "").split()
-        return f"{begin}\n{_content(book, judged, words)}\n{END}"
+        content = _content(results, (found["columns"] or "").split()) if results.mains else NOTHING
+        return f"{begin}\n{content}\n{END}"
 
     return BLOCK.sub(block, text)
 
 
-def _content(book: ResultSet, judged: list[Verdict], words: Sequence[str]) -> str:
+def _content(results: ResultSet, words: Sequence[str]) -> str:
     """What the words of a marker ask for."""
     match words:
         case [dataset, "sensitivity", *letters]:
-            return sensitivity(book, dataset, *letters)
+            return sensitivity(results, dataset, *letters)
         case [dataset, *letters]:
-            return by_schedule(book, dataset, *letters)
-    return results(book, judged)
+            return by_schedule(results, dataset, *letters)
+    return overview(results)
 
 
-def by_schedule(book: ResultSet, dataset: str, *letters: str) -> str:
+def by_schedule(results: ResultSet, dataset: str, *letters: str) -> str:
     """A data set's test errors and their differences to α = 1 at the last epoch, as Markdown, protocol by protocol."""
-    if dataset not in book.mains:
+    if dataset not in results.mains:
         return NOTHING
-    heads, columns, last = [DATASETS[dataset]], [], _last(book, dataset)
+    heads, columns = [DATASETS[dataset]], []
     for letter in letters:
-        rows = [row for row in last if row["protocol"] == letter]
+        rows = _last(results, dataset, letter)
         heads += [f"{letter}{_count(rows)}: test error [%]", "to its α = 1 [pp]"]
-        columns += [(_by_curve(rows, with_interval), NOT_RUN), (_by_curve(rows, difference), "")]
-    lines = _beside(columns)
+        columns += [(rows, with_interval, NOT_RUN), (rows, difference, "")]
+    lines = _lines(columns)
     if lines and letters == (LIKELIEST,):
-        population = table1.population(book.mains[dataset])
-        lines.append(["the same weights, population statistics", with_interval(population), difference(population)])
+        row = population(results.mains[dataset])
+        lines.append(["the same weights, population statistics", with_interval(row), difference(row)])
     return markdown(pd.DataFrame(lines, columns=heads))
 
 
-def sensitivity(book: ResultSet, dataset: str, letter: str = LIKELIEST) -> str:
-    """The sensitivity of a data set's main setting under a protocol: a line a knob's value; α = 1, gains on it, α = 0.
+def sensitivity(results: ResultSet, dataset: str, letter: str = LIKELIEST) -> str:
+    """The sensitivity of a data set's main setting under a protocol: a line a value; α = 1, gains on it, α = 0.
 
     m counts epochs under A, where that is what tells the paper's rows apart, and steps under the others.
     """
-    table: Any = table1.sensitivity(book.variants)
+    table = results.sensitivity
     if len(table):
         table = table[(table["dataset"] == dataset) & (table["protocol"] == letter) & table["main"]]
     if not len(table):
         return NOTHING
-    unit = "epochs" if letter == LIKELIEST else "steps"
-    keys = [*SHOWN, f"1/m {unit}", f"1/m^2 {unit}"]
+    keys = [*SHOWN, *DIMINISHING["epochs" if letter == LIKELIEST else "steps"]]
     lines = []
-    for (knob, value), found in table.groupby(["knob", "value"], sort=False):
-        rows = found.to_dict("records")
-        errors, gains = _by_curve(rows, with_interval), _by_curve(rows, difference)
+    for name, value, n, rows in by_value(table):
         lines.append(
             {
-                DATASETS[dataset]: f"{knob} {value}" + (" (main)" if rows[0]["paper_value"] else ""),
-                "n": from_to(row["n"] for row in rows),
-                "α = 1: test error [%]": errors.get("1", NOT_RUN),
-                **{f"{name_of(key)} [pp]": gains.get(key, NOT_RUN) for key in keys},
-                "α = 0: test error [%]": errors.get("0", NOT_RUN),
+                DATASETS[dataset]: f"{name} {value}",
+                "n": n,
+                "α = 1: test error [%]": _text(rows, ALPHA_ONE, with_interval),
+                **{f"{name_of(key)} [pp]": _text(rows, key, difference) for key in keys},
+                "α = 0: test error [%]": _text(rows, ALPHA_ZERO, with_interval),
             }
         )
     return markdown(pd.DataFrame(lines))
 
 
-def results(book: ResultSet, judged: list[Verdict]) -> str:
-    """Table 1 beside ours and the verdicts, as Markdown; a line where nothing is recorded."""
-    if not book.mains:
-        return NOTHING
+def overview(results: ResultSet) -> str:
+    """Table 1 beside ours and the verdicts, as Markdown."""
     heads, columns = [""], []
     for name in PAPER_DATASETS:
-        rows = [row for row in _last(book, name) if row["protocol"] in (LIKELIEST, "baselines")]
+        rows = _last(results, name, LIKELIEST, "baselines")
         heads.append(SHORT[name] + _count(rows))
-        columns.append((_by_curve(rows, _with_paper), NOT_RUN))
-    runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in book.mains.items())
+        columns.append((rows, _with_paper, NOT_RUN))
+    runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in results.mains.items())
     return f"""\
 Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by
 each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the
 test set. {runs}.
 
-{markdown(pd.DataFrame(_beside(columns), columns=heads))}
+{markdown(pd.DataFrame(_lines(columns), columns=heads))}
 
 The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in
 parentheses against PyTorch's BN, where that differs:
 
-{markdown(pd.DataFrame(_verdicts(judged)))}"""
+{markdown(pd.DataFrame(_verdicts(results.verdicts)))}"""
 
 
-def _last(book: ResultSet, dataset: str) -> list[dict[Any, Any]]:
-    """The last-epoch rows of a data set's main setting; none where it has not been run."""
-    if dataset not in book.mains:
-        return []
-    table: Any = table1.statistics(book.mains[dataset])
-    return table[table["selection"] == "last"].to_dict("records")
+def _last(results: ResultSet, dataset: str, *letters: str) -> Rows:
+    """The last-epoch rows of a data set's main setting under these protocols; none where they have not been run."""
+    table = results.statistics
+    asked = (table["dataset"] == dataset) & (table["selection"] == "last") & table["protocol"].isin(letters)
+    return {row["curve"]: row for row in table[asked].to_dict("records")}
 
 
-def _by_curve(rows: Rows, text: Callable[[Mapping[Any, Any]], str]) -> dict[str, str]:
-    return {row["curve"]: text(row) for row in rows}
+def _lines(columns: Sequence[Column]) -> list[list[str]]:
+    """A line for each curve of the paper and each baseline that any column has."""
+    keys = [key for key in (*SCHEDULES, *BASELINES) if any(key in rows for rows, _, _ in columns)]
+    return [[name_of(key), *(_text(rows, key, say, absent) for rows, say, absent in columns)] for key in keys]
 
 
-def _beside(columns: Sequence[tuple[Mapping[str, str], str]]) -> list[list[str]]:
-    """A line a curve that any column has: its texts, and each column's own for what was not run."""
-    keys = [key for key in ROWS if any(key in texts for texts, _ in columns)]
-    return [[name_of(key), *(texts.get(key, absent) for texts, absent in columns)] for key in keys]
+def _text(rows: Rows, key: str, say: Callable[[Row], str], absent: str = NOT_RUN) -> str:
+    return say(rows[key]) if key in rows else absent
 
 
 def _count(rows: Rows) -> str:
-    return f", n = {from_to(row['n'] for row in rows)}" if rows else ""
+    return f", n = {from_to(row['n'] for row in rows.values())}" if rows else ""
 
 
-def _with_paper(row: Mapping[Any, Any]) -> str:
+def _with_paper(row: Row) -> str:
     paper = number(row["paper"])
     return with_interval(row) + (f" ({paper})" if paper else "")
 
@@ -166,12 +157,12 @@ def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
     found = {
         (one.claim, one.dataset, one.reference): one.verdict
         for one in judged
-        if one.protocol == "dbn_inference" and one.selection in (verdicts.PRIMARY, "")
+        if one.protocol == "dbn_inference" and one.selection in (PRIMARY, "")
     }
-    for claim, text in verdicts.CLAIMS.items():
+    for claim, text in CLAIMS.items():
         line = {"": f"{claim.partition(' ')[0]}: {text}"}
         for name in PAPER_DATASETS:
             mine = found.get((claim, "all", "")) or found[claim, name, ALPHA_ONE]
-            modern = found.get((claim, name, MODERN_BN), verdicts.NOT_RUN)
-            line[SHORT[name]] = mine if modern in (mine, verdicts.NOT_RUN) else f"{mine} ({modern})"
+            modern = found.get((claim, name, MODERN_BN), NOT_RUN)
+            line[SHORT[name]] = mine if modern in (mine, NOT_RUN) else f"{mine} ({modern})"
         yield line

@@ -1,4 +1,4 @@
-"""The names of what is compared: the ways of using lambda, the data sets, and the knobs of the sensitivity runs."""
+"""Names what the paper compares: ways of using lambda, data sets, and the hyperparameters of the sensitivity runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 from dbnrun.config import registry
 from dbnrun.config.identity import protocol_of
+from dbnrun.report.series import dotted
 
 PAPER_DATASETS = ("mnist", "ni", "cifar10")
-LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C"}
+LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C", "": "baselines"}
 
 # What the sensitivity runs vary: the dotted keys (globs) and the value of the paper's runs.
-KNOBS: dict[str, tuple[str, Any]] = {
+HYPERPARAMETERS: dict[str, tuple[str, Any]] = {
     "l2": ("optimizer.groups.weights.weight_decay", 1e-4),
     "lr": ("optimizer.groups.*.lr", 0.01),
     "norm position": ("model.norm_position", "before"),
     "average": ("norm.average", "std"),
     "features": ("dataset.features", "log"),
 }
-PROTOCOL_AXES = ("train_stats", "stats_grad", "average")  # what makes a protocol, or is a knob of its own above
-ADAGRAD_KNOBS = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
-# The other options of each normalizer, at their defaults in the paper's runs; one off that is a knob as well.
+PROTOCOL_AXES = ("train_stats", "stats_grad", "average")  # what makes a protocol, or is named above
+ADAGRAD_ONLY = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
+# The other options of each normalizer, at their defaults in the paper's runs; these are hyperparameters as well.
 NORM_AXES: dict[str, dict[str, Any]] = {
     name: {key: value for key, value in registry.defaults_of(kind).items() if key not in PROTOCOL_AXES}
     for name, kind in registry.of("norm").items()
@@ -30,63 +31,48 @@ NORM_AXES: dict[str, dict[str, Any]] = {
 
 
 def letter(protocol: str) -> str:
-    """'A', 'B', 'C', 'other', or 'baselines' for the peers."""
-    return LETTERS.get(protocol, "other") if protocol else "baselines"
+    """'A', 'B', 'C', 'other', or 'baselines'."""
+    return LETTERS.get(protocol, "other")
 
 
-def knobs_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """The knobs that a cell can have: the dotted keys (globs) of each, and the value of the paper's runs."""
+def hyperparameters_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The hyperparameters of a cell by name: the dotted keys (globs) of each, and the value of the paper's runs."""
     adagrad = cell["optimizer"].get("name") == "adagrad"
-    paper = {knob: to for knob, to in KNOBS.items() if adagrad or knob not in ADAGRAD_KNOBS}
-    axes = NORM_AXES[cell["norm"]["name"]]
-    return paper | {f"{cell['norm']['name']} {key}": (f"norm.{key}", value) for key, value in axes.items()}
+    shared = {name: to for name, to in HYPERPARAMETERS.items() if adagrad or name not in ADAGRAD_ONLY}
+    norm = cell["norm"]["name"]
+    return shared | {f"{norm} {key}": (f"norm.{key}", value) for key, value in NORM_AXES[norm].items()}
 
 
-def knobs(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of each knob that the cell has; several unlike values under one glob make a text."""
+def values_of(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of each hyperparameter that the cell has; several unlike values under one glob make a text."""
     values: dict[str, Any] = {}
     flat = dotted(cell)
-    for name, (pattern, _) in knobs_of(cell).items():
+    for name, (pattern, _) in hyperparameters_of(cell).items():
         found = [value for key, value in flat.items() if fnmatchcase(key, pattern)]
-        found = [value for number, value in enumerate(found) if value not in found[:number]]
         if found:
-            values[name] = found[0] if len(found) == 1 else "/".join(map(str, found))
+            alike = all(value == found[0] for value in found)
+            values[name] = found[0] if alike else "/".join(dict.fromkeys(map(str, found)))
     return values
 
 
-def turned(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs that stand elsewhere than in the paper's runs: {} for the cells of Table 1."""
-    paper = knobs_of(cell)
-    return {name: value for name, value in knobs(cell).items() if value != paper[name][1]}
+def overridden(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters with another value than in the paper's runs: {} for the cells of Table 1."""
+    paper = hyperparameters_of(cell)
+    return {name: value for name, value in values_of(cell).items() if value != paper[name][1]}
 
 
-def at_reference(cell: Mapping[str, Any], knob: str) -> dict[str, Any]:
-    """The same cell with one knob put back: two cells that differ in it alone become equal."""
-    pattern, value = knobs_of(cell)[knob]
-
-    def put(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        return {
-            key: put(below, f"{prefix}{key}.")
-            if isinstance(below, Mapping)
-            else (value if fnmatchcase(prefix + key, pattern) else below)
-            for key, below in tree.items()
-        }
-
-    back = put(cell, "")
-    if knob == "average" and cell["norm"].get("average") == "inv_std":
-        back["norm"]["eps_at"] = "std"  # a key that inv_std ignores, and so leaves out
-    return back
+def family_of(cell: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """What cells share that differ in seed, schedule and the hyperparameter `name` alone: that as in the paper."""
+    family = dotted({key: value for key, value in cell.items() if key not in ("seed", "schedule")})
+    if name:
+        pattern, value = hyperparameters_of(cell)[name]
+        family |= {key: value for key in family if fnmatchcase(key, pattern)}
+    if name == "average" and cell["norm"].get("average") == "inv_std":
+        family["norm.eps_at"] = "std"  # inv_std ignores this key, and so leaves it out
+    return family
 
 
 def experiment_of(cell: Mapping[str, Any]) -> str:
     """The records file of a cell, from the cell alone: 'mnist_A', 'ni_baselines', 'mnist_sensitivity', …."""
-    kind = "sensitivity" if turned(cell) else letter(protocol_of(cell["norm"]))
+    kind = "sensitivity" if overridden(cell) else letter(protocol_of(cell["norm"]))
     return f"{cell['dataset']['name']}_{kind}"
-
-
-def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from dbnrun.paper.protocols import PAPER_DATASETS
 from dbnrun.report import compare, stats
-from dbnrun.report.compare import ALPHA_ONE, MODERN_BN, Comparison
-from dbnrun.report.names import DATASETS, name_of
+from dbnrun.report.compare import Comparison
+from dbnrun.report.names import ALPHA_ONE, ALPHA_ZERO, CONSTANTS, DATASETS, DIMINISHING, MODERN_BN, UNITS, name_of
 from dbnrun.report.series import Setting
-from dbnrun.report.tables import write_texts
+from dbnrun.report.tables import TOP
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "undecided", "not run"
-CONSTANTS = ("0.75", "0.5", "0.25", "0.1", "0.01", "0.001")  # 0 < α < 1
-UNITS = ("epochs", "steps")  # what m counts; the paper does not say
 MARGIN_PP = 0.05  # an interval within ± this is too near zero to be a gain
 MARGIN_LOG = float(np.log(1.05))  # the same for a ratio of noises: five percent
 SIMILAR = 1.0  # log2: a similar rate is within a factor of two
@@ -27,7 +24,6 @@ SIMILAR = 1.0  # log2: a similar rate is within a factor of two
 NEVER: tuple[Callable[[int], int], ...] = (lambda epochs: epochs + 1, lambda epochs: 4 * epochs)
 SURE, UNLIKELY = 0.95, 0.05  # C5: shares of seed resamples
 RESAMPLES = 10_000
-TOP = 3
 # The selection that the verdict stands on: the last epoch chooses nothing, on any data set.
 PRIMARY = "last"
 
@@ -43,7 +39,12 @@ CLAIMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+Finding = tuple[str, str]  # a verdict, and why, in a sentence
+NO_REFERENCE = (NOT_RUN, "not run: the reference")
+EMPTY = Setting(cell={}, series=[])  # of a data set that was not run
+
+
+@dataclass(frozen=True)
 class Verdict:
     """How one claim fares on one data set ('all' for C5) under one protocol, and why, in a sentence."""
 
@@ -63,65 +64,41 @@ class Verdict:
 
 def judge(mains: Mapping[str, Setting], protocols: Sequence[str]) -> list[Verdict]:
     """Every verdict on the paper's data sets (and others that were run), from the main setting of each."""
-    datasets = [*PAPER_DATASETS, *(name for name in mains if name not in PAPER_DATASETS)]
     verdicts = []
     for protocol in protocols:
-        for dataset in datasets:
-            setting = mains.get(dataset)
+        for dataset in dict.fromkeys([*PAPER_DATASETS, *mains]):
             for reference in (ALPHA_ONE, MODERN_BN):
-                verdicts += _of_column(dataset, setting, protocol, reference)
-        verdicts += _fifth(mains, protocol)
+                for claim, selection, finding in _of_column(mains.get(dataset, EMPTY), protocol, reference):
+                    verdicts.append(Verdict(claim, dataset, protocol, reference, selection, *finding))
+        for selection in stats.SELECTIONS:
+            for unit in UNITS:
+                finding = _among_best(mains, protocol, selection, unit)
+                verdicts.append(Verdict(f"C5 (m = {unit})", "all", protocol, "", selection, *finding))
     return verdicts
 
 
-def _of_column(dataset: str, setting: Setting | None, protocol: str, reference: str) -> list[Verdict]:
-    """C1 to C4 on one data set under one protocol against one reference."""
-    verdicts = []
-
-    def add(claim: str, selection: str, found: tuple[str, str]) -> None:
-        verdicts.append(
-            Verdict(
-                claim=claim,
-                dataset=dataset,
-                protocol=protocol,
-                reference=reference,
-                selection=selection,
-                verdict=found[0],
-                reason=found[1],
-            )
-        )
-
+def _of_column(setting: Setting, protocol: str, reference: str) -> Iterator[tuple[str, str, Finding]]:
+    """C1 to C4 on one data set under one protocol against one reference: claim, selection, and what is found."""
     for selection in stats.SELECTIONS:
-        compared = _column(setting, protocol, compare.selected_error(selection), reference)
-        add("C1", selection, beats(compared, CONSTANTS, MARGIN_PP, _pp))
+        compared = compare.column(setting, protocol, compare.ERRORS[selection], reference)
+        yield "C1", selection, beats(compared, CONSTANTS, MARGIN_PP, _pp)
         for unit in UNITS:
-            named = (f"1/m {unit}", f"1/m^2 {unit}")
-            add(f"C2 (m = {unit})", selection, beats(compared, named, MARGIN_PP, _pp))
+            yield f"C2 (m = {unit})", selection, beats(compared, DIMINISHING[unit], MARGIN_PP, _pp)
     for unit in UNITS:
-        add(f"C3 (m = {unit})", "", _third(setting, protocol, reference, unit))
-    compared = _column(setting, protocol, compare.log_jitter, reference)
-    add("C4", "", beats(compared, CONSTANTS, MARGIN_LOG, _ratio))
-    return verdicts
-
-
-def _column(
-    setting: Setting | None, protocol: str, measure: compare.Measure, reference: str
-) -> dict[str, Comparison] | None:
-    """The comparisons of a column; None where the reference has not been run."""
-    if setting is None or compare.reference_of(setting, protocol, reference) is None:
-        return None
-    return compare.column(setting, protocol, measure, reference)
+        yield f"C3 (m = {unit})", "", _third(setting, protocol, reference, unit)
+    compared = compare.column(setting, protocol, compare.log_jitter, reference)
+    yield "C4", "", beats(compared, CONSTANTS, MARGIN_LOG, _noise)
 
 
 def beats(
     compared: Mapping[str, Comparison] | None, named: Sequence[str], margin: float, say: Callable[[Comparison], str]
-) -> tuple[str, str]:
+) -> Finding:
     """The verdict on 'every named series has less than the reference', and the reason.
 
     Holds: every corrected p < 0.05, below 0. Does not hold: some 95 % interval wholly above 0 or within ± margin.
     """
     if compared is None:
-        return NOT_RUN, "not run: the reference"
+        return NO_REFERENCE
     there = [compared[key] for key in named if key in compared]
     missing = [key for key in named if key not in compared]
     if not there:
@@ -168,36 +145,37 @@ def _silence(silent: Sequence[Comparison], made: int, say: Callable[[Comparison]
     return f"{len(silent)} of {made} comparisons do not reject, such as {say(first)}"
 
 
-def _third(setting: Setting | None, protocol: str, reference: str, unit: str) -> tuple[str, str]:
+def _third(setting: Setting, protocol: str, reference: str, unit: str) -> Finding:
     """C3, by the epochs to reach 1.05 times the reference's least validation loss, as ratios to the reference's."""
-    base = setting and compare.reference_of(setting, protocol, reference)
-    if setting is None or base is None:
-        return NOT_RUN, "not run: the reference"
-    least, most = (compare.column(setting, protocol, compare.log_epochs(base, never), reference) for never in NEVER)
-    constants = ["1", *CONSTANTS] if reference == MODERN_BN else CONSTANTS
-    return similar(least, most, [*constants, f"1/m {unit}", f"1/m^2 {unit}"])
+    base = compare.reference_of(setting, protocol, reference)
+    if base is None:
+        return NO_REFERENCE
+    column = compare.series_of(setting, protocol)
+    least, most = (compare.against(base, column, compare.log_epochs(base, never)) for never in NEVER)
+    constants = [ALPHA_ONE, *CONSTANTS] if reference == MODERN_BN else CONSTANTS
+    return similar(least, most, [*constants, *DIMINISHING[unit]])
 
 
-def similar(least: Mapping[str, Comparison], most: Mapping[str, Comparison], named: Sequence[str]) -> tuple[str, str]:
+def similar(least: Mapping[str, Comparison], most: Mapping[str, Comparison], named: Sequence[str]) -> Finding:
     """The verdict on C3 from log2 ratios of epochs: those named within a factor of two, α = 0 slower.
 
     Runs that never arrived count for little in `least` and for much in `most`; what is said holds of both.
     """
     others = [key for key in named if key in most]
-    missing = [key for key in [*named, "0"] if key not in most]
+    missing = [key for key in [*named, ALPHA_ZERO] if key not in most]
     both = {key: (least[key].difference, most[key].difference) for key in most}
     outside = [
         key for key in others if all(d.low > SIMILAR for d in both[key]) or all(d.high < -SIMILAR for d in both[key])
     ]
-    tame = ["0"] if "0" in both and all(d.high <= SIMILAR for d in both["0"]) else []
+    tame = [ALPHA_ZERO] if ALPHA_ZERO in both and all(d.high <= SIMILAR for d in both[ALPHA_ZERO]) else []
     if outside or tame:
         return FAILS, "; ".join(_times(least[key]) for key in [*outside, *tame])
     if missing:
         return NOT_RUN, f"not run: {_listed(missing)}"
     unsure = [key for key in others if any(d.low < -SIMILAR or d.high > SIMILAR for d in both[key])]
-    if not unsure and _more(least["0"]) and _more(most["0"]):
-        return HOLDS, f"all {len(others)} within a factor of two; {_times(least['0'])}"
-    unsure = unsure or ["0"]
+    if not unsure and _more(least[ALPHA_ZERO]) and _more(most[ALPHA_ZERO]):
+        return HOLDS, f"all {len(others)} within a factor of two; {_times(least[ALPHA_ZERO])}"
+    unsure = unsure or [ALPHA_ZERO]
     if min(most[key].difference.n for key in unsure) < 2:
         return OPEN, ONE_SEED
     if not np.isfinite(most[unsure[0]].difference.mean):
@@ -208,44 +186,27 @@ def similar(least: Mapping[str, Comparison], most: Mapping[str, Comparison], nam
     return OPEN, f"{len(unsure)} of {len(others) + 1} comparisons leave it open, such as {such}"
 
 
-def _fifth(mains: Mapping[str, Setting], protocol: str) -> list[Verdict]:
-    verdicts = []
-    for selection in stats.SELECTIONS:
-        for unit in UNITS:
-            found, reason = _among_best(mains, protocol, selection, unit)
-            verdicts.append(
-                Verdict(
-                    claim=f"C5 (m = {unit})",
-                    dataset="all",
-                    protocol=protocol,
-                    reference="",
-                    selection=selection,
-                    verdict=found,
-                    reason=reason,
-                )
-            )
-    return verdicts
-
-
-def _among_best(mains: Mapping[str, Setting], protocol: str, selection: str, unit: str) -> tuple[str, str]:
-    candidates = ["1", *CONSTANTS, f"1/m {unit}", f"1/m^2 {unit}", "0"]
+def _among_best(mains: Mapping[str, Setting], protocol: str, selection: str, unit: str) -> Finding:
+    """C5, by the share of seed resamples in which α = 0.25 is among the three best of Table 1 on every data set."""
+    candidates = [ALPHA_ONE, *CONSTANTS, *DIMINISHING[unit], ALPHA_ZERO]
+    chosen = candidates.index("0.25")
     errors, missing = [], []
     for dataset in PAPER_DATASETS:
-        series = compare.series_of(mains[dataset], protocol) if dataset in mains else {}
+        series = compare.series_of(mains.get(dataset, EMPTY), protocol)
         lacking = [key for key in candidates if key not in series]
         if lacking:
             missing.append(DATASETS[dataset] + (f" ({_listed(lacking)})" if len(lacking) < len(candidates) else ""))
             continue
-        measured = [compare.selected_error(selection)(series[key]) for key in candidates]
+        measured = [compare.ERRORS[selection](series[key]) for key in candidates]
         seeds = sorted(set.intersection(*(set(one) for one in measured)))
         errors.append(np.array([[one[seed] for seed in seeds] for one in measured]))
     if missing:
         return NOT_RUN, f"not run: {', '.join(missing)}"
-    share = share_among_best(errors, candidates.index("0.25"))
+    share = share_among_best(errors, chosen)
     counts = ", ".join(str(one.shape[1]) for one in errors)
     reason = f"in all three top threes in {100 * share:.1f} % of seed resamples (n = {counts})"
     resampled = [one for one in errors if one.shape[1] > 1]
-    if len(resampled) < len(errors) and share_among_best(resampled, candidates.index("0.25")) > UNLIKELY:
+    if len(resampled) < len(errors) and share_among_best(resampled, chosen) > UNLIKELY:
         return OPEN, f"{reason}; one seed alone has nothing to resample"
     return (HOLDS if share >= SURE else FAILS if share <= UNLIKELY else OPEN), reason
 
@@ -266,21 +227,21 @@ def share_among_best(errors: Sequence[np.ndarray], chosen: int) -> float:
 
 
 def _pp(one: Comparison) -> str:
-    return f"{name_of(one.key)}: {_interval(one.difference, 1, 2)} pp{_p(one)}"
-
-
-def _ratio(one: Comparison) -> str:
     d = one.difference
-    return f"{name_of(one.key)}: noise × {np.exp(d.mean):.2f} [{np.exp(d.low):.2f}, {np.exp(d.high):.2f}]{_p(one)}"
+    return f"{name_of(one.key)}: {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}] pp{_p(one)}"
+
+
+def _noise(one: Comparison) -> str:
+    return _ratio(one, "noise", np.exp)
 
 
 def _times(one: Comparison) -> str:
-    d = one.difference
-    return f"{name_of(one.key)}: epochs × {2**d.mean:.2f} [{2**d.low:.2f}, {2**d.high:.2f}]{_p(one)}"
+    return _ratio(one, "epochs", np.exp2)
 
 
-def _interval(d: stats.Summary, scale: float, digits: int) -> str:
-    return f"{d.mean * scale:+.{digits}f} [{d.low * scale:+.{digits}f}, {d.high * scale:+.{digits}f}]"
+def _ratio(one: Comparison, what: str, of_log: Callable[[float], Any]) -> str:
+    mean, low, high = (of_log(value) for value in (one.difference.mean, one.difference.low, one.difference.high))
+    return f"{name_of(one.key)}: {what} × {mean:.2f} [{low:.2f}, {high:.2f}]{_p(one)}"
 
 
 def _p(one: Comparison) -> str:
@@ -289,13 +250,3 @@ def _p(one: Comparison) -> str:
 
 def _listed(keys: Sequence[str]) -> str:
     return ", ".join(name_of(key) for key in keys)
-
-
-def as_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row a verdict."""
-    return pd.DataFrame([asdict(verdict) for verdict in verdicts])
-
-
-def write(verdicts: Sequence[Verdict], folder: Path) -> list[Path]:
-    """Write verdicts.csv below `folder`; returns it."""
-    return write_texts(folder, {"verdicts.csv": as_table(verdicts).to_csv(index=False)})

@@ -1,22 +1,21 @@
 """Series of one setting against a reference, paired by seed.
 
-A *column* is what Holm's correction covers: every schedule of one protocol (or every peer) against one reference, in
-one measure. A measure gives each seed of a series one number.
+A *column* is what Holm's correction covers: every schedule of one protocol (or every baseline) against one reference,
+in one measure. A measure gives each seed of a series one number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from dbnrun.config.identity import schedule_key
 from dbnrun.report import stats
 from dbnrun.report.series import Series, Setting
 
 Measure = Callable[[Series], dict[int, float]]
-ALPHA_ONE, MODERN_BN = "1", "bn"  # the two references, as `schedule_key` spells them
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class Comparison:
     """A series minus the reference, paired by seed; below 0 the series has less."""
 
     key: str
-    label: str
     difference: stats.Summary
     p: float
     p_holm: float
@@ -48,36 +46,33 @@ class Comparison:
 
 
 def series_of(setting: Setting, protocol: str) -> dict[str, Series]:
-    """The finished series of a protocol ('' for the peers) by `schedule_key`."""
+    """The finished series of a protocol ('' for the baselines) by key."""
     found = [one for one in setting.series if one.protocol == protocol and one.n]
-    by_key = {schedule_key(one.cell): one for one in found}
-    assert len(by_key) == len(found), "a book's setting has one series a schedule; all else is a knob"
+    by_key = {one.key: one for one in found}
+    assert len(by_key) == len(found), "a setting of the paper has one series a schedule"
     return by_key
 
 
 def reference_of(setting: Setting, protocol: str, reference: str) -> Series | None:
-    """α = 1 of the same protocol, or modern BN; None where it has not been run."""
-    return series_of(setting, "" if reference == MODERN_BN else protocol).get(reference)
+    """α = 1 of the same protocol, or a baseline; None where it has not been run."""
+    return (series_of(setting, "") | series_of(setting, protocol)).get(reference)
 
 
-def column(setting: Setting, protocol: str, measure: Measure, reference: str) -> dict[str, Comparison]:
-    """Every series of the protocol (or every peer) against the reference, by key, Holm-corrected; {} without one."""
+def column(setting: Setting, protocol: str, measure: Measure, reference: str) -> dict[str, Comparison] | None:
+    """Every series of the protocol (or every baseline) against the reference, by key; None where that is missing."""
     base = reference_of(setting, protocol, reference)
-    return against(base, series_of(setting, protocol), measure) if base else {}
+    return against(base, series_of(setting, protocol), measure) if base else None
 
 
 def against(base: Series, column: Mapping[str, Series], measure: Measure) -> dict[str, Comparison]:
     """Every other series of a column against `base`, by key; p Holm-corrected over them."""
     zero = measure(base)
     differences = {key: paired(measure(one), zero) for key, one in column.items() if one is not base}
-    if not differences:
-        return {}
-    raw = {key: stats.sign_flip_p(values) for key, values in differences.items()}
-    corrected = dict(zip(raw, stats.holm(list(raw.values())), strict=True))
-    made = sum(np.isfinite(p) for p in raw.values())
+    raw = [stats.sign_flip_p(values) for values in differences.values()]
+    made = int(np.isfinite(raw).sum())
     return {
-        key: Comparison(key, column[key].label, stats.summarize(values), raw[key], float(corrected[key]), made)
-        for key, values in differences.items()
+        key: Comparison(key, stats.summarize(values), p, float(p_holm), made)
+        for (key, values), p, p_holm in zip(differences.items(), raw, stats.holm(raw), strict=True)
     }
 
 
@@ -90,14 +85,9 @@ def by_seed(series: Series, values: Sequence[float] | np.ndarray) -> dict[int, f
     return {run.cell["seed"]: float(value) for run, value in zip(series.finished, values, strict=True)}
 
 
-def selected_error(selection: str) -> Measure:
+def selected_error(series: Series, selection: str) -> dict[int, float]:
     """Test error [%] at the epoch that a selection names."""
-
-    def measure(series: Series) -> dict[int, float]:
-        test, val = series.column("test_error_pct"), series.column("val_error_pct")
-        return by_seed(series, stats.select(test, val, selection))
-
-    return measure
+    return by_seed(series, stats.select(series.column("test_error_pct"), series.column("val_error_pct"), selection))
 
 
 def population_error(series: Series) -> dict[int, float]:
@@ -105,9 +95,14 @@ def population_error(series: Series) -> dict[int, float]:
     return by_seed(series, series.column("test_error_pct_population")[:, -1])
 
 
-def summary(series: Series, measure: Measure) -> stats.Summary:
-    """A measure's mean over the finished runs, with its spread."""
-    return stats.summarize(np.array(list(measure(series).values())))
+# Test errors by the name of how they are measured.
+ERRORS: dict[str, Measure] = {name: partial(selected_error, selection=name) for name in stats.SELECTIONS}
+ERRORS["population"] = population_error
+
+
+def summary(series: Series, name: str) -> stats.Summary:
+    """The mean of a test error over the finished runs, with its spread."""
+    return stats.summarize(np.array(list(ERRORS[name](series).values())))
 
 
 def log_jitter(series: Series) -> dict[int, float]:
@@ -126,15 +121,8 @@ def log_epochs(base: Series, never: Callable[[int], int], factor: float = 1.05) 
     def measure(series: Series) -> dict[int, float]:
         if not series.is_whole:
             return by_seed(series, np.full(series.n, np.nan))
-        shared = [
-            (run.cell["seed"], loss) for run, loss in zip(series.finished, series.column("val_loss"), strict=True)
-        ]
-        shared = [(seed, loss) for seed, loss in shared if seed in target]
-        if not shared:
-            return {}
-        goal = np.array([target[seed] for seed, _ in shared])
-        losses = np.array([loss for _, loss in shared])
-        epochs = stats.epochs_to_reach(losses, goal, never(losses.shape[1]))
-        return {seed: float(np.log2(epoch)) for (seed, _), epoch in zip(shared, epochs, strict=True)}
+        goals = np.array([target.get(run.cell["seed"], np.nan) for run in series.finished])
+        epochs = stats.epochs_to_reach(series.column("val_loss"), goals, never(len(series.epochs)))
+        return {seed: value for seed, value in by_seed(series, np.log2(epochs)).items() if seed in target}
 
     return measure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from dbnrun.report.names import DATASETS, PROTOCOLS
+from dbnrun.report.names import ALPHA_ONE, CONSTANTS, DATASETS, MODERN_BN, PROTOCOLS, alpha_of
 from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 from dbnrun.runs.layout import write_atomic
@@ -47,13 +48,13 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     if not setting.n:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    finished = {protocol: [s for s in setting.panel(protocol) if s.n] for protocol in setting.protocols}
-    # A protocol of which nothing is finished would make a panel of peers alone.
+    finished = {protocol: setting.panel(protocol) for protocol in setting.protocols}
+    # A protocol of which nothing is finished would make a panel of baselines alone.
     panels = {name: panel for name, panel in finished.items() if any(s.protocol for s in panel)} or {
         "": [s for s in setting.series if s.n]
     }
     best = {protocol: most_efficient(panel) or panel for protocol, panel in panels.items()}
-    name, chosen = DATASETS.get(setting.dataset, setting.dataset), rule(best)
+    name, chosen = DATASETS[setting.dataset], rule(best)
     figures = [
         ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
         ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),
@@ -76,8 +77,8 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
     also = [
         text
         for text, there in (
-            ("α = 1", any(s.protocol and s.cell["schedule"].get("alpha") == 1 for s in shown)),
-            ("BN", any(s.cell["norm"]["name"] == "bn" for s in shown)),
+            ("α = 1", any(series.key == ALPHA_ONE for series in shown)),
+            ("BN", any(series.key == MODERN_BN for series in shown)),
         )
         if there
     ]
@@ -219,16 +220,13 @@ def _markers(panel: Sequence[Series]) -> dict[int, str]:
 
 
 def _curve(ax: Axes, series: Series, column: str, marker: str, band: float) -> None:
-    values = series.column(column)
-    mean, epochs = values.mean(0), series.epochs
+    (mean, low, high), epochs = series.band(column), series.epochs
     style = line_style(series)
     marker = marker or ("o" if len(epochs) == 1 else "")
     every = max(1, len(epochs) // 8)
     ax.plot(epochs, mean, label=series.label, marker=marker, markersize=4, markevery=every, **style)
     if series.n > 1:
-        sd = values.std(0, ddof=1)
-        # A band that reaches 0 has no place on a log axis.
-        ax.fill_between(epochs, np.maximum(mean - sd, mean * 0.02), mean + sd, color=style["color"], alpha=band, lw=0)
+        ax.fill_between(epochs, low, high, color=style["color"], alpha=band, lw=0)
 
 
 # Okabe and Ito's palette for what has a name; the constants take a colour-blind-safe ramp from dark (1) to light
@@ -238,15 +236,15 @@ NAMED: dict[str, Any] = {
     "ln": ("#666666", (0, (5, 1))),
     "gn": ("#666666", (0, (1, 1))),
     "none": ("#999999", (0, (3, 1, 1, 1))),
-    "harmonic epoch": ("#D55E00", (0, (6, 1.5))),
-    "harmonic step": ("#E69F00", (0, (6, 1, 1, 1))),
-    "inverse_square epoch": ("#CC79A7", (0, (3, 1, 1, 1))),
-    "inverse_square step": ("#AA3377", (0, (2, 1))),
-    "power epoch": ("#56B4E9", (0, (1.5, 1))),
-    "power step": ("#0072B2", (0, (1.5, 1))),
+    "1/m epochs": ("#D55E00", (0, (6, 1.5))),
+    "1/m steps": ("#E69F00", (0, (6, 1, 1, 1))),
+    "1/m^2 epochs": ("#CC79A7", (0, (3, 1, 1, 1))),
+    "1/m^2 steps": ("#AA3377", (0, (2, 1))),
+    "m^-p epochs": ("#56B4E9", (0, (1.5, 1))),
+    "m^-p steps": ("#0072B2", (0, (1.5, 1))),
 }
 OTHER = ("#777777", (0, (7, 1)))  # of any other normalizer; markers tell several of them apart
-CONSTANTS = (1, 0.75, 0.5, 0.25, 0.1, 0.01, 0.001)
+STEPS = [-np.log10(float(key)) for key in (ALPHA_ONE, *CONSTANTS)]
 DASHES: tuple[Any, ...] = (
     "-", (0, (8, 1.5)), (0, (3.5, 1.2)), "-", (0, (8, 1.5, 1.5, 1.5)), (0, (1.5, 0.8)), (0, (5, 1, 1, 1, 1, 1)),
 )  # fmt: skip
@@ -254,16 +252,15 @@ DASHES: tuple[Any, ...] = (
 
 def line_style(series: Series) -> dict[str, Any]:
     """Colour, dash and width of a curve, by what it is: the same in every figure."""
-    schedule = series.cell["schedule"] if series.protocol else {"name": series.cell["norm"]["name"]}
-    name = schedule["name"]
-    if name == "constant":
-        if schedule["alpha"] == 0:
-            return {"color": "#8C510A", "ls": (0, (1, 2)), "lw": 1.4}
-        step = np.interp(-np.log10(schedule["alpha"]), -np.log10(CONSTANTS), np.arange(len(CONSTANTS)))
-        color = mpl.colormaps["viridis"](0.88 * step / (len(CONSTANTS) - 1))
-        return {"color": color, "ls": DASHES[round(step)], "lw": 1.8 if schedule["alpha"] == 1 else 1.3}
-    color, dash = NAMED.get(" ".join(filter(None, [name, schedule.get("unit", "")])), OTHER)
-    return {"color": color, "ls": dash, "lw": 1.8 if name == "bn" else 1.5}
+    alpha = alpha_of(series.key)
+    if alpha == 0:
+        return {"color": "#8C510A", "ls": (0, (1, 2)), "lw": 1.4}
+    if alpha is not None:
+        step = np.interp(-np.log10(alpha), STEPS, np.arange(len(STEPS)))
+        color = mpl.colormaps["viridis"](0.88 * step / (len(STEPS) - 1))
+        return {"color": color, "ls": DASHES[round(step)], "lw": 1.8 if alpha == 1 else 1.3}
+    color, dash = NAMED.get(re.sub(r"m\^-\S+", "m^-p", series.key), OTHER)
+    return {"color": color, "ls": dash, "lw": 1.8 if series.key == MODERN_BN else 1.5}
 
 
 def _scale(ax: Axes, limits: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""What tables and figures call things."""
+"""What tables and figures call schedules, normalizers, data sets and protocols."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dbnrun.config import registry
 
 DATASETS = {name: kind.label for name, kind in registry.of("dataset").items()}
 TEST_RECORDS = {name: kind.test_records for name, kind in registry.of("dataset").items()}
-
+BASELINES = {name: kind.label for name, kind in registry.of("norm").items() if not kind.scheduled}
 PROTOCOLS = {
     "dbn_inference": "batch statistics in training, λ at test",
     "dbn": "λ in training and test (Algorithm 1)",
@@ -14,14 +14,24 @@ PROTOCOLS = {
     "": "",
 }
 
-BASELINES = {name: kind.label for name, kind in registry.of("norm").items() if not kind.scheduled}
+# Keys as `schedule_key` spells them, in the order of the paper's Table 1.
+ALPHA_ONE, ALPHA_ZERO, MODERN_BN = "1", "0", "bn"
+CONSTANTS = ("0.75", "0.5", "0.25", "0.1", "0.01", "0.001")  # 0 < α < 1
+UNITS = ("epochs", "steps")  # what m counts; the paper does not say
+DIMINISHING = {unit: (f"1/m {unit}", f"1/m^2 {unit}") for unit in UNITS}
+SCHEDULES = (ALPHA_ONE, *CONSTANTS, *(f"{name} {unit}" for name in ("1/m", "1/m^2") for unit in UNITS), ALPHA_ZERO)
+
+
+def alpha_of(key: str) -> float | None:
+    """The α of a constant schedule's key; None for every other key."""
+    return float(key) if key[0].isdigit() and "/" not in key else None
 
 
 def name_of(key: str) -> str:
     """'α = 0.25', '1/m (steps)', 'BN (PyTorch)', … from a `schedule_key`."""
     if key in BASELINES:
         return BASELINES[key]
-    if key[0].isdigit() and "/" not in key:
+    if alpha_of(key) is not None:
         return f"α = {key}"
     name, _, unit = key.partition(" ")
     return f"{name.replace('^2', '²')} ({unit})" if unit else name

@@ -1,4 +1,4 @@
-"""Run folders in, settings and series out.
+"""Groups recorded runs into settings and series.
 
 A *series* is what a curve shows: runs that differ only in seed. A *setting* is what one figure compares: series that
 differ only in normalizer and schedule. Runs of different settings are never averaged or drawn together.
@@ -6,6 +6,7 @@ differ only in normalizer and schedule. Runs of different settings are never ave
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun.config.identity import norm_label, protocol_of, schedule_key
+from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
-from dbnrun.report.names import BASELINES, name_of
+from dbnrun.report.names import BASELINES, alpha_of, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
 
@@ -31,9 +32,14 @@ class Series:
     runs: list[RunRecord] = field(default_factory=list)
     label: str = ""
 
-    @property
+    @cached_property
+    def key(self) -> str:
+        """Its schedule, or the name of its normalizer where that has none: '0.25', '1/m steps', 'bn'."""
+        return schedule_key(self.cell)
+
+    @cached_property
     def protocol(self) -> str:
-        """'' for the peers (bn, ln, …); else how training uses lambda."""
+        """'' for the baselines (bn, ln, …); else how training uses lambda."""
         return protocol_of(self.cell["norm"])
 
     @property
@@ -67,6 +73,13 @@ class Series:
         values = [[getattr(run.rows[epoch - 1], name) for epoch in self.epochs] for run in self.finished]
         return np.array(values, dtype=float).reshape(self.n, len(self.epochs))
 
+    def band(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A column's mean over the finished runs, and mean ± standard deviation: above 0, for a logarithmic axis."""
+        values = self.column(name)
+        mean = values.mean(0)
+        sd = values.std(0, ddof=1) if self.n > 1 else np.zeros(len(mean))
+        return mean, np.maximum(mean - sd, mean * 0.02), mean + sd
+
 
 @dataclass
 class Setting:
@@ -74,7 +87,7 @@ class Setting:
 
     cell: dict[str, Any]  # of one of the runs
     series: list[Series]
-    identity: dict[str, Any] = field(default_factory=dict)  # what its runs share, flat
+    identity: dict[str, Any] = field(default_factory=dict)  # what its runs share, by dotted key
     slug: str = ""  # names its files
 
     @property
@@ -88,18 +101,13 @@ class Setting:
 
     @cached_property
     def protocols(self) -> list[str]:
-        """The ways of using lambda that occur, in a fixed order; [''] where there are only peers."""
+        """The ways of using lambda that occur, in a fixed order; [''] where there are only baselines."""
         found = {series.protocol for series in self.series} - {""}
         return sorted(found, key=_protocol_rank) or [""]
 
     def panel(self, protocol: str) -> list[Series]:
-        """The series of one protocol, with the peers."""
-        return [series for series in self.series if series.protocol in ("", protocol)]
-
-
-def _protocol_rank(name: str) -> tuple[bool, str]:
-    """The paper's likeliest procedure first."""
-    return (not name.startswith("dbn_inference"), name)
+        """The finished series of one protocol, with the baselines."""
+        return [series for series in self.series if series.protocol in ("", protocol) and series.n]
 
 
 def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
@@ -128,59 +136,62 @@ def nothing_to_report(paths: Sequence[Path], runs: Sequence[RunRecord]) -> UserE
 
 def settings_of(runs: Sequence[RunRecord]) -> list[Setting]:
     """The settings that distinct runs make, by data set; those without a finished run last."""
-    by_setting: dict[str, dict[str, Series]] = defaultdict(dict)
-    for run, identity in zip(runs, _identities(runs), strict=True):
+    shared = [json.dumps(_shared(run.cell), sort_keys=True) for run in runs]
+    # A run whose manifest is lost does not say its data: it joins those that do.
+    digests = {cell: run.data_digest for cell, run in zip(shared, runs, strict=True) if run.data_digest}
+    groups: dict[tuple[str, str], dict[str, Series]] = defaultdict(dict)
+    for cell, run in zip(shared, runs, strict=True):
         own = json.dumps([run.cell["norm"], run.cell.get("schedule")], sort_keys=True)
-        series = by_setting[json.dumps(identity, sort_keys=True)].setdefault(own, Series(run.cell))
-        series.runs.append(run)
-    settings = [_setting(list(series.values()), json.loads(key)) for key, series in by_setting.items()]
-    _name(settings)
+        group = groups[cell, run.data_digest or digests.get(cell, "")]
+        group.setdefault(own, Series(run.cell)).runs.append(run)
+    settings = [
+        _setting(list(group.values()), json.loads(cell) | {"data": digest[:8]})
+        for (cell, digest), group in groups.items()
+    ]
+    _name_files(settings)
     return sorted(settings, key=lambda setting: (not setting.n, setting.slug))
 
 
-def _identities(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """What each run shares with its setting, flat: the cell without seed, normalizer and schedule, and its data.
+def _shared(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run shares with its setting: its cell by dotted key, without seed, normalizer and schedule."""
+    kept = {key: value for key, value in cell.items() if key not in ("seed", "norm", "schedule")}
+    # A parameter joins the first group that fits, so that their order matters too.
+    return dotted(kept) | {"optimizer.order": list(cell["optimizer"]["groups"])}
 
-    A run whose manifest is lost joins those that do name their data.
-    """
-    cells = [_flat(run.cell) for run in runs]
-    known: dict[str, str] = {}
-    for run, cell in zip(runs, cells, strict=True):
-        if run.data_digest:
-            known.setdefault(json.dumps(cell, sort_keys=True), run.data_digest)
-    return [
-        cell | {"data": run.data_digest or known.get(json.dumps(cell, sort_keys=True), "")}
-        for run, cell in zip(runs, cells, strict=True)
-    ]
+
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
-    for one in series:
-        one.label = name_of(schedule_key(one.cell))
-    _tell_apart(series)
-    return Setting(series[0].cell, sorted(series, key=_rank), identity)
-
-
-def _rank(series: Series) -> tuple[Any, ...]:
-    """The peers, then a block a protocol in Table 1's order: constants from 1 down, the diminishing ones, then 0."""
-    if not series.protocol:
-        return (0, list(BASELINES).index(norm_label(series.cell)), series.label)
-    schedule, block = series.cell["schedule"], (1, _protocol_rank(series.protocol))
-    if schedule["name"] == "constant":
-        return (*block, 3 if schedule["alpha"] == 0 else 1, -schedule["alpha"], series.label)
-    return (*block, 2, 0, series.label)
-
-
-def _tell_apart(series: list[Series]) -> None:
-    """Where the series of a protocol, or of a peer, differ in the normalizer's axes, each label says its own."""
+    """The series in Table 1's order; where those of a protocol differ in the normalizer's options, labels say how."""
     groups: dict[str, list[Series]] = defaultdict(list)
     for one in series:
-        groups[one.protocol or one.label].append(one)
+        groups[one.protocol or one.key].append(one)
     for group in groups.values():
         keys = _differing([one.cell["norm"] for one in group])
         for one in group:
             norm = one.cell["norm"]
-            one.label += "".join(f", {key}={_text(norm[key])}" for key in keys if key in norm)
+            one.label = name_of(one.key) + "".join(f", {key}={_text(norm[key])}" for key in keys if key in norm)
+    return Setting(series[0].cell, sorted(series, key=_rank), identity)
+
+
+def _rank(series: Series) -> tuple[Any, ...]:
+    """The baselines, then a block a protocol: constants from 1 down, the diminishing ones, then 0."""
+    if not series.protocol:
+        return (0, list(BASELINES).index(series.key), series.label)
+    alpha = alpha_of(series.key)
+    place = (2, 0) if alpha is None else (1 if alpha else 3, -alpha)
+    return (1, _protocol_rank(series.protocol), place, series.label)
+
+
+def _protocol_rank(name: str) -> tuple[bool, str]:
+    """The paper's likeliest procedure first."""
+    return (not name.startswith("dbn_inference"), name)
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -197,45 +208,18 @@ def _text(value: Any) -> str:
     return number_text(value) if isinstance(value, float) else str(value)
 
 
-def _name(settings: list[Setting]) -> None:
-    """The data set's name, and for several settings of one data set what distinguishes each.
+def _name_files(settings: Sequence[Setting]) -> None:
+    """Name each setting by its data set, and by what distinguishes it from others of that data set: 'mnist-epochs3'.
 
     A setting without a finished run has no files, and so does not lengthen the names of those that have.
     """
     taken: set[str] = set()
     for setting in sorted(settings, key=lambda setting: not setting.n):
-        peers = [
-            other.identity for other in settings if other.dataset == setting.dataset and (other.n or not setting.n)
-        ]
-        parts = [setting.dataset, *(_part(key, setting.identity.get(key, "")) for key in _differing(peers))]
-        letters = "-".join(filter(None, parts))
-        slug = name = "".join(letter if letter.isalnum() or letter in "-._" else "" for letter in letters)
-        number = 2
-        while slug.lower() in taken:  # some file systems do not know case
-            slug, number = f"{name}-{number}", number + 1
-        taken.add(slug.lower())
-        setting.slug = slug
-
-
-def _part(key: str, value: Any) -> str:
-    """'epochs3', 'weights.lr0.01', 'data1a2b3c4d'; '' where this setting has no such key."""
-    if value == "":
-        return ""
-    group, _, name = key.removeprefix("optimizer.groups.").rpartition(".")
-    short = f"{group}.{name}" if key.startswith("optimizer.groups.") else name
-    return short + (value[:8] if key == "data" else _text(value))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; seed, normalizer and schedule left out."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if not prefix and key in ("seed", "norm", "schedule"):
-            continue
-        if isinstance(value, Mapping):
-            if prefix + key == "optimizer.groups":
-                flat["optimizer.order"] = list(value)  # a parameter joins the first group that fits
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+        alike = [one.identity for one in settings if one.dataset == setting.dataset and (one.n or not setting.n)]
+        own = {key: _text(setting.identity.get(key, "")) for key in _differing(alike)}
+        words = [setting.dataset, *((key.partition(".")[2] or key) + text for key, text in own.items() if text)]
+        slug = "".join(letter for letter in "-".join(words) if letter.isalnum() or letter in "-._")
+        numbered = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+        # Some file systems do not know case.
+        setting.slug = next(name for name in numbered if name.lower() not in taken)
+        taken.add(setting.slug.lower())

@@ -1,4 +1,4 @@
-"""Table 1 beside the paper's, as CSV, as Markdown and for the terminal.
+"""Test errors beside the paper's Table 1, as CSV, as Markdown and for the terminal.
 
 Two selections stand side by side: the last epoch, and the best epoch on the test set. The second is what the paper
 reports and is optimistic: it chooses by the very numbers it then shows.
@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbnrun.config.identity import schedule_key
 from dbnrun.report import compare
+from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Series, Setting
 from dbnrun.runs.layout import write_atomic
 
 TOP = 3  # the paper marks the three best of a column
-MEASURES = {
-    "last": compare.selected_error("last"),
-    "best_on_test": compare.selected_error("best_on_test"),
-    "population": compare.population_error,
-}
 COLUMNS = {"last": "last epoch", "best_on_test": "best on test", "population": "population"}
 NOTE = f"""
 Mean ± sample standard deviation over n seeds. *Best on test* chooses each run's epoch by its test error, as the paper's
@@ -43,9 +38,9 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(path, index_col="alpha", dtype={"alpha": str})
 
 
-def paper_number(cell: Mapping[str, Any]) -> float:
-    """The paper's number beside a cell, NaN where it has none. The paper does not say what its m counts."""
-    paper, dataset, row = paper_numbers(), cell["dataset"]["name"], schedule_key(cell).partition(" ")[0]
+def paper_number(series: Series) -> float:
+    """The paper's number beside a series, NaN where it has none. The paper does not say what its m counts."""
+    paper, dataset, row = paper_numbers(), series.cell["dataset"]["name"], series.key.partition(" ")[0]
     return float(paper.loc[row, dataset]) if row in paper.index and dataset in paper else float("nan")
 
 
@@ -54,7 +49,7 @@ def rows(setting: Setting) -> pd.DataFrame:
     table = pd.DataFrame([_row(setting, series) for series in setting.series])
     for name in ("last", "best_on_test"):
         place = table.groupby("protocol")[f"{name}_mean"].rank(method="min")  # NaN without a mean: not among the best
-        table[f"{name}_top"] = (place <= TOP) & (table["protocol"] != "")  # the peers are in no one's three
+        table[f"{name}_top"] = (place <= TOP) & (table["protocol"] != "")  # no baseline is marked
     return table
 
 
@@ -66,10 +61,10 @@ def _row(setting: Setting, series: Series) -> dict[str, Any]:
         "n": series.n,
         "epochs": series.cell["train"]["epochs"],
     }
-    for name, measure in MEASURES.items():
-        error = compare.summary(series, measure)
+    for name in COLUMNS:
+        error = compare.summary(series, name)
         row |= {f"{name}_mean": error.mean, f"{name}_sd": error.sd}
-    return row | {"paper": paper_number(series.cell), "left_out": series.left_out()}
+    return row | {"paper": paper_number(series), "left_out": series.left_out()}
 
 
 def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
@@ -97,7 +92,7 @@ def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
         {
             "training": row["protocol"] or "peer",
             "curve": row["curve"],
-            **{head: _mean_and_sd(row, name, best if row.get(f"{name}_top") else "") for name, head in COLUMNS.items()},
+            **{head: _mean_and_sd(row, name, best) for name, head in COLUMNS.items()},
             "paper": number(row["paper"]),
             "n": str(row["n"]),
             "left out": row["left_out"],
@@ -106,8 +101,9 @@ def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
     )
 
 
-def _mean_and_sd(row: Mapping[Any, Any], name: str, around: str) -> str:
+def _mean_and_sd(row: Mapping[Any, Any], name: str, best: str) -> str:
     mean, sd = number(row[f"{name}_mean"]), number(row[f"{name}_sd"])
+    around = best if row.get(f"{name}_top") else ""
     return around + (f"{mean} ± {sd}" if sd else mean or "–") + around
 
 
@@ -133,20 +129,20 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
 
 def describe(cell: Mapping[str, Any]) -> str:
     """'cnn 32-32-64-64-512, adagrad 0.01, batch 100, 30 epochs, bf16'."""
-    widths = "-".join(map(str, cell["model"]["widths"]))
-    rates = sorted({group["lr"] for group in cell["optimizer"]["groups"].values()})
+    model, optimizer, train = cell["model"], cell["optimizer"], cell["train"]
+    rates = sorted({group["lr"] for group in optimizer["groups"].values()})
     parts = [
-        f"{cell['model']['name']} {widths}",
-        f"{cell['optimizer']['name']} {'/'.join(f'{rate:g}' for rate in rates)}",
-        f"batch {cell['train']['batch_size']}",
-        f"{cell['train']['epochs']} epoch{'s' if cell['train']['epochs'] > 1 else ''}",
+        f"{model['name']} {'-'.join(map(str, model['widths']))}",
+        f"{optimizer['name']} {'/'.join(f'{rate:g}' for rate in rates)}",
+        f"batch {train['batch_size']}",
+        f"{train['epochs']} epoch{'s' if train['epochs'] > 1 else ''}",
     ]
-    if limit := cell["train"].get("limit_batches"):
-        parts.append(f"at most {limit} batches each")
-    if every := cell["train"].get("eval_every"):
-        parts.append(f"evaluated every {every} epochs")
-    if limit := cell["train"].get("limit_eval"):
-        parts.append(f"evaluated on at most {limit} records")
+    limits = {
+        "limit_batches": "at most {} batches each",
+        "eval_every": "evaluated every {} epochs",
+        "limit_eval": "evaluated on at most {} records",
+    }
+    parts += [text.format(train[key]) for key, text in limits.items() if train.get(key)]
     if cell.get("precision", "fp32") != "fp32":
         parts.append(cell["precision"])
     return ", ".join(parts)
@@ -160,8 +156,6 @@ def from_to(counts: Iterable[int]) -> str:
 
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
     """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
-    shown = [series for series in panel if series.n]
-    last = {id(s): compare.summary(s, MEASURES["last"]).mean for s in shown if s.protocol}
-    ranked = sorted((key for key, error in last.items() if np.isfinite(error)), key=last.__getitem__)
-    kept = {compare.ALPHA_ONE, compare.MODERN_BN}
-    return [s for s in shown if id(s) in ranked[:TOP] or schedule_key(s.cell) in kept]
+    last = {id(one): compare.summary(one, "last").mean for one in panel if one.protocol}
+    ranked = sorted((one for one, error in last.items() if np.isfinite(error)), key=last.__getitem__)
+    return [one for one in panel if id(one) in ranked[:TOP] or one.key in (ALPHA_ONE, MODERN_BN)]

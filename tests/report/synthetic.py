@@ -27,7 +27,7 @@ def constant(alpha: float) -> dict[str, Any]:
 def cell(
     schedule: Any = None, seed: int = 0, dataset: str = "mnist", protocol: str = "A", norm: str = "dbn", epochs: int = 4
 ) -> dict[str, Any]:
-    """A whole cell as the runner writes it; a schedule makes it DBN, none makes it a peer."""
+    """A whole cell as the runner writes it; a schedule makes it DBN, none makes it a baseline."""
     train_stats, stats_grad = PROTOCOLS[protocol]
     dbn = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": train_stats, "stats_grad": stats_grad,
            "average": "std", "eps_at": "std", "init": [0.0, 1.0]}  # fmt: skip
@@ -103,7 +103,7 @@ def table_1(
     epochs: int = 12,
     gain: float = 0.5,
 ) -> list[RunRecord]:
-    """Every schedule and peer: α = 1 and BN at 3 % and noisy, α = 0 at 20 %, the others `gain` pp below.
+    """Every schedule and baseline: α = 1 and BN at 3 % and noisy, α = 0 at 20 %, the others `gain` pp below.
 
     0.25 is the best. The validation loss of all but α = 0 falls alike.
     """

@@ -13,9 +13,8 @@ from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.identity import cell_of
 from dbnrun.config.registry import UserError, files
-from dbnrun.paper import documents
-from dbnrun.paper.protocols import NORM_AXES, experiment_of, turned
-from dbnrun.report import publish
+from dbnrun.paper import documents, publish
+from dbnrun.paper.protocols import NORM_AXES, experiment_of, overridden
 from dbnrun.report.series import settings_of
 from dbnrun.runs import archive, lock, metrics
 from dbnrun.runs.load import read_runs
@@ -235,18 +234,18 @@ def test_a_cells_file_follows_from_the_cell(content, name):
      ("optimizer", "groups", {"weights": {"lr": 0.01, "weight_decay": 0.0}}),
      ("optimizer", "groups", {"weights": {"lr": 0.03, "weight_decay": 1e-4}})],
 )  # fmt: skip
-def test_a_knob_off_the_papers_runs_makes_a_sensitivity_run(group, key, value):
+def test_a_hyperparameter_off_the_papers_runs_makes_a_sensitivity_run(group, key, value):
     content = cell(constant(0.5))
     content[group][key] = value
     assert experiment_of(content) == "mnist_sensitivity"
 
 
 @pytest.mark.parametrize("norm", files()["norm"])
-def test_a_cell_as_it_is_composed_has_every_knob_where_the_papers_runs_have_it(norm):
+def test_a_cell_as_it_is_composed_has_every_hyperparameter_of_the_papers_runs(norm):
     content = cell_of(composed(["dataset=ni", f"norm={norm}"]))
-    assert turned(content) == {}
+    assert overridden(content) == {}
     axes = content["norm"].keys() - {"name", "train_stats", "stats_grad", "average"}
-    assert axes == NORM_AXES[content["norm"]["name"]].keys()  # none in conf/norm that would be no knob
+    assert axes == NORM_AXES[content["norm"]["name"]].keys()  # none in conf/norm that would be no hyperparameter
 
 
 def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded, tmp_path):
@@ -265,6 +264,16 @@ def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded
         } <= names
         drawn.append({path.relative_to(out): path.read_bytes() for path in written})
     assert drawn[0] == drawn[1]
+
+
+def test_recorded_runs_that_no_table_shows_are_counted_and_the_line_says_why(recorded, capsys):
+    twice = cell(constant(0.5))
+    twice["model"]["norm_position"], twice["norm"]["average"] = "after", "var"
+    write_run(recorded, twice, [5.0, 3.0, 2.0])
+    publish(recorded, [recorded], recorded)
+    assert capsys.readouterr().out.startswith(
+        "1 of 7 recorded runs do not appear in any table: they change two hyperparameters, or have no comparable run.\n"
+    )
 
 
 def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):

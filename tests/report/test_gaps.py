@@ -8,9 +8,10 @@ import pytest
 from synthetic import cell, constant, run, table_1, write_run
 
 from dbnrun.config.identity import schedule_key
-from dbnrun.paper import charts, page, table1, verdicts
-from dbnrun.paper.book import result_set
+from dbnrun.paper import page, verdicts
+from dbnrun.paper.page import charts
 from dbnrun.paper.protocols import experiment_of
+from dbnrun.paper.result_set import result_set
 from dbnrun.paper.verdicts import OPEN
 from dbnrun.report import compare, figures, tables
 from dbnrun.report.series import settings_of
@@ -40,16 +41,16 @@ TEST = [9.0, 1.0, 5.0, 0.5, 0.2, 4.0, 4.5]  # epochs 3, 6 and 7 are evaluated: 5
 def test_a_column_holds_the_evaluated_epochs_and_selections_choose_among_them():
     series = series_of(sparse(run(cell(constant(1.0)), TEST, val=[0, 0, 1, 0, 0, 3, 2])))
     assert series.epochs.tolist() == [3, 6, 7] and series.column("test_error_pct").tolist() == [[5.0, 4.0, 4.5]]
-    chosen = {name: compare.selected_error(name)(series)[0] for name in ("last", "best_on_test", "best_on_val")}
+    chosen = {name: compare.ERRORS[name](series)[0] for name in ("last", "best_on_test", "best_on_val")}
     assert chosen == {"last": 4.5, "best_on_test": 4.0, "best_on_val": 5.0}
 
 
 def test_a_loss_that_is_no_number_is_not_taken_for_an_epoch_that_was_skipped():
     val = [0.0, 0, 1, 0, 0, np.nan, 2]
     broken = series_of(sparse(run(cell(constant(1.0)), TEST, val=val)))
-    assert np.isnan(compare.selected_error("best_on_val")(broken)[0])
+    assert np.isnan(compare.ERRORS["best_on_val"](broken)[0])
     beside = series_of(sparse(run(cell(constant(1.0)), TEST, val=[0.0, np.nan, 1, 0, 0, 3, 2])))
-    assert compare.selected_error("best_on_val")(beside)[0] == 5.0  # where it was skipped it does not stand
+    assert compare.ERRORS["best_on_val"](beside)[0] == 5.0  # where it was skipped it does not stand
 
 
 def test_what_goes_by_successive_epochs_is_not_defined():
@@ -61,9 +62,9 @@ def test_what_goes_by_successive_epochs_is_not_defined():
 def test_runs_evaluated_less_often_never_replace_a_data_sets_main_setting():
     whole = [run(cell(constant(1.0), seed), [3.0, 2.0, 1.0]) for seed in range(2)]
     many = [sparse(run(cell(constant(1.0), seed), [3.0, 2.0, 1.0] * 9)) for seed in range(9)]
-    book = result_set([*many, *whole])
-    assert [one.runs for one in book.mains["mnist"].series] == [whole]
-    assert sorted(setting.slug for setting in book.settings)[0] == "mnist" and len(book.settings) == 2
+    results = result_set([*many, *whole])
+    assert [one.runs for one in results.mains["mnist"].series] == [whole]
+    assert sorted(setting.slug for setting in results.settings)[0] == "mnist" and len(results.settings) == 2
     assert result_set(many).mains["mnist"].series[0].runs == many
 
 
@@ -77,10 +78,10 @@ def test_the_verdicts_that_need_every_epoch_are_open_and_the_others_stand(gapped
     judged, before = (
         {
             (one.claim, one.selection): one
-            for one in verdicts.judge(book.mains, ["dbn_inference"])
-            if one.dataset == "mnist" and one.reference == "1"
+            for one in results.verdicts
+            if one.protocol == "dbn_inference" and one.dataset == "mnist" and one.reference == "1"
         }
-        for book in (gapped, whole)
+        for results in (gapped, whole)
     )
     for claim in ("C3 (m = epochs)", "C3 (m = steps)", "C4"):
         assert (judged[claim, ""].verdict, judged[claim, ""].reason) == (OPEN, verdicts.NO_NUMBER)
@@ -94,7 +95,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
     assert "12 epochs, evaluated every 3 epochs" in tables.describe(setting.cell)
     table = tables.rows(setting)
     assert table["last_mean"].notna().all() and set(table["epochs"]) == {12}
-    assert table1.statistics(setting)["mean"].notna().all()
+    assert gapped.statistics["mean"].notna().all()
     drawn = figures.draw(setting, tmp_path)
     assert len(drawn) == 6 and all(path.stat().st_size > 10_000 for path in drawn)
     curves = charts.curves(gapped)
@@ -103,7 +104,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
     lines = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata()) == 4]
     assert len(lines) == len(setting.panel("dbn_inference"))
     assert all(list(line.get_xdata()) == [3, 6, 9, 12] for line in lines)
-    text = page.page(gapped, verdicts.judge(gapped.mains, gapped.protocols))
+    text = page.page(gapped)
     assert 'id="mnist-A-figure2"' in text
 
 

@@ -14,20 +14,20 @@ import pytest
 import vl_convert
 from synthetic import cell, constant, run, table_1
 
-from dbnrun.paper import charts, page, verdicts
-from dbnrun.paper.book import result_set
+from dbnrun.paper import page, verdicts
+from dbnrun.paper.page import charts
+from dbnrun.paper.result_set import result_set
 
 CSS = (Path(page.__file__).parent / "page.css").read_text()
 
 
 def page_of(runs):
-    book = result_set(runs)
-    return page.page(book, verdicts.judge(book.mains, book.protocols))
+    return page.page(result_set(runs))
 
 
 @pytest.fixture(scope="module")
 def whole():
-    """The page of a full grid: three data sets, protocols and peers, forty epochs."""
+    """The page of a full grid: three data sets, protocols and baselines, forty epochs."""
     return page_of(table_1(epochs=40))
 
 

@@ -11,8 +11,8 @@ import scipy.stats
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.config.registry import UserError
-from dbnrun.paper import documents, table1, verdicts
-from dbnrun.paper.book import result_set
+from dbnrun.paper import documents, table1
+from dbnrun.paper.result_set import result_set
 from dbnrun.report import stats
 from dbnrun.runs import archive
 
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def book():
+def results():
     return result_set(table_1(seeds=10, epochs=8))
 
 
 def test_a_row_of_the_statistics_by_hand():
     runs = [run(cell(constant(1.0), seed), [4.0, 3.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
     runs += [run(cell(constant(0.25), seed), [4.0, 2.0 + seed], val=[1.0, 2.0]) for seed in range(3)]
-    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = result_set(runs).statistics.set_index(["curve", "selection"])
     last = table.loc["0.25", "last"]
     assert (last["mean"], last["sd"], last["n"], last["paper"]) == (3, 1, 3, 1.91)
     assert (last["vs_alpha_1_diff"], last["vs_alpha_1_p"], last["vs_alpha_1_word"][:11]) == (-1, 0.25, "n too small")
@@ -36,18 +36,19 @@ def test_a_row_of_the_statistics_by_hand():
     assert np.isnan(table.loc["1", "last"]["vs_alpha_1_diff"]) and np.isnan(last["vs_bn_diff"])
 
 
-def test_both_references_stand_side_by_side(book):
-    table: Any = table1.statistics(book.mains["mnist"])
+def test_both_references_stand_side_by_side(results):
+    table: Any = results.statistics
+    table = table[table["dataset"] == "mnist"]
     shown = table[(table["selection"] == "last") & (table["protocol"] == "A")].set_index("curve")
     assert shown["vs_alpha_1_n"].drop("1").eq(10).all() and shown["vs_bn_n"].eq(10).all()
     assert shown.loc["0.25", "vs_alpha_1_p_holm"] == pytest.approx(11 * 2 / 1024)
     assert shown.loc["0.25", "vs_bn_p_holm"] == pytest.approx(12 * 2 / 1024)  # α = 1 is compared too
-    peers = table[(table["protocol"] == "baselines") & (table["selection"] == "last")].set_index("curve")
-    assert list(peers.index) == ["bn", "ln", "gn", "none"] and peers["vs_bn_n"].drop("bn").eq(10).all()
+    baselines = table[(table["protocol"] == "baselines") & (table["selection"] == "last")].set_index("curve")
+    assert list(baselines.index) == ["bn", "ln", "gn", "none"] and baselines["vs_bn_n"].drop("bn").eq(10).all()
 
 
-def test_the_markdown_has_a_line_a_curve_and_the_csv_a_row_a_selection(book, tmp_path):
-    table1.write(book, tmp_path)
+def test_the_markdown_has_a_line_a_curve_and_the_csv_a_row_a_selection(results, tmp_path):
+    table1.write(results, tmp_path)
     text = (tmp_path / "paper.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 3 * (3 * (12 + 1) + 4 + 1) and len({line.count("|") for line in lines}) == 1
@@ -55,30 +56,30 @@ def test_the_markdown_has_a_line_a_curve_and_the_csv_a_row_a_selection(book, tmp
     assert "1/m² (epochs)" in text and "does not apply to" in text and "optimistic" in text
 
 
-def knob_run(knob, value, alpha, seed, error):
+def varied(name, value, alpha, seed, error):
     content = cell(constant(alpha), seed)
-    if knob == "l2":
+    if name == "l2":
         content["optimizer"]["groups"]["weights"]["weight_decay"] = value
-    if knob == "lr":
+    if name == "lr":
         for group in content["optimizer"]["groups"].values():
             group["lr"] = value
-    if knob == "average":
+    if name == "average":
         content["norm"]["average"] = value
         if value == "inv_std":
             del content["norm"]["eps_at"]
     return run(content, [5.0, error])
 
 
-def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
+def test_a_hyperparameter_is_varied_alone_beside_the_runs_it_varies():
     runs = []
     for seed in range(3):
         for alpha in (1.0, 0.25):
-            runs += [knob_run("l2", value, alpha, seed, 2 + alpha + 100 * value) for value in (0.0, 1e-4, 1e-3)]
-            runs += [knob_run("lr", 0.03, alpha, seed, 4 + alpha)]
-            runs += [knob_run("average", value, alpha, seed, 3 + alpha) for value in ("var", "inv_std")]
-    book = result_set(runs)
-    assert book.mains["mnist"].n == 6  # the paper's knobs alone
-    table: Any = table1.sensitivity(book.variants).set_index(["knob", "value", "curve"])
+            runs += [varied("l2", value, alpha, seed, 2 + alpha + 100 * value) for value in (0.0, 1e-4, 1e-3)]
+            runs += [varied("lr", 0.03, alpha, seed, 4 + alpha)]
+            runs += [varied("average", value, alpha, seed, 3 + alpha) for value in ("var", "inv_std")]
+    results = result_set(runs)
+    assert results.mains["mnist"].n == 6  # the paper's hyperparameters alone
+    table: Any = results.sensitivity.set_index(["knob", "value", "curve"])
     assert table.loc[("l2", "0.001", "0.25"), "mean"] == pytest.approx(2.35)
     assert table["vs_alpha_1_diff"].dropna().round(9).eq(-0.75).all()
     assert table.loc["average"].index.get_level_values(0).unique().tolist() == ["inv_std", "std", "var"]
@@ -87,11 +88,11 @@ def test_a_knob_is_varied_alone_beside_the_runs_it_varies():
     assert (table["n"] == 3).all() and len(table) == 2 * (3 + 2 + 3)
 
 
-def test_a_knobs_differences_are_tested_as_a_column_is():
+def test_the_differences_of_a_hyperparameter_are_tested_as_a_column_is():
     generator = np.random.default_rng(0)
     errors = {alpha: generator.normal(2 + alpha, 0.2, 10) for alpha in (1.0, 0.5, 0.25)}
-    runs = [knob_run("l2", l2, a, s, errors[a][s] + l2) for a in errors for s in range(10) for l2 in (1e-4, 1e-3)]
-    table: Any = table1.sensitivity(result_set(runs).variants).set_index(["value", "curve"])
+    runs = [varied("l2", l2, a, s, errors[a][s] + l2) for a in errors for s in range(10) for l2 in (1e-4, 1e-3)]
+    table: Any = result_set(runs).sensitivity.set_index(["value", "curve"])
     raw = [
         scipy.stats.permutation_test(
             (errors[alpha] - errors[1.0],), np.mean, permutation_type="samples", n_resamples=np.inf
@@ -106,22 +107,22 @@ def test_a_knobs_differences_are_tested_as_a_column_is():
 
 
 def errors_of(runs, curve):
-    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = result_set(runs).statistics.set_index(["curve", "selection"])
     return table.loc[curve, "last"]["n"], table.loc[curve, "last"]["mean"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("eps", 1e-3), ("eps_at", "var"), ("init", [0.0, 0.5]), ("affine", False)])
-def test_a_normalizer_off_the_papers_runs_is_a_knob_and_replaces_no_number(key, value):
+def test_a_normalizer_off_the_papers_runs_is_a_hyperparameter_and_replaces_no_number(key, value):
     runs = [run(cell(constant(alpha), seed), [5.0, 2.0]) for seed in range(2) for alpha in (1.0, 0.1)]
     other = cell(constant(0.1))
     other["norm"][key] = value
-    book = result_set([*runs, run(other, [5.0, 50.0])])
-    assert errors_of(book.runs, "0.1") == (2, 2.0) and errors_of(book.runs, "1") == (2, 2.0)
-    shown = {(v.knob, v.value): v.series["0.1"].n for v in book.variants}
+    results = result_set([*runs, run(other, [5.0, 50.0])])
+    assert errors_of(results.runs, "0.1") == (2, 2.0) and errors_of(results.runs, "1") == (2, 2.0)
+    shown = {(v.hyperparameter, v.value): v.series["0.1"].n for v in results.variants}
     assert shown == {(f"dbn {key}", str(other["norm"][key])): 1} | {
         (f"dbn {key}", str(runs[0].cell["norm"][key])): 2  # as the paper's runs have it
     }
-    assert book.nowhere == []
+    assert results.in_no_table == []
 
 
 def test_another_momentum_of_bn_replaces_no_number():
@@ -134,16 +135,16 @@ def test_another_momentum_of_bn_replaces_no_number():
 
 
 def test_sensitivity_at_another_setting_stands_apart(tmp_path):
-    runs = [knob_run("l2", l2, alpha, seed, 3.0) for l2 in (1e-4, 0.0) for alpha in (1.0, 0.1) for seed in range(3)]
+    runs = [varied("l2", l2, alpha, seed, 3.0) for l2 in (1e-4, 0.0) for alpha in (1.0, 0.1) for seed in range(3)]
     for l2, seed in itertools.product((1e-4, 0.0), range(2)):
-        small = knob_run("l2", l2, 1.0, seed, 40.0)
+        small = varied("l2", l2, 1.0, seed, 40.0)
         small.cell["train"]["batch_size"] = 50
         runs.append(run(small.cell, [5.0, 40.0]))
-    table: Any = table1.sensitivity(result_set(runs).variants)
+    table: Any = result_set(runs).sensitivity
     assert table.groupby("family")["main"].first().tolist() == [True, False]
     path = tmp_path / "findings.md"
     path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{documents.END}\n")
-    assert documents.update(path, result_set(runs), [])
+    assert documents.update(path, result_set(runs))
     assert path.read_text().count("| 3.00 [3.00, 3.00] |") == 2 and "40.00" not in path.read_text()
 
 
@@ -151,32 +152,32 @@ def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted
     runs = [run(cell(constant(alpha)), [5.0, 2.0]) for alpha in (1.0, 0.1)]
     adam = cell(constant(0.1))
     adam["optimizer"] = {"name": "adam", "groups": {"weights": {"pattern": "*", "lr": 0.001, "weight_decay": 0.0}}}
-    twice = knob_run("l2", 0.0, 0.1, 0, 3.0)
+    twice = varied("l2", 0.0, 0.1, 0, 3.0)
     twice.cell["norm"]["average"] = "var"
-    book = result_set([*runs, run(adam, [5.0, 50.0]), twice])
-    assert sorted(setting.n for setting in book.settings) == [1, 2]
-    assert book.mains["mnist"].cell["optimizer"]["name"] == "adagrad" and book.nowhere == [twice]
+    results = result_set([*runs, run(adam, [5.0, 50.0]), twice])
+    assert sorted(setting.n for setting in results.settings) == [1, 2]
+    assert results.mains["mnist"].cell["optimizer"]["name"] == "adagrad" and results.in_no_table == [twice]
 
 
 def test_two_constants_that_look_alike_in_short_stay_two():
     runs = [run(cell(constant(alpha)), [5.0, error]) for alpha, error in ((0.1, 2.0), (0.1 + 1e-9, 3.0))]
     assert errors_of(runs, "0.1") == (1, 2.0) and errors_of(runs, "0.100000001") == (1, 3.0)
-    table: Any = table1.statistics(result_set(runs).mains["mnist"]).set_index(["curve", "selection"])
+    table: Any = result_set(runs).statistics.set_index(["curve", "selection"])
     assert table.loc[("0.1", "last"), "paper"] == 1.90 and np.isnan(table.loc[("0.100000001", "last"), "paper"])
 
 
-def test_a_data_set_of_peers_alone_has_no_population_line(tmp_path):
+def test_a_data_set_of_baselines_alone_has_no_population_line(tmp_path):
     path = tmp_path / "findings.md"
     path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist A', 1)}\n{documents.END}\n")
-    assert documents.update(path, result_set([run(cell(norm="bn"), [5.0, 2.0])]), [])
+    assert documents.update(path, result_set([run(cell(norm="bn"), [5.0, 2.0])]))
     assert "population" not in path.read_text()
 
 
 def test_the_main_setting_is_that_with_most_runs_and_is_named_by_its_data_set():
     runs = table_1(["mnist"], "A", seeds=3, epochs=8) + table_1(["mnist"], "A", seeds=1, epochs=4)
-    book = result_set(runs)
-    assert book.mains["mnist"].cell["train"]["epochs"] == 8
-    assert [setting.slug for setting in book.settings] == ["mnist-epochs4", "mnist"]
+    results = result_set(runs)
+    assert results.mains["mnist"].cell["train"]["epochs"] == 8
+    assert [setting.slug for setting in results.settings] == ["mnist-epochs4", "mnist"]
 
 
 def test_many_short_runs_do_not_outweigh_a_column_that_was_trained():
@@ -184,16 +185,15 @@ def test_many_short_runs_do_not_outweigh_a_column_that_was_trained():
     assert result_set(runs).mains["mnist"].cell["train"]["epochs"] == 8
 
 
-def test_a_main_setting_without_its_knobs_varied_has_no_sensitivity(book):
-    assert book.variants == [] and len(table1.sensitivity(book.variants)) == 0
+def test_a_main_setting_without_a_hyperparameter_varied_has_no_sensitivity(results):
+    assert results.variants == [] and len(results.sensitivity) == 0
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
 def test_a_document_of_this_checkout_has_the_results_of_its_records(name):
-    book = result_set(archive.read(ROOT / "results" / "records"))
-    judged = verdicts.judge(book.mains, book.protocols)
+    results = result_set(archive.read(ROOT / "results" / "records"))
     text = (ROOT / name).read_text()
-    assert documents.with_results(text, book, judged, ROOT / name) == text, (
+    assert documents.with_results(text, results, ROOT / name) == text, (
         f"{name} differs from results/records: write it again with `dbnrun report --readme`"
     )
 
@@ -205,7 +205,7 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
     path = tmp_path / "findings.md"
     one, two = (documents.BEGIN.replace("results", f"results of {what}") for what in ("mnist A", "mnist B C"))
     path.write_text(f"before\n{one}\nformer\n{documents.END}\nbetween\n{two}\n{documents.END}\nafter\n")
-    assert documents.update(path, result_set(runs), []) and not documents.update(path, result_set(runs), [])
+    assert documents.update(path, result_set(runs)) and not documents.update(path, result_set(runs))
     # By hand: 2 and 4 have mean 3 and t interval 3 ± 12.706 · √2 / √2; their differences to 3 and 4 are −1 and 0.
     assert path.read_text().splitlines() == [
         "before",
@@ -228,13 +228,13 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
 
 def test_a_documents_sensitivity_has_a_line_a_value(tmp_path):
     runs = [
-        knob_run("l2", l2, alpha, seed, error)
+        varied("l2", l2, alpha, seed, error)
         for l2, alpha, error in ((1e-4, 1.0, 3.0), (1e-4, 0.1, 2.5), (0.0, 1.0, 4.0), (0.0, 0.1, 3.75))
         for seed in range(2)
     ]
     path = tmp_path / "findings.md"
     path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity', 1)}\n{documents.END}\n")
-    assert documents.update(path, result_set(runs), [])
+    assert documents.update(path, result_set(runs))
     _, head, _, none, main, _ = path.read_text().splitlines()
     assert head.split(" | ")[:3] == ["| MNIST", "n", "α = 1: test error [%]"]
     assert none.startswith("| l2 0.0 | 2 | 4.00 [4.00, 4.00] | not run | −0.25 [−0.25, −0.25] |")
@@ -250,17 +250,16 @@ def test_a_documents_sensitivity_can_be_of_another_protocol(tmp_path):
             runs.append(run(content, [4.0, error]))
     path = tmp_path / "findings.md"
     path.write_text(f"{documents.BEGIN.replace('results', 'results of mnist sensitivity B', 1)}\n{documents.END}\n")
-    assert documents.update(path, result_set(runs), [])
+    assert documents.update(path, result_set(runs))
     _, head, _, after, before, _ = path.read_text().splitlines()
     assert "| 1/m (steps) [pp] |" in head and after.startswith("| norm position after | 2 | 3.00 [3.00, 3.00] |")
     assert before.startswith("| norm position before (main) |") and "−0.50 [−0.50, −0.50]" in before
 
 
-def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
+def test_the_readmes_results_are_written_between_the_markers(results, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{documents.BEGIN}\nformer\n{documents.END}\nafter\n")
-    judged = verdicts.judge(book.mains, book.protocols)
-    assert documents.update(path, book, judged) and not documents.update(path, book, judged)
+    assert documents.update(path, results) and not documents.update(path, results)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith(f"{documents.END}\nafter\n") and "former" not in text
     row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
@@ -268,15 +267,15 @@ def test_the_readmes_results_are_written_between_the_markers(book, tmp_path):
     assert text.count("| holds") >= 3 and "MNIST, n = 10" in text
 
 
-def test_a_readme_without_markers_is_refused_in_one_line(book, tmp_path):
+def test_a_readme_without_markers_is_refused_in_one_line(results, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing\n")
     with pytest.raises(UserError, match=r"README.md: expected the lines .* put them where the results should stand"):
-        documents.update(path, book, verdicts.judge(book.mains, book.protocols))
+        documents.update(path, results)
 
 
 def test_what_was_not_run_says_so_in_the_readme():
-    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=2))
-    text = documents.results(book, verdicts.judge(book.mains, book.protocols))
+    results = result_set(table_1(datasets=["mnist"], protocols="A", seeds=2))
+    text = documents.overview(results)
     row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
     assert row.endswith("| not run | not run |")

@@ -101,7 +101,7 @@ def test_the_paper_stands_beside_schedules_but_not_beside_torchs_bn(tmp_path):
     assert np.isnan(paper["BN (PyTorch)"]) and np.isnan(paper["α = 0.33"])
 
 
-def test_the_three_best_of_a_protocol_are_marked_and_no_peer(tmp_path):
+def test_the_three_best_of_a_protocol_are_marked_and_no_baseline(tmp_path):
     record(tmp_path, cell("bn"), [1, 1, 0.1])
     for alpha, error in ((1, 5.0), (0.5, 2.0), (0.25, 1.0), (0.1, 3.0), (0.01, 4.0)):
         record(tmp_path, cell("dbn", constant(alpha)), [9, 9, error])
@@ -207,7 +207,7 @@ def test_settings_never_share_a_file_name(tmp_path):
         content["optimizer"]["groups"]["all"]["pattern"] = pattern
         record(tmp_path, content, [3, 2, 1])
     slugs = {setting.slug for setting in gather([tmp_path])}
-    assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-all.patterna", "ni-all.patterna-2"}
+    assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-groups.all.patterna", "ni-groups.all.patterna-2"}
 
 
 def test_m_in_steps_and_m_in_epochs_are_two_series(tmp_path):

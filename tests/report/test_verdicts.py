@@ -8,10 +8,11 @@ import pytest
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.paper import verdicts
-from dbnrun.paper.book import result_set
-from dbnrun.paper.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, beats, judge, share_among_best, similar
+from dbnrun.paper.result_set import result_set
+from dbnrun.paper.verdicts import FAILS, HOLDS, NOT_RUN, OPEN, beats, share_among_best, similar
 from dbnrun.report import compare
 from dbnrun.report.compare import Comparison
+from dbnrun.report.names import CONSTANTS
 from dbnrun.report.series import settings_of
 from dbnrun.report.stats import Summary
 
@@ -19,11 +20,11 @@ NAMED = ("0.5", "0.25")
 
 
 def comparison(key="0.5", mean=-0.2, half=0.1, p=0.01, n=10):
-    return Comparison(key, f"α = {key}", Summary(n, mean, 0.1, mean - half, mean + half), p, p, 11)
+    return Comparison(key, Summary(n, mean, 0.1, mean - half, mean + half), p, p, 11)
 
 
 def verdict_of(*comparisons):
-    return beats({one.key: one for one in comparisons}, NAMED, 0.05, lambda one: one.label)
+    return beats({one.key: one for one in comparisons}, NAMED, 0.05, lambda one: f"α = {one.key}")
 
 
 def test_holds_where_every_named_comparison_rejects_below_zero():
@@ -117,7 +118,7 @@ def test_a_column_is_paired_over_the_seeds_that_both_have():
     runs = [run(cell(constant(1.0), seed), [3.0, 2.0 + seed]) for seed in range(4)]
     runs += [run(cell(constant(0.5), seed), [3.0, 1.5 + seed]) for seed in range(1, 6)]
     (setting,) = settings_of(runs)
-    column = compare.column(setting, "dbn_inference", compare.selected_error("last"), "1")
+    column = compare.column(setting, "dbn_inference", compare.ERRORS["last"], "1")
     assert list(column) == ["0.5"] and column["0.5"].difference.n == 3
     assert column["0.5"].difference.mean == pytest.approx(-0.5) and column["0.5"].p == 0.25
 
@@ -129,7 +130,7 @@ def test_holm_counts_the_whole_column():
         for seed in range(10)
     ]
     (setting,) = settings_of(runs)
-    column = compare.column(setting, "dbn_inference", compare.selected_error("last"), "1")
+    column = compare.column(setting, "dbn_inference", compare.ERRORS["last"], "1")
     assert [one.p_holm for one in column.values()] == pytest.approx([2 * 2 / 1024] * 2)
 
 
@@ -164,8 +165,8 @@ def test_c5_counts_ties_in_favour_and_a_broken_schedule_last():
 
 @pytest.fixture(scope="module")
 def judged():
-    book = result_set(table_1(seeds=10, epochs=20))
-    return {(one.claim, one.dataset, one.protocol): one for one in judge(book.mains, book.protocols) if one.is_primary}
+    results = result_set(table_1(seeds=10, epochs=20))
+    return {(one.claim, one.dataset, one.protocol): one for one in results.verdicts if one.is_primary}
 
 
 def test_claims_that_are_true_of_the_data_hold(judged):
@@ -176,10 +177,10 @@ def test_claims_that_are_true_of_the_data_hold(judged):
 
 
 def test_claims_that_are_false_of_the_data_do_not_hold():
-    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=-0.5))
+    results = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=-0.5))
     judged = {
         one.claim: one
-        for one in judge(book.mains, book.protocols)
+        for one in results.verdicts
         if one.is_primary and one.dataset == "mnist" and one.protocol == "dbn_inference"
     }
     assert judged["C1"].verdict == FAILS and "α = 0.25: +0.59" in judged["C1"].reason
@@ -187,14 +188,14 @@ def test_claims_that_are_false_of_the_data_do_not_hold():
 
 
 def test_of_equal_schedules_no_claim_of_a_gain_holds():
-    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=0.0))
-    judged = [one for one in judge(book.mains, book.protocols) if one.is_primary and one.dataset == "mnist"]
+    results = result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20, gain=0.0))
+    judged = [one for one in results.verdicts if one.is_primary and one.dataset == "mnist"]
     assert all(one.verdict != HOLDS for one in judged if one.claim[:2] in ("C1", "C2"))
 
 
 def test_every_data_set_protocol_and_claim_has_one_verdict_and_what_was_not_run_says_so(judged):
-    book = result_set(table_1(datasets=["mnist"], protocols="A"))
-    found = [one for one in judge(book.mains, book.protocols) if one.is_primary]
+    results = result_set(table_1(datasets=["mnist"], protocols="A"))
+    found = [one for one in results.verdicts if one.is_primary]
     names = [(one.claim, one.dataset, one.protocol) for one in found]
     assert len(names) == len(set(names)) and set(names) == set(judged)
     assert {one.verdict for one in found if one.dataset == "ni" or one.protocol == "dbn"} == {NOT_RUN}
@@ -208,13 +209,11 @@ def test_the_rules_are_those_that_the_document_states():
     assert f"± {verdicts.MARGIN_PP} pp" in text and f"{verdicts.RESAMPLES:,} times" in text
     assert f"≥ {verdicts.SURE} *holds*, ≤ {verdicts.UNLIKELY} *does not hold*" in text
     assert "log 1.05" in text and "a factor of two" in text and "the **last epoch**" in text
-    assert ", ".join(verdicts.CONSTANTS) in text
+    assert ", ".join(CONSTANTS) in text
 
 
 def test_of_one_seed_no_verdict_speaks_of_intervals_or_tests():
-    book = result_set(table_1(datasets=["mnist"], protocols="A", seeds=1))
-    mine = [
-        one for one in judge(book.mains, book.protocols) if one.dataset == "mnist" and one.protocol == "dbn_inference"
-    ]
+    results = result_set(table_1(datasets=["mnist"], protocols="A", seeds=1))
+    mine = [one for one in results.verdicts if one.dataset == "mnist" and one.protocol == "dbn_inference"]
     assert {one.reason for one in mine if one.verdict == OPEN} == {"n = 1: one seed has neither interval nor test"}
     assert not any("nan" in one.reason for one in mine) and not {HOLDS, FAILS} & {one.verdict for one in mine}
