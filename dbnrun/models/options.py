@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
 
 if TYPE_CHECKING:
+    from torch import Generator
+
     from dbnrun.models.layers import Network, NormFactory
-    from dbnrun.train.rng import Rngs
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
 
@@ -35,16 +36,8 @@ class Model(Choice):
             wanted = f"{expected} widths" if self.widths else "at least one width"
             raise UserError(f"model.widths={self.widths}: model {self.name!r} expects {wanted}.")
 
-    def network(self, shape: tuple[int, ...], classes: int, norm: NormFactory, rngs: Rngs) -> Network:
-        """The network for inputs (N, *shape), on the CPU, with weights from the seed's initialization stream."""
-        from dbnrun.models.layers import initialize
-
-        network = self.build(shape, classes, norm, rngs)
-        initialize(network, rngs.init)
-        return network
-
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, rngs: Rngs) -> Network:
-        """The same before its weights are drawn."""
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        """The network for inputs (N, *shape), on the CPU; `dropout` draws its masks. `initialize` draws its weights."""
         raise NotImplementedError
 
 
@@ -57,7 +50,7 @@ class FNN(Model):
 
     most_stacked = {"cpu": 20, "cuda": 200}
 
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, rngs: Rngs) -> Network:
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
         from dbnrun.models import fnn
 
         return fnn.FNN(math.prod(shape), self.widths, classes, norm, self.activation, self.norm_position)
@@ -75,12 +68,10 @@ class CNN(Model):
     needs_images = True
     most_stacked = {"cpu": 1, "cuda": 200}  # one convolutional network fills a CPU
 
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, rngs: Rngs) -> Network:
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
         from dbnrun.models import cnn
 
-        return cnn.CNN(
-            shape, self.widths, classes, norm, self.activation, self.norm_position, self.dropout, rngs.dropout
-        )
+        return cnn.CNN(shape, self.widths, classes, norm, self.activation, self.norm_position, self.dropout, dropout)
 
 
 @choice("model", "two_layer")
@@ -91,7 +82,7 @@ class TwoLayer(Model):
     depth = 1
     most_stacked = {"cpu": 20, "cuda": 200}
 
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, rngs: Rngs) -> Network:
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
         from dbnrun.models import two_layer
 
         return two_layer.TwoLayer(math.prod(shape), self.widths[0], classes, norm, self.activation)

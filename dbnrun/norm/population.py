@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dbnrun.norm.dbn import DiminishingBatchNorm
 from dbnrun.norm.functional import batch_moments
 
 Moments = dict[nn.Module, tuple[Tensor, Tensor]]  # a layer's mean and variance, each (C,)
@@ -43,8 +42,12 @@ class _Pool:
 
 
 def statistics_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that hold running statistics: DBN's lambda, nn.BatchNorm's running mean and variance."""
-    return [layer for layer in model.modules() if isinstance(layer, DiminishingBatchNorm | _BatchNorm)]
+    """The layers that hold running statistics: torch's batch norms, and layers such as the DBN layer.
+
+    Such a layer has `mu` (C,), the mean that it evaluates with, `eps`, and `set_statistics(mean, var)`, which makes
+    it evaluate with another mean and variance, (C,) each.
+    """
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) or hasattr(layer, "set_statistics")]
 
 
 @torch.no_grad()
@@ -97,16 +100,16 @@ def lambda_drift(model: nn.Module, moments: Moments) -> float | None:
 
 
 def _mean(layer: nn.Module) -> Tensor:
-    mean = layer.mu if isinstance(layer, DiminishingBatchNorm) else layer.running_mean
+    mean = layer.running_mean if isinstance(layer, _BatchNorm) else layer.mu
     assert isinstance(mean, Tensor)
     return mean
 
 
 @torch.no_grad()
 def _set_statistics(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
-    if isinstance(layer, DiminishingBatchNorm):
-        layer.set_statistics(mean, var)
-    elif isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+    if not isinstance(layer, _BatchNorm):
+        layer.set_statistics(mean, var)  # pyright: ignore[reportCallIssue]
+    elif layer.running_mean is not None and layer.running_var is not None:
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
 

@@ -79,6 +79,10 @@ class PlannedCell:
         return status_of(self.folder, self.config.dataset.name)
 
 
+def planned(config: RunConfig, job: Sequence[str] = ()) -> PlannedCell:
+    return PlannedCell(job, config, signature(cell_of(config), config.dataset.digest))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The distinct cells of a command, and how many times one of them was named again."""
@@ -100,9 +104,8 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
         raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
     cells: dict[str, PlannedCell] = {}
     for job in jobs:
-        config = composer(job)
-        sig = signature(cell_of(config), config.dataset.digest)
-        cells.setdefault(sig, PlannedCell(job, config, sig))
+        cell = planned(composer(job), job)
+        cells.setdefault(cell.signature, cell)
     return Plan(list(cells.values()), len(jobs) - len(cells))
 
 

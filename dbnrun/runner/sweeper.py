@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from dbnrun import interrupt
 from dbnrun.config.compose import Composer
-from dbnrun.config.identity import cell_of, signature
 from dbnrun.config.overrides import first_line
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.runner.plan import PlannedCell, counted, plan
-from dbnrun.runs import archive, layout
-from dbnrun.runs.status import Outcome, status_of
+from dbnrun.runner.plan import Plan, PlannedCell, counted, plan, planned, statuses
+from dbnrun.runs import layout
+from dbnrun.runs.status import Outcome, RunStatus
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
 cells_to_train = 0
@@ -44,7 +43,7 @@ MENDED = "a smaller optimizer.lr may help, and retry=diverged trains again what 
 class CellSweeper(Sweeper):
     """Launches each distinct unfinished cell of a grid once, through whichever launcher Hydra is told to use.
 
-    The task returns a records.Outcome. `params` are the overrides that conf/experiment files sweep; the command's
+    The task returns an Outcome. `params` are the overrides that conf/experiment files sweep; the command's
     own come after them and win.
     """
 
@@ -63,37 +62,27 @@ class CellSweeper(Sweeper):
         if not isinstance(self.params, Mapping):
             raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
         asked = plan(Composer(self.loader, self.master), self.params, arguments)
-        statuses = {cell.signature: cell.status() for cell in asked.cells}
         retry = asked.cells[0].config.retry
+        pairs = list(zip(asked.cells, statuses(asked.cells), strict=True))
         ended = [name for name in layout.FINISHED if name != retry]
-        finished = [cell for cell in asked.cells if statuses[cell.signature].name in ended]
-        new = [cell for cell in asked.cells if statuses[cell.signature].name not in ended]
-        _say(
-            f"{counted(len(asked.cells), 'cell')}: {len(new)} to train, {len(finished)} finished before"
-            + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
-        )
-        if bare := sum(map(_lacks_weights, finished)):
+        finished = [(cell, how) for cell, how in pairs if how.name in ended]
+        new = [(cell, how) for cell, how in pairs if how.name not in (*ended, "recorded", "left")]
+        # Where a process died without a word, what it trained may have killed it: that comes last.
+        new.sort(key=lambda pair: pair[1].name == "unfinished" and _died(pair[0].folder))
+        _say(_summary(asked, pairs, finished, new))
+        if bare := sum(_lacks_weights(cell) for cell, _ in finished):
             _say(f"save_weights: {counted(bare, 'cell')} finished without; move their folders away to train again")
-        if new and new[0].config.skip_recorded:
-            there = archive.signatures(Path(new[0].config.results_dir) / "records")
-            kept, new = new, [cell for cell in new if cell.signature not in there]
-            _say(f"skip_recorded: {counted(len(kept) - len(new), 'cell')} in the records; {len(new)} left to train")
-        if retry:
-            again = [cell for cell in new if statuses[cell.signature].name == retry]
-            _say(f"retry={retry}: {counted(len(again), 'cell')} {retry} before; {len(new) - len(again)} left alone")
-            new = again
-        if any(cell.config.fail_fast for cell in new) and not self._here:
+        cells = [cell for cell, _ in new]
+        if any(cell.config.fail_fast for cell in cells) and not self._here:
             raise UserError(
                 "fail_fast=true: cells of another launcher are on their way before one has failed; leave it out, or "
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
-        # Where a process died without a word, what it trained may have killed it: that comes last.
-        new.sort(key=lambda cell: statuses[cell.signature].name == "unfinished" and _died(cell.folder))
-        cells_to_train = len(new)
-        returns = self._launched(new) if new else []
+        cells_to_train = len(cells)
+        returns = self._launched(cells) if cells else []
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
-        before = 0 if retry else sum(statuses[cell.signature].name == "diverged" for cell in finished)
-        _conclude([outcome_of(returned) for returned in returns], len(new), before)
+        before = 0 if retry else sum(how.name == "diverged" for _, how in finished)
+        _conclude([outcome_of(returned) for returned in returns], len(cells), before)
         return returns
 
     @property
@@ -116,6 +105,18 @@ class CellSweeper(Sweeper):
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
+
+
+Pairs = Sequence[tuple[PlannedCell, RunStatus]]
+
+
+def _summary(asked: Plan, pairs: Pairs, finished: Pairs, new: Pairs) -> str:
+    """'6 cells: 2 to train, 3 finished before, 1 in the records; 1 duplicate folded'."""
+    counts = Counter(how.name for _, how in pairs)
+    text = f"{counted(len(pairs), 'cell')}: {len(new)} to train, {len(finished)} finished before"
+    text += f", {counts['recorded']} in the records" if counts["recorded"] else ""
+    text += f", {counts['left']} left alone by retry={asked.cells[0].config.retry}" if counts["left"] else ""
+    return text + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
 
 
 def _lacks_weights(cell: PlannedCell) -> bool:
@@ -164,13 +165,12 @@ def outcome_of(returned: JobReturn) -> Outcome:
 
 def left_alone(config: RunConfig) -> Outcome | None:
     """The outcome "left" for a cell that retry=… does not mean."""
-    cell = cell_of(config)
-    sig = signature(cell, config.dataset.digest)
-    folder = layout.run_folder(Path(config.results_dir), cell, sig)
-    how = status_of(folder, config.dataset.name).name
+    cell = planned(config)
+    how = cell.status().name
     if config.retry is None or how == config.retry:
         return None
-    return Outcome(folder.name, folder, "left", message=f"it is {how} and retry={config.retry} trains others")
+    message = f"it is {how} and retry={config.retry} trains others"
+    return Outcome(cell.folder.name, cell.folder, "left", message=message)
 
 
 def announce(outcome: Outcome, number: int) -> None:

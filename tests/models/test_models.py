@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dbnrun.config import registry
-from dbnrun.models.layers import ACTIVATIONS, Dropout
+from dbnrun.models.layers import ACTIVATIONS, Dropout, initialize
 from dbnrun.models.two_layer import TwoLayer
 from dbnrun.norm import DiminishingBatchNorm1d
 from dbnrun.norm.options import Normalizers
@@ -21,7 +21,10 @@ SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 def build(name, norm="bn", seed=0, **changes):
     widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
     model = registry.make("model", name, **{"widths": widths, **changes})
-    return model.network(SHAPES[name], 10, Normalizers(NORMS[norm], Power(exponent=1.0)), Rngs.of(seed))
+    rngs = Rngs.of(seed)
+    network = model.build(SHAPES[name], 10, Normalizers(NORMS[norm], Power(exponent=1.0)), rngs.dropout)
+    initialize(network, rngs.init)
+    return network
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -132,7 +132,9 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     retried = json.loads(dbnrun("plan", *words, "retry=failed", "--json").stdout)
     assert retried["counts"] == {"failed": 1, "left": 3, "diverged": 1, "done": 1}
     again = dbnrun("-m", *words, "retry=failed")
-    assert again.returncode == 0 and "1 cell failed before; 3 left alone" in again.stderr, again.stderr
+    assert again.returncode == 0 and "1 to train, 2 finished before, 3 left alone by retry=failed" in again.stderr, (
+        again.stderr
+    )
     done = dbnrun("-m", *words)
     assert done.returncode == 1 and "3 to train, 3 finished before" in done.stderr, done.stderr
     assert "1 cell diverged before" in done.stderr
@@ -258,7 +260,9 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
     assert afresh["counts"] == {"new": 2}
     assert "no estimate for 2 of the cells: none of their kind is finished" in dbnrun("plan", *words[1:]).stdout
     done = dbnrun(*words, "skip_recorded=true")
-    assert done.returncode == 0 and "skip_recorded: 1 cell in the records; 1 left to train" in done.stderr, done.stderr
+    assert done.returncode == 0 and "2 cells: 1 to train, 0 finished before, 1 in the records" in done.stderr, (
+        done.stderr
+    )
     (record,) = (tmp_path / "results" / "records").glob("*.json")
     record.write_text("{}")
     refused = dbnrun("-m", "seed=2", *WHOLE, "skip_recorded=true")

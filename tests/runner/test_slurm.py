@@ -15,7 +15,7 @@ import pytest
 
 from dbnrun.runs import metrics
 
-UP = Path(__file__).parents[2] / "shared" / "tools" / "slurm_up.sh"
+UP = Path(__file__).parents[3] / "shared" / "tools" / "slurm_up.sh"
 SWEEP = ["norm=dbn", "schedule=harmonic,alpha_0.5,alpha_0.1", "seed=0,1,2,3"]
 LONG = ["train.epochs=150", "train.limit_batches=4", "threads=1", "progress=false"]
 SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1", "hydra.launcher.cpus_per_task=1"]

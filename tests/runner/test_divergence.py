@@ -47,7 +47,7 @@ def test_a_sweep_counts_what_diverged_now_or_before_and_retry_trains_that_alone(
     code, said = command(*words)
     assert code == 1 and "0 to train, 3 finished before" in said and "dbnrun: 2 cells diverged before" in said
     code, said = command(*words, "retry=failed")  # asks for others
-    assert code == 0 and "0 cells failed before; 0 left alone" in said
+    assert code == 0 and "3 cells: 0 to train, 3 finished before" in said
     code, said = command("plan", *words[1:], "retry=diverged", "--json")
     planned = json.loads(said)
     assert planned["counts"] == {"done": 1, "diverged": 2} and planned["cells_without_estimate"] == 0
@@ -57,5 +57,5 @@ def test_a_sweep_counts_what_diverged_now_or_before_and_retry_trains_that_alone(
     code, said = command("status")
     assert code == 0 and said.count("epoch 1, step 2") == 2 and "1 done, 2 diverged" in said
     code, said = command(*words, "seed=0,1", "retry=diverged")
-    assert code == 1 and "retry=diverged: 2 cells diverged before; 3 left alone" in said
+    assert code == 1 and "2 to train, 1 finished before, 3 left alone by retry=diverged" in said
     assert "2 cells: 2 diverged" in said and "dbnrun: 2 of 2 cells diverged" in said

@@ -1,6 +1,6 @@
 """Run folders that an earlier version wrote, finished and cut off inside an epoch: read, reported, gone on with.
 
-b1838bd (2026-11-25) wrote tests/old_runs: `done` is a finished cell, `cut` the same cell with a checkpoint after the
+b1838bd (2026-11-25) wrote runs/old_runs: `done` is a finished cell, `cut` the same cell with a checkpoint after the
 second update of its second epoch, `stacked` the cells of two seeds stopped there as one stack, each beside the rows
 that it would have had (whole.csv).
 """

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-RECORDS = Path(__file__).parent.parent / "results" / "records"
+RECORDS = Path(__file__).parents[2] / "results" / "records"
 
 
 def first_epoch(path, **wanted):

@@ -17,6 +17,7 @@ from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Part
+from dbnrun.models.layers import initialize
 from dbnrun.runner import execute, status_table
 from dbnrun.runner.build import build_cell, load_data
 from dbnrun.runs import layout, metrics, status
@@ -249,7 +250,8 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     row = rows_of(execute.run(config))[0]
     torch.use_deterministic_algorithms(True)
     rngs, digits = Rngs.of(0), config.dataset.load(Path())
-    model = config.model.network((1, 8, 8), 10, Normalizers(config.norm, Constant(alpha=1.0)), rngs)
+    model = config.model.build((1, 8, 8), 10, Normalizers(config.norm, Constant(alpha=1.0)), rngs.dropout)
+    initialize(model, rngs.init)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order, losses, norms, wrong = torch.randperm(1197, generator=rngs.order), [], [], 0
