@@ -80,7 +80,7 @@ class PlannedCell:
 
 
 def planned(config: RunConfig, job: Sequence[str] = ()) -> PlannedCell:
-    return PlannedCell(job, config, signature(cell_of(config), config.dataset.digest))
+    return PlannedCell(job, config, signature(cell_of(config), config.dataset.digest_in(Path(config.data_dir))))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class RunDir:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.cell = cell_of(config)
-        self.signature = signature(self.cell, config.dataset.digest)
+        self.digest = config.dataset.digest_in(Path(config.data_dir))
+        self.signature = signature(self.cell, self.digest)
         self.folder = layout.run_folder(Path(config.results_dir), self.cell, self.signature)
         self.name = f"{readable_name(self.cell)}-{self.signature}"
         self.rows: list[EpochRow] = []
@@ -271,7 +272,7 @@ class RunDir:
             "results_version": self.config.dataset.results_version,
             "seed": self.config.seed,
             **{key: began[key] for key in ("threads", "compile") if key in began},
-            "data_digest": self.config.dataset.digest,
+            "data_digest": self.digest,
             "versions": {
                 "dbnrun": dbnrun.__version__,
                 "python": platform.python_version(),
