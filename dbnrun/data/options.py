@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hashlib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +41,7 @@ class Dataset(Choice):
             cls.digest = digest_of(cls.downloads)
 
     def check(self) -> None:
-        if self.val_size >= 1 and self.val_size != int(self.val_size):
-            raise UserError(f"dataset.val_size={self.val_size}: expected a share below 1 or a whole number of records.")
+        whole_or_share("val_size", self.val_size)
 
     def identity(self) -> dict[str, Any]:
         options = super().identity()
@@ -62,6 +63,11 @@ class Dataset(Choice):
         Raises UserError where a file is missing and cannot be fetched, or is not the official one.
         """
         return importlib.import_module(f"dbnrun.data.{self.registered}").load(self, data_dir)
+
+
+def whole_or_share(key: str, size: float) -> None:
+    if size >= 1 and size != int(size):
+        raise UserError(f"dataset.{key}={size}: expected a share below 1 or a whole number of records.")
 
 
 @dataclass
@@ -158,3 +164,56 @@ class CIFAR10(Images):
             ),
         ),
     )
+
+
+@choice("dataset", "table", "Table")
+@dataclass
+class Table(Dataset):
+    """A table of the user's own, CSV or Parquet: a column of labels, and columns of features.
+
+    `test_size`: as `val_size`, of all records, where no `test_path` names a second file. `missing`: empty fields are
+    refused, or filled: with the training part's mean in a numeric column, with all zeros in any other.
+    """
+
+    path: str = UNSET
+    label: str = UNSET
+    test_path: str | None = None
+    test_size: float = option(0.2, above=0)
+    missing: str = option("refuse", among=("refuse", "mean"))
+
+    images = False
+
+    def check(self) -> None:
+        super().check()
+        whole_or_share("test_size", self.test_size)
+
+    def identity(self) -> dict[str, Any]:
+        options = super().identity()
+        idle = ("path", "test_path", *(["test_size"] if self.test_path else []))
+        return {key: value for key, value in options.items() if key not in idle}
+
+    @property
+    def files(self) -> list[Path]:
+        """The table's file, and the second one where there is one. Raises UserError where one cannot be a table."""
+        typed = {"path": self.path} | ({"test_path": self.test_path} if self.test_path else {})
+        for key, path in typed.items():
+            if fault := _no_table(Path(path)):
+                raise UserError(f"dataset.{key}={path}: {fault}; expected a .csv or .parquet file.")
+        return [Path(path) for path in typed.values()]
+
+    def digest_in(self, data_dir: Path) -> str:
+        """SHA-256 over the bytes of the files, whatever their names."""
+        from dbnrun.data.cache import digest_of
+
+        # Each file is its own root, so that its name does not count.
+        digests = [digest_of([file], file, data_dir / "cache") for file in self.files]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _no_table(path: Path) -> str:
+    """Why a path cannot be that of a table; '' where it can."""
+    if path.is_dir():
+        return "this is a folder"
+    if not path.exists():
+        return "there is no such file"
+    return "" if path.suffix.lower() in (".csv", ".parquet") else "a file of another kind"
