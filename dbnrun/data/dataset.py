@@ -68,17 +68,18 @@ def shortened(data: Data, limit: int | None) -> Data:
     return replace(data, train=train, val=first(data.val), test=first(data.test), shuffle_order=shuffle_order)
 
 
-def validation_count(records: int, val_size: float, key: str = "val_size") -> int:
-    """Records for validation: `val_size` itself, or the share that it is below 1. Raises UserError if none remain."""
-    count = round(val_size * records) if val_size < 1 else int(val_size)
+def validation_count(records: int, size: float, option: str = "val_size") -> int:
+    """Records to split off: `size` itself, or the share that it is below 1. Raises UserError if none remain."""
+    count = round(size * records) if size < 1 else int(size)
     if not 0 < count < records:
-        kind = "training records" if key == "val_size" else "records"
-        raise UserError(f"dataset.{key}={val_size:g}: expected at least 1 and fewer than the {records} {kind}.")
+        raise UserError(
+            f"dataset.{option}={size:g}: expected at least 1 and fewer than the {records} training records."
+        )
     return count
 
 
-def split_off(records: int, size: float, key: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices of the records that stay and of the `size` records split off, drawn with a fixed seed."""
-    count = validation_count(records, size, key)
+def split_off(records: int, size: float, option: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
+    """Ascending indices of what remains and of what is split off, drawn with a fixed seed."""
+    count = validation_count(records, size, option)
     order = np.random.default_rng(SPLIT_SEED).permutation(records)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import hashlib
 import importlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +41,7 @@ class Dataset(Choice):
             cls.digest = digest_of(cls.downloads)
 
     def check(self) -> None:
-        whole_or_share("val_size", self.val_size)
+        _check_share("val_size", self.val_size)
 
     def identity(self) -> dict[str, Any]:
         options = super().identity()
@@ -65,7 +65,7 @@ class Dataset(Choice):
         return importlib.import_module(f"dbnrun.data.{self.registered}").load(self, data_dir)
 
 
-def whole_or_share(key: str, size: float) -> None:
+def _check_share(key: str, size: float) -> None:
     if size >= 1 and size != int(size):
         raise UserError(f"dataset.{key}={size}: expected a share below 1 or a whole number of records.")
 
@@ -175,17 +175,22 @@ class Table(Dataset):
     refused, or filled: with the training part's mean in a numeric column, with all zeros in any other.
     """
 
-    path: str = UNSET
-    label: str = UNSET
+    path: str = ""
+    label: str = ""
     test_path: str | None = None
     test_size: float = option(0.2, above=0)
     missing: str = option("refuse", among=("refuse", "mean"))
 
     images = False
+    test_records = math.nan  # pyright: ignore[reportAssignmentType] # each table has its own
 
     def check(self) -> None:
         super().check()
-        whole_or_share("test_size", self.test_size)
+        if not self.label:
+            raise UserError(
+                "dataset.label: expected the name of the table's label column, such as dataset.label=class."
+            )
+        _check_share("test_size", self.test_size)
 
     def identity(self) -> dict[str, Any]:
         options = super().identity()
@@ -195,6 +200,8 @@ class Table(Dataset):
     @property
     def files(self) -> list[Path]:
         """The table's file, and the second one where there is one. Raises UserError where one cannot be a table."""
+        if not self.path:
+            raise UserError("dataset.path: expected the table's file, such as dataset.path=x.csv.")
         typed = {"path": self.path} | ({"test_path": self.test_path} if self.test_path else {})
         for key, path in typed.items():
             if fault := _no_table(Path(path)):

@@ -1,7 +1,7 @@
 """A table of the user's own: a CSV or Parquet file with a column of labels and columns of features.
 
-Features: the numeric columns in the file's order, standardized by mean and standard deviation of the training part; then
-one column a category of each other column (text, category, boolean), the categories of the training part in
+Features: the numeric columns in the file's order, standardized by mean and standard deviation of the training part;
+then one column a category of each other column (text, category, boolean), the categories of the training part in
 alphabetical order. A category that training has not seen is all zeros, and so is an empty field under missing=mean.
 """
 
@@ -52,7 +52,7 @@ class Table:
         return types.infer_dtype(self.frame[name], skipna=True)
 
     def refuse(self, name: str, where: np.ndarray, fault: str) -> None:
-        """Raise UserError with the place of the first of a column's fields that have a fault; nothing where none has."""
+        """Raise UserError with the place of a column's first field that has a fault, where one has."""
         if where.any():
             row = int(np.argmax(where)) + 1
             raise UserError(f"{self.path}: column {name!r} in row {row} below the header {fault}.")
@@ -248,7 +248,7 @@ def _labels(name: str, parts: Sequence[Records]) -> list[np.ndarray]:
     """The classes of each part, int64: the positions of its labels among those of the training part, in order."""
     import pandas as pd
 
-    values = [pd.Index(part.column(name)) for part in parts]
+    values = [pd.Index(np.asarray(part.column(name))) for part in parts]
     classes = values[0].unique().sort_values()
     path = parts[0].table.path
     if len(classes) < 2:
@@ -274,9 +274,7 @@ def _features(names: Sequence[str], parts: Sequence[Records]) -> list[torch.Tens
     """Each part's features (N, D) float32, encoded by what the training part holds."""
     train = parts[0]
     numeric = [_numeric(name, train) for name in names if train.table.is_numeric(name)]
-    if constant := [repr(each.name) for each in numeric if each.factor == 0]:
-        line = f"{train.table.path}: constant in the training part and therefore 0: column {', '.join(constant)}"
-        tqdm.write(f"dbnrun: warning: {line}", sys.stderr)
+    _warn_of_constants([each.name for each in numeric if each.factor == 0], train.table.path)
     encoders = [*numeric, *(_categories(name, train) for name in names if not train.table.is_numeric(name))]
     features = [torch.empty((len(part.index), sum(each.width for each in encoders))) for part in parts]
     start = 0
@@ -285,6 +283,14 @@ def _features(names: Sequence[str], parts: Sequence[Records]) -> list[torch.Tens
             x[:, start : start + encoder.width] = torch.from_numpy(encoder(part))
         start += encoder.width
     return features
+
+
+def _warn_of_constants(names: Sequence[str], path: Path) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        listed = ", ".join(map(repr, names[:5])) + more
+        line = f"{path}: constant in the training part, and so always 0: column {listed}"
+        tqdm.write(f"dbnrun: warning: {line}", sys.stderr)
 
 
 def _numeric(name: str, train: Records) -> Numeric:

@@ -94,6 +94,7 @@ def _cell(cfg: Any) -> Outcome:
     """
     try:
         config = checked(cfg)
+        config.dataset.digest_in(Path(config.data_dir))  # refuses files of the user's own that are not there
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:
