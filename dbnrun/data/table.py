@@ -74,8 +74,9 @@ class Records:
 
     def words(self, name: str) -> np.ndarray:
         """Any other column as text, None where it is empty."""
-        values = self.column(name).astype(object)
-        return values.map(str).where(values.notna(), None).to_numpy()
+        column = self.column(name)
+        pairs = zip(column.astype(object), column.isna(), strict=True)
+        return np.array([None if empty else str(value) for value, empty in pairs], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,11 @@ def _labels(name: str, parts: Sequence[Records]) -> list[np.ndarray]:
     import pandas as pd
 
     values = [pd.Index(np.asarray(part.column(name))) for part in parts]
-    classes = values[0].unique().sort_values()
     path = parts[0].table.path
+    try:
+        classes = values[0].unique().sort_values()
+    except TypeError:  # of lists, for example, which Parquet can hold
+        raise UserError(f"{path}: column {name!r} holds labels that have no order; expected text or numbers.") from None
     if len(classes) < 2:
         raise UserError(
             f"{path}: column {name!r} is {classes[0]} in all the training part; expected two classes or more."
