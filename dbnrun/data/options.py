@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import math
@@ -176,7 +177,7 @@ class Table(Dataset):
     """
 
     path: str = ""
-    label: str = ""
+    label: str = ""  # pyright: ignore[reportIncompatibleVariableOverride] # the column; the class's is for people
     test_path: str | None = None
     test_size: float = option(0.2, above=0)
     missing: str = option("refuse", among=("refuse", "mean"))
@@ -186,10 +187,6 @@ class Table(Dataset):
 
     def check(self) -> None:
         super().check()
-        if not self.label:
-            raise UserError(
-                "dataset.label: expected the name of the table's label column, such as dataset.label=class."
-            )
         _check_share("test_size", self.test_size)
 
     def identity(self) -> dict[str, Any]:
@@ -202,6 +199,10 @@ class Table(Dataset):
         """The table's file, and the second one where there is one. Raises UserError where one cannot be a table."""
         if not self.path:
             raise UserError("dataset.path: expected the table's file, such as dataset.path=x.csv.")
+        if not self.label:
+            raise UserError(
+                "dataset.label: expected the name of the table's label column, such as dataset.label=class."
+            )
         typed = {"path": self.path} | ({"test_path": self.test_path} if self.test_path else {})
         for key, path in typed.items():
             if fault := _no_table(Path(path)):
@@ -209,12 +210,22 @@ class Table(Dataset):
         return [Path(path) for path in typed.values()]
 
     def digest_in(self, data_dir: Path) -> str:
-        """SHA-256 over the bytes of the files, whatever their names."""
-        from dbnrun.data.cache import digest_of
+        """SHA-256 over the bytes of the file, or over the digests of both, whatever their names."""
+        digests = []
+        for file in self.files:
+            try:
+                stat = file.stat()
+                digests.append(_sha256(file.resolve(), stat.st_size, stat.st_mtime_ns))
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror or error}).") from None
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
-        # Each file is its own root, so that its name does not count.
-        digests = [digest_of([file], file, data_dir / "cache") for file in self.files]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
+    """Of a file's bytes, read once in a process for as long as its size and modification time stay."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _no_table(path: Path) -> str:

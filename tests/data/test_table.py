@@ -1,6 +1,7 @@
 """Tables of a user's own: features, classes and split against pandas and scikit-learn; what is refused; the command."""
 
 import csv
+import hashlib
 import re
 import shutil
 
@@ -153,15 +154,22 @@ def test_parquet_without_pyarrow_is_refused_with_what_to_install(table, monkeypa
 
 
 def test_the_digest_is_of_the_bytes_and_not_of_the_path(table, tmp_path):
-    data = tmp_path / "data"
-    one = table(flowers()).digest_in(data)
-    assert table(flowers(), "other=name.csv").digest_in(data) == one
+    one = table(flowers()).digest_in(tmp_path)
     path = tmp_path / "a table.csv"
-    path.write_bytes(path.read_bytes().replace(b"red", b"rod", 1))
+    assert one == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert table(flowers(), "other=name.csv").digest_in(tmp_path) == one
+    path.write_bytes(path.read_bytes().replace(b"red", b"blue", 1))
     changed = registry.make("dataset", "table", val_size=0.1, path=str(path), label="kind")
-    assert changed.digest_in(data) != one
+    assert changed.digest_in(tmp_path) == hashlib.sha256(path.read_bytes()).hexdigest() != one
     both = registry.make("dataset", "table", val_size=0.1, path=str(path), label="kind", test_path=str(path))
-    assert both.digest_in(data) not in (one, changed.digest_in(data))
+    assert both.digest_in(tmp_path) not in (one, changed.digest_in(tmp_path))
+
+
+def test_a_plan_of_many_cells_reads_the_table_once(table, tmp_path, monkeypatch):
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, kind: read.append(stream) or digest(stream, kind))
+    config = table(flowers(seed=1))
+    assert len({config.digest_in(tmp_path) for _ in range(5)}) == len(read) == 1
 
 
 def test_a_cell_has_the_options_that_decide_numbers_and_no_path(composed):
