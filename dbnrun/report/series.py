@@ -21,7 +21,7 @@ from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, name_of
 from dbnrun.runs import metrics
-from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
+from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
 
 
 @dataclass
@@ -116,7 +116,7 @@ def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
     Raises UserError where no run is finished, or with `strict` at a folder that cannot be read.
     """
     runs = read_runs(paths, strict=strict)
-    settings = settings_of(counted(runs))
+    settings = settings_of(deduplicated(runs))
     if not any(setting.n for setting in settings):
         raise nothing_to_report(paths, runs)
     return settings
