@@ -5,7 +5,7 @@ from __future__ import annotations
 from dbnrun.config import registry
 
 DATASETS = {name: kind.label for name, kind in registry.of("dataset").items()}
-TEST_RECORDS = {name: kind.test_records for name, kind in registry.of("dataset").items()}
+TEST_RECORDS = {name: kind.test_records for name, kind in registry.of("dataset").items() if name != "custom"}
 BASELINES = {name: kind.label for name, kind in registry.of("norm").items() if not kind.scheduled}
 PROTOCOLS = {
     "dbn_inference": "batch statistics in training, λ at test",

@@ -16,7 +16,7 @@ from dbnrun.train.evaluate import autocast
 
 
 def fitting(config: RunConfig) -> int:
-    """Runs like this one that fit into a quarter of the memory that is free; at least 1, and 1 where none can train."""
+    """How many such runs fit into a quarter of the free memory; 1 where the configuration is refused."""
     try:
         device = prepare_device(config)
         data = load_data(config, device)

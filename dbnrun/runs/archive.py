@@ -24,7 +24,7 @@ from dbnrun.runs.load import RunRecord, distinct, say_unlike, spelled
 from dbnrun.runs.metrics import COLUMNS, REQUIRED, EpochRow
 
 HEAD = ("signature", "curve", "seed")
-# What a run's own manifest adds to where its numbers come from; all else is shared by many runs and stands once.
+# Manifest keys stored for each run; those of ORIGIN are stored once for all runs that share them.
 OWN = ("started", "wall_seconds", "git", "command")
 ORIGIN = (
     "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
