@@ -367,8 +367,6 @@ def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
     names = {path.name for path in written}
     figures = {f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")}
     assert names == {"table1.csv", "table1.md", "differences.csv"} | figures
-        f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")
-    }
     assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
     printed = capsys.readouterr().out
     assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed
