@@ -90,3 +90,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             partial = Path(folder) / path.name
             np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
             os.replace(partial, path)
+
+
+def free_memory() -> int:
+    """Free bytes of this machine as Linux counts them, elsewhere 4 GiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 4 << 30
