@@ -28,7 +28,8 @@ def digest_of(files: Sequence[Path], root: Path, cache: Path) -> str:
     Remembered in the folder `cache` for as long as names, sizes and modification times stay. Raises UserError where a
     file cannot be read.
     """
-    names = [os.fsencode(path.relative_to(root)) for path in files]
+    prefix = os.fsencode(root / "x")[:-1]  # pathlib's relative_to takes half a second for 60,000 files
+    names = [os.fsencode(path).removeprefix(prefix) for path in files]
     try:
         stats = [path.stat() for path in files]
         facts = [f"{stat.st_size} {stat.st_mtime_ns}".encode() for stat in stats]

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from dbnrun import interrupt
-from dbnrun.config.registry import UserError
+from dbnrun.config.registry import UserError, one_line
 from dbnrun.data import options
 from dbnrun.data.cache import digest_of, free_memory, read_arrays, write_arrays
 from dbnrun.data.dataset import Data, Part, fixed_shuffle, split_off
-from dbnrun.data.image_files import Listing, listed
+from dbnrun.data.image_files import Listing, found_at
 from dbnrun.data.pixels import channel_moments
 
 DECODE_VERSION = 1  # raise when decoding changes, so that older caches are left alone
@@ -34,9 +34,8 @@ KINDS = {1: "grey", 3: "in colour"}
 
 def load(config: options.Folder, data_dir: Path) -> Data:
     """Images (C, H, W) as uint8, each channel to be standardized by its moments over the training part."""
-    listing, cache = listed(config.path, data_dir), data_dir / "cache"
-    digest = digest_of(listing.files, listing.root, cache)
-    if digest != config.digest_in(data_dir):
+    (listing, digest), cache = found_at(config.path, data_dir), data_dir / "cache"
+    if digest != digest_of(listing.files, listing.root, cache):
         raise UserError(f"dataset.path={config.path}: its images changed while this command ran; give it again.")
     y = np.array(listing.y)
     index = _split(listing, config)
@@ -143,7 +142,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    said = str(error).splitlines()[0].replace(repr(str(path)), "it") if str(error) else type(error).__name__
+    said = "no image" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
     return UserError(f"{path}: cannot be read as an image ({said}); mend it, or remove it.")
 
 

@@ -32,10 +32,10 @@ class Listing:
 
 
 @functools.cache
-def digest_at(path: str | None, data_dir: Path) -> str:
-    """SHA-256 over the names and bytes of the images; read once a command, however many cells ask."""
+def found_at(path: str | None, data_dir: Path) -> tuple[Listing, str]:
+    """The images and the digest of their names and bytes; looked up once a command, however many cells ask."""
     listing = listed(path, data_dir)
-    return digest_of(listing.files, listing.root, data_dir / "cache")
+    return listing, digest_of(listing.files, listing.root, data_dir / "cache")
 
 
 def listed(path: str | None, data_dir: Path) -> Listing:

@@ -248,6 +248,6 @@ class Folder(Images):
 
     def digest_in(self, data_dir: Path) -> str:
         """SHA-256 over the names and bytes of the images, read once a command. Raises UserError for a bad layout."""
-        from dbnrun.data.image_files import digest_at
+        from dbnrun.data.image_files import found_at
 
-        return digest_at(self.path, data_dir)
+        return found_at(self.path, data_dir)[1]

@@ -94,6 +94,7 @@ def _cell(cfg: Any) -> Outcome:
     """
     try:
         config = checked(cfg)
+        config.dataset.digest_in(Path(config.data_dir))  # refuses files that are no data set
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:
