@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -93,19 +92,15 @@ class Digits(Images):
     digest = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"  # images and labels as uint8
 
 
-MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist",)
-FASHION_MNIST_MIRRORS = (
-    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
-    "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
-)
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def _idx(folder: str, mirrors: Sequence[str], name: str, sha256: str) -> Download:
-    return Download(tuple(f"{url}/{name}.gz" for url in mirrors), (DataFile(f"{folder}/raw/{name}", sha256),))
-
-
-_mnist = partial(_idx, "MNIST", MNIST_MIRRORS)
-_fashion_mnist = partial(_idx, "FashionMNIST", FASHION_MNIST_MIRRORS)
+def _idx(folder: str, mirrors: Sequence[str], *sha256: str) -> tuple[Download, ...]:
+    """The four files of MNIST's format, each from the first of `mirrors` that gives it."""
+    return tuple(
+        Download(tuple(f"{url}/{name}.gz" for url in mirrors), (DataFile(f"{folder}/raw/{name}", digest),))
+        for name, digest in zip(IDX, sha256, strict=True)
+    )
 
 
 @choice("dataset", "mnist", "MNIST")
@@ -114,11 +109,13 @@ class MNIST(Images):
     """60,000 + 10,000 handwritten digits of 28x28 pixels in [0, 1]."""
 
     test_records = 10_000
-    downloads = (
-        _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-        _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-        _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-        _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    downloads = _idx(
+        "MNIST",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist",),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     )
 
 
@@ -128,11 +125,16 @@ class FashionMNIST(Images):
     """60,000 + 10,000 pictures of clothes of 28x28 pixels in [0, 1], in ten classes."""
 
     test_records = 10_000
-    downloads = (
-        _fashion_mnist("train-images-idx3-ubyte", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
-        _fashion_mnist("train-labels-idx1-ubyte", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-        _fashion_mnist("t10k-images-idx3-ubyte", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-        _fashion_mnist("t10k-labels-idx1-ubyte", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+    downloads = _idx(
+        "FashionMNIST",
+        (
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
+        ),
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     )
 
 
