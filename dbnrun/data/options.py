@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dbnrun.config.own import Own
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, one_of, option
 from dbnrun.data.download import DataFile, Download, digest_of
 
@@ -253,3 +255,19 @@ class Folder(Images):
         from dbnrun.data.image_files import found_at
 
         return found_at(self.path, data_dir)[1]
+
+
+@choice("dataset", "custom")
+@dataclass
+class CustomDataset(Own, Dataset):
+    """A function of your own, called as load(data_dir, **options); `data/own_data.py` says what it may return."""
+
+    def load(self, data_dir: Path) -> Data:
+        from dbnrun.data.own_data import as_data
+
+        return as_data(self.made(data_dir), self.target, self.val_size)
+
+    def digest_in(self, data_dir: Path) -> str:
+        from dbnrun.data.own_data import remembered_digest
+
+        return remembered_digest(json.dumps(asdict(self), default=str), lambda: self.load(data_dir).digest)
