@@ -222,7 +222,8 @@ class Folder(Images):
     """
 
     path: str | None = None
-    label: str = "folder"  # what figures call the data set
+    # What figures call the data set: the user's word for it, where the class has one for all.
+    label: str = "folder"  # pyright: ignore[reportIncompatibleVariableOverride]
     size: Any = None  # an integer or [H, W]: resizes every image; None: all must have one size
     channels: int | None = None  # 1 or 3: converts every image to grey or to RGB; None: all must be alike
     test_size: float = option(0.2, above=0)  # as val_size, where there is no folder of the test part

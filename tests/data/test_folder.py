@@ -100,7 +100,6 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(thousand, monkeypatch)
     root, _ = thousand
     first = load(root)
     monkeypatch.setattr(folder, "decode", None)
-    monkeypatch.setattr(cache, "SETTLED", 0)
     second = load(root)
     for name in ("train", "val", "test"):
         assert torch.equal(getattr(first, name).x, getattr(second, name).x)
