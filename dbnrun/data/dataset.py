@@ -9,22 +9,37 @@ import torch
 from torch import Tensor
 
 from dbnrun.config.registry import UserError
+from dbnrun.data.pixels import Moments, standardized
 
 SPLIT_SEED = 170508011  # the paper's arXiv number; the validation part is the same for every cell
 
 
 @dataclass(frozen=True)
 class Part:
-    """Records x (N, *input_shape) float32 and their classes y (N,) int64."""
+    """Records x (N, *input_shape) and their classes y (N,) int64.
+
+    x is float32, or uint8 pixels in a quarter of the memory, whose `moments` standardize each batch that is taken.
+    """
 
     x: Tensor
     y: Tensor
+    moments: Moments | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def inputs(self, index: Tensor | slice) -> Tensor:
+        """What a network is given of the records of `index`: float32 (*index.shape, *input_shape)."""
+        x = self.x[index]
+        return x if self.moments is None else standardized(x, self.moments)
+
+    def at(self, index: Tensor) -> Part:
+        """The part of the records of `index`."""
+        return Part(self.x[index], self.y[index], self.moments)
+
     def to(self, device: torch.device) -> Part:
-        return Part(self.x.to(device), self.y.to(device))
+        moments = self.moments and (self.moments[0].to(device), self.moments[1].to(device))
+        return Part(self.x.to(device), self.y.to(device), moments)
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ def shortened(data: Data, limit: int | None) -> Data:
         if limit is None or limit >= len(part):
             return part
         index = fixed_shuffle(len(part))[:limit].to(part.x.device)
-        return Part(part.x[index], part.y[index])
+        return part.at(index)
 
     train = first(data.train)
     shuffle_order = data.shuffle_order if train is data.train else None  # the first records are mixed already
@@ -79,7 +94,7 @@ def validation_count(records: int, size: float, option: str = "val_size") -> int
 
 
 def split_off(records: int, size: float, option: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices of what remains and of what is split off, drawn with a fixed seed."""
+    """Ascending indices of what remains and of what is split off, drawn with a fixed seed; `option` gives the size."""
     count = validation_count(records, size, option)
     order = np.random.default_rng(SPLIT_SEED).permutation(records)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dbnrun.config import registry
 from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, name_of
@@ -98,6 +99,13 @@ class Setting:
     @property
     def dataset(self) -> str:
         return self.cell["dataset"]["name"]
+
+    @property
+    def test_records(self) -> float:
+        """How many records a test error is a share of; NaN where neither the data set nor a run's manifest says it."""
+        known = registry.of("dataset")[self.dataset].test_records
+        runs = [run for series in self.series for run in series.runs]
+        return known or next((r.manifest["test_records"] for r in runs if "test_records" in r.manifest), float("nan"))
 
     @cached_property
     def protocols(self) -> list[str]:

@@ -97,7 +97,7 @@ def _cell(cfg: Any) -> Outcome:
     """
     try:
         config = checked(cfg)
-        planned(config)  # a user's own data may not load
+        planned(config)  # a user's own data may not load, or files may be no data set
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:

@@ -189,6 +189,8 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
         own_check.check(run_dir.config, data, device)
     runs = [_Run.built(group, data, device) for group in groups]
     facts = device_facts(config, device)
+    if config.dataset.test_records is None:  # not known before the files are
+        facts["test_records"] = len(data.test)
     for run_dir in itertools.chain.from_iterable(groups):
         run_dir.describe_training(**facts, stacked=len(runs), together=sum(map(len, groups)))
     begun = [progress for run in runs if (progress := run.under_way)]

@@ -28,6 +28,7 @@ HEAD = ("signature", "curve", "seed")
 OWN = ("started", "wall_seconds", "git", "command")
 ORIGIN = (
     "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
+    "test_records",
 )  # fmt: skip
 TRIAL = {"limit_batches", "limit_eval"}  # a run with one of these among train's keys is a trial
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
@@ -38,7 +39,8 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: manifest[key] for key in OWN if key in manifest}
     if own.get("command"):
         program, *words = map(str, own["command"])
-        own["command"] = [Path(program).name, *(w for w in words if not w.startswith(("results_dir=", "data_dir=")))]
+        folders = ("results_dir=", "data_dir=", "dataset.path=", "dataset.test_path=")
+        own["command"] = [Path(program).name, *(word for word in words if not word.startswith(folders))]
     return own
 
 

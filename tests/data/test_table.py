@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from dbnrun.config import registry
 from dbnrun.config.identity import cell_of
 from dbnrun.config.registry import UserError
+from dbnrun.runs import archive
 
 N = 150
 
@@ -293,8 +295,14 @@ def test_a_table_is_planned_trained_resumed_and_reported(dbnrun, tmp_path):
     assert dbnrun(*cell, "dataset.path=copy.csv", "results_dir=whole").returncode == 0
     assert rows(folder) == rows(tmp_path / "whole" / "runs" / folder.name) and len(rows(folder)) == 3
     assert float(rows(folder)[-1]["test_error_pct_population"]) < 20  # the kinds lie four deviations apart
+    assert json.loads((folder / "manifest.json").read_text())["test_records"] == N // 5
     report = dbnrun("report", "results")
     assert report.returncode == 0 and "BN" in report.stdout, report.stderr
+
+
+def test_a_record_of_a_run_names_no_path_of_its_table():
+    typed = ["dataset=table", "dataset.path=/home/me/x.csv", "dataset.test_path=/home/me/y.csv", "dataset.label=kind"]
+    assert archive._own({"command": ["/bin/dbnrun", *typed]})["command"] == ["dbnrun", typed[0], typed[3]]
 
 
 def rows(folder):
