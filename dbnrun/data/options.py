@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import json
 from collections.abc import Sequence
@@ -272,3 +274,72 @@ class CustomDataset(Own, Dataset):
         from dbnrun.data.own_data import remembered_digest
 
         return remembered_digest(json.dumps(asdict(self), default=str), lambda: self.load(data_dir).digest)
+
+
+@choice("dataset", "table", "Table")
+@dataclass
+class Table(Dataset):
+    """A table of the user's own, CSV or Parquet: a column of labels, and columns of features.
+
+    `test_size`: as `val_size`, of all records, where no `test_path` names a second file. `missing`: empty fields are
+    refused, or filled: with the training part's mean in a numeric column, with all zeros in any other.
+    """
+
+    path: str = ""
+    label: str = ""  # the column  # pyright: ignore[reportIncompatibleVariableOverride]
+    test_path: str | None = None
+    test_size: float = option(0.2, above=0)
+    missing: str = option("refuse", among=("refuse", "mean"))
+
+    images = False
+
+    def check(self) -> None:
+        super().check()
+        _check_share("test_size", self.test_size)
+
+    def identity(self) -> dict[str, Any]:
+        options = super().identity()
+        idle = ("path", "test_path", *(["test_size"] if self.test_path else []))
+        return {key: value for key, value in options.items() if key not in idle}
+
+    @property
+    def files(self) -> list[Path]:
+        """The table's file, and the second one where there is one. Raises UserError where one cannot be a table."""
+        if not self.path:
+            raise UserError("dataset.path: expected the table's file, such as dataset.path=x.csv.")
+        if not self.label:
+            raise UserError(
+                "dataset.label: expected the name of the table's label column, such as dataset.label=class."
+            )
+        typed = {"path": self.path} | ({"test_path": self.test_path} if self.test_path else {})
+        for key, path in typed.items():
+            if fault := _no_table(Path(path)):
+                raise UserError(f"dataset.{key}={path}: {fault}; expected a .csv or .parquet file.")
+        return [Path(path) for path in typed.values()]
+
+    def digest_in(self, data_dir: Path) -> str:
+        """SHA-256 over the bytes of the file, or over the digests of both, whatever their names."""
+        digests = []
+        for file in self.files:
+            try:
+                stat = file.stat()
+                digests.append(_sha256(file.resolve(), stat.st_size, stat.st_mtime_ns))
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror or error}).") from None
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
+    """Of a file's bytes, read once in a process for as long as its size and modification time stay."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _no_table(path: Path) -> str:
+    """Why a path cannot be that of a table; '' where it can."""
+    if path.is_dir():
+        return "this is a folder"
+    if not path.exists():
+        return "there is no such file"
+    return "" if path.suffix.lower() in (".csv", ".parquet") else "a file of another kind"

@@ -27,7 +27,7 @@ SCHEDULES = (ALPHA_ONE, *CONSTANTS, *(f"{name} {unit}" for name in ("1/m", "1/m^
 def dataset_of(cell: Mapping[str, Any]) -> str:
     """What a cell's data set is called: by the cell itself, where it says so, such as a folder of images."""
     dataset = cell["dataset"]
-    return dataset.get("label") or DATASETS.get(dataset["name"], dataset["name"])
+    return (dataset["name"] == "folder" and dataset.get("label")) or DATASETS.get(dataset["name"], dataset["name"])
 
 
 def alpha_of(key: str) -> float | None:

@@ -39,10 +39,8 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: manifest[key] for key in OWN if key in manifest}
     if own.get("command"):
         program, *words = map(str, own["command"])
-        own["command"] = [
-            Path(program).name,
-            *(w for w in words if not w.startswith(("results_dir=", "data_dir=", "dataset.path="))),
-        ]
+        folders = ("results_dir=", "data_dir=", "dataset.path=", "dataset.test_path=")
+        own["command"] = [Path(program).name, *(word for word in words if not word.startswith(folders))]
     return own
 
 

@@ -59,8 +59,8 @@ def test_the_pins_have_every_choice_and_every_way_of_running():
     configs = [config for pin in pins.PINS.values() for config in pins.configs(pin)]
     dbn = [config.norm for config in configs if config.norm.name == "dbn"]
     built_in = {group: set(registry.of(group)) - {"custom"} for group in registry.GROUPS}  # a user's own are not pinned
-    # MNIST's and CIFAR-10's readers read two more, whose files few have; a folder's are its user's.
-    unpinned = {"fashion_mnist", "cifar100", "folder"}
+    # MNIST's and CIFAR-10's readers read two more, whose files few have; a folder's and a table's are their user's.
+    unpinned = {"fashion_mnist", "cifar100", "folder", "table"}
     assert {config.dataset.name for config in configs} == built_in["dataset"] - unpinned
     assert {getattr(config.dataset, "augment", None) for config in configs} == {None, "none", "flip_crop"}
     assert {getattr(config.dataset, "features", None) for config in configs} == {None, "log", "standard"}
