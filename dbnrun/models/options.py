@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -19,16 +20,41 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity
 
 @dataclass
 class Model(Choice):
-    """A network. `widths`: units of the hidden layers, channels first where it has convolutions."""
+    """A network."""
+
+    needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
+    # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the
+    # measurements: on the CPU twenty networks leave its caches.
+    most_stacked: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 1}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether several can be one stack on some device; else its runs train alone."""
+        return max(self.most_stacked.values()) > 1
+
+    @property
+    def slug(self) -> str:
+        """What folders call it. A public format."""
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """What reports call it, with what tells it from others of its name."""
+        return self.name
+
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        """The network for inputs (N, *shape), on the CPU; `dropout` draws its masks. `initialize` draws its weights."""
+        raise NotImplementedError
+
+
+@dataclass
+class Layered(Model):
+    """Layers of given `widths`: units of the hidden layers, channels first where it has convolutions."""
 
     widths: list[int] = option(UNSET, at_least=1, at_most=65536)
     activation: str = option("relu", among=ACTIVATIONS)
 
     depth: ClassVar[int | None] = None  # how many widths it takes; None: any number
-    needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
-    # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the
-    # measurements: on the CPU twenty networks leave its caches.
-    most_stacked: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 1}
 
     def check(self) -> None:
         expected = self.depth or len(self.widths)
@@ -36,14 +62,14 @@ class Model(Choice):
             wanted = f"{expected} widths" if self.widths else "at least one width"
             raise UserError(f"model.widths={self.widths}: model {self.name!r} expects {wanted}.")
 
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
-        """The network for inputs (N, *shape), on the CPU; `dropout` draws its masks. `initialize` draws its weights."""
-        raise NotImplementedError
+    @property
+    def title(self) -> str:
+        return f"{self.name} {'-'.join(map(str, self.widths))}"
 
 
 @choice("model", "fnn")
 @dataclass
-class FNN(Model):
+class FNN(Layered):
     """Fully connected: each hidden layer is linear, normalization, activation."""
 
     norm_position: str = option("before", among=("before", "after"))
@@ -58,7 +84,7 @@ class FNN(Model):
 
 @choice("model", "cnn")
 @dataclass
-class CNN(Model):
+class CNN(Layered):
     """The paper's CIFAR-10 network: four convolutions and a hidden layer, each but the last layer normalized."""
 
     norm_position: str = option("before", among=("before", "after"))
@@ -76,7 +102,7 @@ class CNN(Model):
 
 @choice("model", "two_layer")
 @dataclass
-class TwoLayer(Model):
+class TwoLayer(Layered):
     """The network of the paper's analysis, equations 3 to 5."""
 
     depth = 1
@@ -86,3 +112,34 @@ class TwoLayer(Model):
         from dbnrun.models import two_layer
 
         return two_layer.TwoLayer(math.prod(shape), self.widths[0], classes, norm, self.activation)
+
+
+@choice("model", "torchvision")
+@dataclass
+class Torchvision(Model):
+    """A classification network of torchvision.models, every batch norm replaced by the chosen normalizer."""
+
+    arch: str = ""  # must be given
+    stem: str = option("auto", among=("auto", "imagenet", "cifar"))
+
+    needs_images = True
+
+    def check(self) -> None:
+        if not re.fullmatch(r"[a-z0-9_]+", self.arch):
+            given = f"model.arch={self.arch}" if self.arch else "model.arch is missing"
+            raise UserError(
+                f"{given}: expected the name of a network of torchvision.models, as in model.arch=resnet18."
+            )
+
+    @property
+    def slug(self) -> str:
+        return self.arch
+
+    @property
+    def title(self) -> str:
+        return self.arch if self.stem == "auto" else f"{self.arch} with the {self.stem} stem"
+
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        from dbnrun.models import torchvision
+
+        return torchvision.TorchvisionNetwork(self.arch, self.stem, shape, classes, norm, dropout)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class Norm(Choice):
     """A normalizer."""
 
-    stacks: ClassVar[bool] = False  # whether fused/stack.py knows how to stack its layers; else its runs train alone
+    stacks: ClassVar[bool] = (
+        False  # whether train/stack/networks.py knows how to stack its layers; else its runs train alone
+    )
     scheduled: ClassVar[bool] = False  # whether a schedule means something to it
     centers: ClassVar[bool] = False  # whether it subtracts each unit's mean: a bias right before it would be idle
 

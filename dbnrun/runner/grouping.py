@@ -47,7 +47,7 @@ def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> 
     runs = _by_key(range(len(configs)), lambda position: trajectory(configs[position]))
     for kind in _by_key(runs, lambda run: stack(configs[run[0]])):
         first = configs[kind[0][0]]
-        size = limit(first) if len(kind) > 1 and first.norm.stacks else 1
+        size = limit(first) if len(kind) > 1 and first.norm.stacks and first.model.stacks else 1
         yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 

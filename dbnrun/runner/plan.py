@@ -71,7 +71,7 @@ class PlannedCell:
     @functools.cached_property
     def kind(self) -> tuple[str, ...]:
         """What decides how long an epoch takes, roughly."""
-        names = [getattr(self.config, group).name for group in ("dataset", "model", "norm")]
+        names = self.config.dataset.name, self.config.model.slug, self.config.norm.name
         return *names, str(self.cell["norm"].get("train_stats")), self.config.precision
 
     def status(self) -> RunStatus:
@@ -218,8 +218,10 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
         yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
-    if alone := sorted({cell.config.norm.name for cell in found.cells if not cell.config.norm.stacks}):
-        yield f"norm={', '.join(alone)}: trains alone, for a stack does not know its layers"
+    for group in ("norm", "model"):
+        choices = [getattr(cell.config, group) for cell in found.cells]
+        if alone := sorted({choice.name for choice in choices if not choice.stacks}):
+            yield f"{group}={', '.join(alone)}: trains alone, for a stack does not know its layers"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     left = time_left(list(zip(found.cells, statuses, strict=True)))
     if left.seconds:
