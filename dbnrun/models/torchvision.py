@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,8 +15,8 @@ from dbnrun.models.convert import SPATIAL, convert_norm, replace
 from dbnrun.models.layers import Dropout, Network, NormFactory
 from dbnrun.torchvision_shim import torchvision
 
-# Images of fewer pixels a side get the CIFAR stem: a 3x3 convolution of stride 1, and no pooling after it. It is defined
-# for these classes of torchvision, by their first convolution and the pooling to leave out.
+# Images of fewer pixels a side get the CIFAR stem: a 3x3 convolution of stride 1, and no pooling after it. These
+# classes of torchvision have one; by name, the first convolution and the pooling to leave out.
 SMALL = 64
 CIFAR_STEMS = {"ResNet": ("conv1", "maxpool"), "DenseNet": ("features.conv0", "features.pool0")}
 # In training these would return the logits of auxiliary classifiers as well.
@@ -90,7 +91,7 @@ def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn
     """The first convolution of a network for images of this shape, and the rest, with batch norms."""
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
-        hint = nearest(arch, known) or f" It has {', '.join(known)}."
+        hint = nearest(arch, known) or " list_models(module=torchvision.models) lists them; resnet18 is one."
         raise UserError(f"model.arch={arch}: torchvision.models has no such classification network.{hint}")
     net = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **SETTINGS.get(arch, {}))
     if not any(type(layer) in SPATIAL for layer in net.modules()):
@@ -102,10 +103,10 @@ def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn
     if stem == "cifar" or (stem == "auto" and min(shape[1:]) < SMALL):
         place, pool = _cifar_stem(arch, net, shape)
         net.set_submodule(pool, nn.Identity())
-        first = _convolution(shape[0], first.out_channels, 3, 1, 1)
+        first = _first(shape[0], first.out_channels, 3, 1, 1, bias=False)
     elif first.in_channels != shape[0]:
-        where = first.kernel_size, first.stride, first.padding
-        first = _convolution(shape[0], first.out_channels, *where, bias=first.bias is not None)
+        bias = first.bias is not None
+        first = _first(shape[0], first.out_channels, first.kernel_size, first.stride, first.padding, bias=bias)
     net.set_submodule(place, nn.Identity())
     return nn.Sequential(first, net)
 
@@ -121,9 +122,9 @@ def _cifar_stem(arch: str, net: nn.Module, shape: tuple[int, ...]) -> tuple[str,
     return CIFAR_STEMS[kind]
 
 
-def _convolution(channels: int, width: int, *where: int | tuple[int, ...], bias: bool = False) -> nn.Conv2d:
+def _first(*sizes: Any, bias: bool) -> nn.Conv2d:
     """A first convolution with weights as ResNet's constructor draws them, whatever the network."""
-    layer = nn.Conv2d(channels, width, *where, bias=bias)  # pyright: ignore[reportArgumentType]
+    layer = nn.Conv2d(*sizes, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
