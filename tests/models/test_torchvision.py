@@ -116,7 +116,8 @@ def test_resnet18_with_batch_norm_has_the_losses_of_torchvisions_own_in_a_loop_b
     # An epoch is one step. The same operations in float32, where the updates of ours are one fused kernel.
     close = functools.partial(pytest.approx, rel=1e-5)
     assert [float(row["train_loss"]) for row in rows] == [close(loss) for loss, _ in steps]
-    assert [float(row["grad_norm"]) for row in rows] == [close(norm) for _, norm in steps]
+    # float32 sums of 11 million squares.
+    assert [float(row["grad_norm"]) for row in rows] == [pytest.approx(norm, rel=1e-4) for _, norm in steps]
     assert len({loss for loss, _ in steps}) == 5  # it did learn something
     test, train = (
         (part.x[index], part.y[index])
