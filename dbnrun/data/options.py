@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dbnrun.config.own import Own
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
 from dbnrun.data.download import DataFile, Download, digest_of
 
@@ -158,3 +160,19 @@ class CIFAR10(Images):
             ),
         ),
     )
+
+
+@choice("dataset", "custom")
+@dataclass
+class CustomDataset(Own, Dataset):
+    """A function of your own, called as load(data_dir, **options); `data/own_data.py` says what it may return."""
+
+    def load(self, data_dir: Path) -> Data:
+        from dbnrun.data.own_data import as_data
+
+        return as_data(self.made(data_dir), self.target, self.val_size)
+
+    def digest_in(self, data_dir: Path) -> str:
+        from dbnrun.data.own_data import remembered_digest
+
+        return remembered_digest(json.dumps(asdict(self), default=str), lambda: self.load(data_dir).digest)

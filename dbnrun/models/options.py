@@ -22,15 +22,11 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity
 class Model(Choice):
     """A network."""
 
+    stacks: ClassVar[bool] = True  # whether train/stack knows how to join several
     needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
     # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the
     # measurements: on the CPU twenty networks leave its caches.
     most_stacked: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 1}
-
-    @property
-    def stacks(self) -> bool:
-        """Whether several can be one stack on some device; else its runs train alone."""
-        return max(self.most_stacked.values()) > 1
 
     @property
     def slug(self) -> str:
@@ -122,6 +118,7 @@ class Torchvision(Model):
     arch: str = ""  # must be given
     stem: str = option("auto", among=("auto", "imagenet", "cifar"))
 
+    stacks = False
     needs_images = True
 
     def check(self) -> None:

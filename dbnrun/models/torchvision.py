@@ -27,8 +27,10 @@ SETTINGS = {"googlenet": NO_AUXILIARY, "inception_v3": NO_AUXILIARY}
 class TorchvisionNetwork(Network):
     """A network of torchvision.models by its name, x (N, C, H, W) -> logits (N, num_classes); never pretrained.
 
-    `stem` is the first convolution, after which the first normalizer comes; `net` is torchvision's network without it.
-    Other layers keep their names (`net.layer1.0.conv1.weight`). Layers that draw do so from `dropout_rngs`.
+    `stem` is the first convolution, after which the first normalizer comes; `net` is torchvision's network without it,
+    whose layers keep their names (`net.layer1.0.conv1.weight`) and convolutions the bias they have, or none, whatever
+    the normalizer. GoogLeNet and Inception come without their auxiliary classifiers. Dropout and stochastic depth draw
+    from `dropout_rngs`.
     """
 
     def __init__(

@@ -180,10 +180,16 @@ def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
     return Setting(series[0].cell, sorted(series, key=_rank), identity)
 
 
+def _place(key: str) -> int:
+    """Where a normalizer without a schedule stands among the others; one of the user's own comes last."""
+    known = list(BASELINES)
+    return known.index(key) if key in known else len(known)
+
+
 def _rank(series: Series) -> tuple[Any, ...]:
     """The baselines, then a block a protocol: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
-        return (0, list(BASELINES).index(series.key), series.label)
+        return (0, _place(series.key), series.label)
     alpha = alpha_of(series.key)
     place = (2, 0) if alpha is None else (1 if alpha else 3, -alpha)
     return (1, _protocol_rank(series.protocol), place, series.label)

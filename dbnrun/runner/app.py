@@ -30,8 +30,10 @@ def run(arguments: Sequence[str]) -> None:
     diverged.
     """
     flags = _parsed_flags(arguments)
+    sweep = flags.multirun or any(word.startswith("experiment=") for word in flags.overrides)
+    arguments = overrides.prepared(arguments, sweep)
     if not flags.shell_completion:  # what is being completed is not yet right
-        overrides.check_overrides(flags.overrides)
+        overrides.check_overrides(overrides.prepared(flags.overrides, sweep))
     interrupt.check()
     _hydra(arguments)
 

@@ -19,6 +19,7 @@ from dbnrun import interrupt
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
 from dbnrun.norm.tracking import share_weights, track_schedules
+from dbnrun.runner import own_check
 from dbnrun.runner.build import Cell, build_cell, captured, device_facts, load_data, prepare_device, training_of
 from dbnrun.runs.checkpoint import Position
 from dbnrun.runs.lock import Held
@@ -184,6 +185,8 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
     groups = sorted(groups, key=lambda group: group[0].config.seed)  # networks that see the same batches side by side
     config, position = groups[0][0].config, groups[0][0].position
     data = load_data(config, device)
+    for run_dir in itertools.chain.from_iterable(groups):
+        own_check.check(run_dir.config, data, device)
     runs = [_Run.built(group, data, device) for group in groups]
     facts = device_facts(config, device)
     for run_dir in itertools.chain.from_iterable(groups):

@@ -21,10 +21,11 @@ from dbnrun import interrupt
 from dbnrun.config import registry
 from dbnrun.config.compose import Composer
 from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
-from dbnrun.config.overrides import check_overrides
+from dbnrun.config.overrides import check_overrides, prepared
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
 from dbnrun.data import download
+from dbnrun.runner.grouping import alone
 from dbnrun.runs import archive, layout, metrics
 from dbnrun.runs.status import LEFT, STATUSES, RunStatus, status_of
 
@@ -93,7 +94,7 @@ class Plan:
 
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
     """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
-    own = [f"{key}={value}" for key, value in params.items()]
+    own = prepared([f"{key}={value}" for key, value in params.items()], sweep=True)
     parsed = OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides])
     for override in parsed:
         if override.is_sweep_override() and override.key_or_group in NOT_SWEPT:
@@ -103,9 +104,13 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
         empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
         raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
     cells: dict[str, PlannedCell] = {}
-    for job in jobs:
+    idle = {line for job in jobs for line in job}
+    for job in map(composer.without_idle, jobs):
         cell = planned(composer(job), job)
         cells.setdefault(cell.signature, cell)
+        idle -= set(job)
+    if idle:
+        raise UserError(f"{min(idle).lstrip('+')}: no cell of this sweep takes it; choose custom of its group.")
     return Plan(list(cells.values()), len(jobs) - len(cells))
 
 
@@ -192,6 +197,7 @@ def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
 
 def asked(arguments: Sequence[str]) -> Plan:
     """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
+    arguments = prepared(arguments, sweep=True)
     check_overrides(arguments)
     store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -218,10 +224,8 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
         yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
-    for group in ("norm", "model"):
-        choices = [getattr(cell.config, group) for cell in found.cells]
-        if alone := sorted({choice.name for choice in choices if not choice.stacks}):
-            yield f"{group}={', '.join(alone)}: trains alone, for a stack does not know its layers"
+    if lone := sorted({choice for cell in found.cells for choice in alone(cell.config)}):
+        yield f"{', '.join(lone)}: these runs train one by one; no stack knows how to join them"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     left = time_left(list(zip(found.cells, statuses, strict=True)))
     if left.seconds:

@@ -78,6 +78,7 @@ class CellSweeper(Sweeper):
                 "fail_fast=true: cells of another launcher are on their way before one has failed; leave it out, or "
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
+        _check_own([cell.config for cell in cells])
         cells_to_train = len(cells)
         returns = self._launched(cells) if cells else []
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
@@ -105,6 +106,18 @@ class CellSweeper(Sweeper):
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
+
+
+def _check_own(configs: Sequence[RunConfig]) -> None:
+    """Try classes of the user's own before the first cell: a mistake in the last one shows at once."""
+    if not any(choice.name == "custom" for c in configs for choice in (c.dataset, c.model, c.norm, c.optimizer)):
+        return
+    from dbnrun.runner import build, own_check  # noqa: PLC0415 - torch
+
+    for config in configs:
+        if own_check.own_choices(config):
+            device = build.prepare_device(config)
+            own_check.check(config, build.load_data(config, device), device)
 
 
 Pairs = Sequence[tuple[PlannedCell, RunStatus]]

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import dbnrun
+from dbnrun.config import own
 from dbnrun.config.identity import cell_of, readable_name, signature
-from dbnrun.config.registry import UserError, one_line
+from dbnrun.config.own import Own
+from dbnrun.config.registry import GROUPS, UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.lock import EXPIRY, Lease, Lost, was_requeued
@@ -137,11 +140,22 @@ class RunDir:
         metrics.refuse_unknown_columns(self.folder / "metrics.csv")
         before = layout.read_manifest(self.folder)
         layout.write_cell(self.folder, self.cell)
+        self._keep_sources()
         self.manifest = Manifest(self.folder, self._describe(before))
         self.manifest.write("running")
         self._read_checkpoints(stacked=before.get("stacked", 1) > 1)
         facts = json.dumps(self.manifest.content), json.dumps(_environment())
         self._log("\n".join([f"{_now()} {' '.join(sys.argv)}", *facts]))
+
+    def _keep_sources(self) -> None:
+        """Keep the code of classes of the user's own beside what it produced, in the folder `source`."""
+        for group in GROUPS:
+            choice = getattr(self.config, group)
+            if isinstance(choice, Own):
+                for name, path in own.files(choice.key, choice.target).items():
+                    kept = self.folder / "source" / group / name
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    layout.write_atomic(kept, path.read_bytes())
 
     def _read_checkpoints(self, stacked: bool) -> None:
         """Go on from the latest usable checkpoint; `stacked`: the run was part of a stack when it stopped."""
@@ -241,6 +255,7 @@ class RunDir:
         """A cell that was refused before it trained leaves nothing behind."""
         for name in ("manifest.json", "config.yaml", "run.log"):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "source", ignore_errors=True)
         self.folder.rmdir()
 
     def _log(self, text: str) -> None:

@@ -279,9 +279,9 @@ def test_its_runs_train_alone_whatever_a_stack_may_hold_and_the_plan_says_so(cel
     assert list(grouped(configs, lambda _: 20)) == [[[0]], [[1]]]
     asked = plan.asked([*RESNET, "seed=0,1"])
     said = list(plan.lines(asked, plan.statuses(asked.cells), everything=False))
-    assert "model=torchvision: trains alone, for a stack does not know its layers" in said
+    assert "model=torchvision: these runs train one by one; no stack knows how to join them" in said
     other = plan.asked(["seed=0,1"])
-    assert not any("alone" in line for line in plan.lines(other, plan.statuses(other.cells), everything=False))
+    assert not any("one by one" in line for line in plan.lines(other, plan.statuses(other.cells), everything=False))
 
 
 def test_folders_and_tables_call_a_network_by_its_own_name(cell):
