@@ -27,7 +27,7 @@ from dbnrun.runs.run_dir import RunDir
 from dbnrun.torchvision_shim import torchvision
 from dbnrun.train.rng import Rngs
 
-NORMS = {name: registry.make("norm", name) for name in registry.of("norm")}
+NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
 BATCH = 16
 TINY = ["model=torchvision", f"train.batch_size={BATCH}", "device=cpu", "progress=false"]
 RESNET = [*TINY, "model.arch=resnet18"]
