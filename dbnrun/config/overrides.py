@@ -32,11 +32,16 @@ def _prepared(word: str, sweep: bool) -> str:
     elif match := TEXT.fullmatch(word):
         key, value = match[1], match[2]
         if value and value[0] not in "'\"[{" and not SWEEP.match(value):
-            escaped = (part.replace("'", "\\'") for part in value.split(","))
-            value = ",".join(f"'{part}'" for part in escaped)
+            value = ",".join(quoted(key, part).partition("=")[2] for part in value.split(","))
     else:
         return word
     return f"{key}=choice({value})" if sweep and not SWEEP.match(value) else f"{key}={value}"
+
+
+def quoted(key: str, text: str) -> str:
+    """An override of a key by a text, whatever letters that has."""
+    escaped = text.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def check_overrides(typed: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ class Own:
     @property
     def is_live(self) -> bool:
         """Whether the target can be loaded: a recorded one is a name alone."""
-        return ":" in self.target
+        return not self.target.isidentifier()
 
     def check(self) -> None:
         super().check()  # pyright: ignore[reportAttributeAccessIssue]
@@ -118,7 +118,7 @@ def load(key: str, target: str) -> Any:
 def _imported(key: str, target: str, where: str, path: Path | None, _changed: int) -> ModuleType:
     try:
         if path is None:
-            _on_path(Path.cwd())
+            _spec(key, target, where)
             return importlib.import_module(where)
         _on_path(path.parent)
         name = f"dbnrun_own_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"

@@ -46,7 +46,7 @@ def alone(config: RunConfig) -> list[str]:
 
 
 def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:
-    """Stacks of runs of positions in `configs`, in the order of their first cell.
+    """Stacks, each a list of runs, each a list of indices into `configs`; ordered by their first cell.
 
     `limit` says how many runs like a given one a stack may hold; it is asked once a kind, when its turn has come.
     """

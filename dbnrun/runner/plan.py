@@ -21,13 +21,13 @@ from dbnrun import interrupt
 from dbnrun.config import registry
 from dbnrun.config.compose import Composer
 from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
-from dbnrun.config.overrides import check_overrides, prepared
+from dbnrun.config.overrides import TEXT, check_overrides, prepared, quoted
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
 from dbnrun.data import download
 from dbnrun.runner.grouping import alone
 from dbnrun.runs import archive, layout, metrics
-from dbnrun.runs.status import LEFT, STATUSES, RunStatus, status_of
+from dbnrun.runs.status import STATUSES, TO_TRAIN, RunStatus, status_of
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -37,6 +37,9 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep() and TEXT.fullmatch(f"{key}="):
+            texts = (getattr(value, "text", value) for value in override.sweep_iterator())
+            values[key] = [quoted(key, str(text)) for text in texts]
         elif override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
@@ -93,7 +96,7 @@ class Plan:
 
 
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
-    """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
+    """The cells that overrides ask for; they win over `params`, the sweep of an experiment file."""
     own = prepared([f"{key}={value}" for key, value in params.items()], sweep=True)
     parsed = OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides])
     for override in parsed:
@@ -115,7 +118,7 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
 
 
 def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
-    """How each cell stands for a sweep that asks for it, skip_recorded and retry included."""
+    """Each cell's status in a sweep, after skip_recorded and retry."""
     skips = bool(cells) and cells[0].config.skip_recorded
     there = archive.signatures(Path(cells[0].config.results_dir) / "records") if skips else set()
     found = [cell.status() for cell in cells]
@@ -135,14 +138,14 @@ ENOUGH = 5  # finished runs of a kind whose time is read
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time that the unfinished cells need one after another, and how many cells' time nothing tells."""
+    """Sequential time for the unfinished cells, and the number of cells without an estimate."""
 
     seconds: float
     unknown: int
 
 
 def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
-    """What is left to train, at the median that a few finished cells of its kind took an epoch, sharing a run or not.
+    """Epochs left, times the median epoch time of a few finished cells of the same kind, shared runs included.
 
     Of a kind are cells of one data set, network, normalizer and precision.
     """
@@ -154,7 +157,7 @@ def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
     seconds, unknown = 0.0, 0
     for cell, how in cells:
-        if how.name in (*LEFT, cell.config.retry):
+        if how.name in (*TO_TRAIN, cell.config.retry):
             done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
             known = costs[cell.kind]
             unknown += not known
@@ -206,7 +209,7 @@ def asked(arguments: Sequence[str]) -> Plan:
         return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
 
 
-def counted(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     """'1 cell', '2 cells'."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
@@ -214,8 +217,8 @@ def counted(number: int, thing: str) -> str:
 def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Iterator[str]:
     """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
     counts = Counter(how.name for how in statuses)
-    folded = f", {counted(found.folded, 'duplicate')} folded" if found.folded else ""
-    yield counted(len(found.cells), "cell") + folded
+    folded = f", {plural(found.folded, 'duplicate')} folded" if found.folded else ""
+    yield plural(len(found.cells), "cell") + folded
     for name, meaning in STATUSES.items():
         if counts[name]:
             yield f"{counts[name]:7} {name:10}  {meaning}"

@@ -108,7 +108,7 @@ class RunDir:
         return bool(self.rows) and not math.isfinite(self.rows[-1].train_loss)
 
     def go_on_from(self, position: Position) -> None:
-        """Choose one of the positions in `states`; entering has chosen the latest."""
+        """Continue from a position in `states`; `__enter__` chose the latest."""
         self.state = self.states[position]
         self.rows = self._recorded[: position[0]]
 
@@ -121,7 +121,7 @@ class RunDir:
                 f"({error.strerror}); expected a folder that can be written to, such as results_dir=$HOME/results."
             ) from None
         self._new = not any(self.folder.iterdir())
-        # A job that Slurm starts again follows one on a machine that may have died.
+        # The predecessor of a requeued Slurm job may have died and left its lease.
         self._lease.take(patience=2 * EXPIRY if was_requeued() else 0)
         try:
             if self._is_finished():
@@ -165,7 +165,7 @@ class RunDir:
         self.states = self.checkpoints.read(self._recorded, _warn)
         for state in self.states.values():
             if stacked and state.get("under_way") and "sound" not in state["under_way"]:
-                # Before there was this key, stacks summed the batches' mean losses, not those of the records.
+                # Stacks older than this key summed the means of batches, not the losses of records.
                 state["under_way"]["loss"] *= self.config.train.batch_size
         if self.states:
             self.go_on_from(max(self.states))
@@ -182,7 +182,7 @@ class RunDir:
         for key in ("threads", "compile"):
             if before.get(key, facts[key]) != facts[key]:
                 setting = f"{key}={json.dumps(before[key])}"
-                _warn(f"{self.folder.name}: began with {setting}; from here on it rounds otherwise")
+                _warn(f"{self.folder.name}: began with {setting}; rounding differs from here on")
         self.manifest.write("running", **facts)
 
     def write(self, row: EpochRow) -> None:

@@ -23,8 +23,9 @@ MUST_BE_GIVEN = {"torchvision": ["model.arch=resnet18"]}  # options without a de
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_choice_composes_and_passes_the_schema(composed, group, name):
-    given = MUST_BE_GIVEN.get(name, [])
-    config = composed(f"{group}={name}", *given, *(["dataset=mnist"] if group == "model" else []))
+    own = {"dataset": "torch:zeros", "norm": "torch.nn:BatchNorm1d", "optimizer": "torch.optim:SGD"}
+    given = [f"{group}.target='{own[group]}'"] if name == "custom" else MUST_BE_GIVEN.get(name, [])
+    config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *given)
     assert isinstance(config, RunConfig)
 
 
