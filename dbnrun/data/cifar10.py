@@ -11,7 +11,7 @@ from dbnrun.data import options
 from dbnrun.data.dataset import Data, Part, split_off
 from dbnrun.data.download import ensure
 from dbnrun.data.pixels import SLICE, Moments, channel_moments, standardized
-from dbnrun.data.torchvision_shim import torchvision
+from dbnrun.torchvision_shim import torchvision
 
 
 class CIFAR10(torchvision.datasets.CIFAR10):

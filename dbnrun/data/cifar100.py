@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dbnrun.data import cifar10, options
 from dbnrun.data.dataset import Data
-from dbnrun.data.torchvision_shim import torchvision
+from dbnrun.torchvision_shim import torchvision
 
 
 class CIFAR100(cifar10.CIFAR10):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dbnrun.data import options
 from dbnrun.data.dataset import Data, Part, split_off
 from dbnrun.data.download import ensure
-from dbnrun.data.torchvision_shim import torchvision
+from dbnrun.torchvision_shim import torchvision
 
 
 class MNIST(torchvision.datasets.MNIST):

@@ -112,6 +112,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.suffix(self.prefix(x))
 
+    def initialize(self, generator: Generator) -> None:
+        """Draw the weights, so that networks that differ only in their normalizers start from the same."""
+        initialize(self, generator)
+
 
 @torch.no_grad()
 def initialize(model: nn.Module, generator: Generator) -> None:

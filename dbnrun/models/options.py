@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -19,17 +20,37 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity
 
 @dataclass
 class Model(Choice):
-    """A network. `widths`: units of the hidden layers, channels first where it has convolutions."""
-
-    widths: list[int] = option(UNSET, at_least=1, at_most=65536)
-    activation: str = option("relu", among=ACTIVATIONS)
+    """A network."""
 
     stacks: ClassVar[bool] = True  # whether train/stack knows how to join several
-    depth: ClassVar[int | None] = None  # how many widths it takes; None: any number
     needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
     # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the
     # measurements: on the CPU twenty networks leave its caches.
     most_stacked: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 1}
+
+    @property
+    def slug(self) -> str:
+        """What folders call it. A public format."""
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """What reports call it, with what tells it from others of its name."""
+        return self.name
+
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        """The network for inputs (N, *shape), on the CPU; `dropout` draws its masks. `initialize` draws its weights."""
+        raise NotImplementedError
+
+
+@dataclass
+class Layered(Model):
+    """Layers of given `widths`: units of the hidden layers, channels first where it has convolutions."""
+
+    widths: list[int] = option(UNSET, at_least=1, at_most=65536)
+    activation: str = option("relu", among=ACTIVATIONS)
+
+    depth: ClassVar[int | None] = None  # how many widths it takes; None: any number
 
     def check(self) -> None:
         expected = self.depth or len(self.widths)
@@ -37,14 +58,14 @@ class Model(Choice):
             wanted = f"{expected} widths" if self.widths else "at least one width"
             raise UserError(f"model.widths={self.widths}: model {self.name!r} expects {wanted}.")
 
-    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
-        """The network for inputs (N, *shape), on the CPU; `dropout` draws its masks. `initialize` draws its weights."""
-        raise NotImplementedError
+    @property
+    def title(self) -> str:
+        return f"{self.name} {'-'.join(map(str, self.widths))}"
 
 
 @choice("model", "fnn")
 @dataclass
-class FNN(Model):
+class FNN(Layered):
     """Fully connected: each hidden layer is linear, normalization, activation."""
 
     norm_position: str = option("before", among=("before", "after"))
@@ -59,7 +80,7 @@ class FNN(Model):
 
 @choice("model", "cnn")
 @dataclass
-class CNN(Model):
+class CNN(Layered):
     """The paper's CIFAR-10 network: four convolutions and a hidden layer, each but the last layer normalized."""
 
     norm_position: str = option("before", among=("before", "after"))
@@ -77,7 +98,7 @@ class CNN(Model):
 
 @choice("model", "two_layer")
 @dataclass
-class TwoLayer(Model):
+class TwoLayer(Layered):
     """The network of the paper's analysis, equations 3 to 5."""
 
     depth = 1
@@ -87,3 +108,35 @@ class TwoLayer(Model):
         from dbnrun.models import two_layer
 
         return two_layer.TwoLayer(math.prod(shape), self.widths[0], classes, norm, self.activation)
+
+
+@choice("model", "torchvision")
+@dataclass
+class Torchvision(Model):
+    """A classification network of torchvision.models, every batch norm replaced by the chosen normalizer."""
+
+    arch: str = ""  # must be given
+    stem: str = option("auto", among=("auto", "imagenet", "cifar"))
+
+    stacks = False
+    needs_images = True
+
+    def check(self) -> None:
+        if not re.fullmatch(r"[a-z0-9_]+", self.arch):
+            given = f"model.arch={self.arch}" if self.arch else "model.arch is missing"
+            raise UserError(
+                f"{given}: expected the name of a network of torchvision.models, as in model.arch=resnet18."
+            )
+
+    @property
+    def slug(self) -> str:
+        return self.arch
+
+    @property
+    def title(self) -> str:
+        return self.arch if self.stem == "auto" else f"{self.arch} with the {self.stem} stem"
+
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        from dbnrun.models import torchvision
+
+        return torchvision.TorchvisionNetwork(self.arch, self.stem, shape, classes, norm, dropout)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dbnrun.config.identity import choice_of
 from dbnrun.report import compare
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Series, Setting
@@ -174,7 +175,7 @@ def describe(cell: Mapping[str, Any]) -> str:
     model, optimizer, train = cell["model"], cell["optimizer"], cell["train"]
     rates = sorted({group["lr"] for group in optimizer["groups"].values()})
     parts = [
-        f"{model['name']} {'-'.join(map(str, model['widths']))}",
+        choice_of("model", model).title,
         f"{optimizer['name']} {'/'.join(f'{rate:g}' for rate in rates)}",
         f"batch {train['batch_size']}",
         f"{train['epochs']} epoch{'s' if train['epochs'] > 1 else ''}",

@@ -18,7 +18,7 @@ from dbnrun.config import registry
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
-from dbnrun.models.layers import Network, initialize
+from dbnrun.models.layers import Network
 from dbnrun.norm.options import Normalizers
 from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
@@ -108,7 +108,7 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     rngs = Rngs.of(config.seed, device)
     norm = Normalizers(config.norm, schedule)
     model = config.model.build(data.input_shape, data.num_classes, norm, rngs.dropout)
-    initialize(model, rngs.init)
+    model.initialize(rngs.init)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     return Cell(config, model, build_optimizer(config.optimizer, model, config.compile, norm.built), rngs, schedule)
 

@@ -75,7 +75,7 @@ class PlannedCell:
     @functools.cached_property
     def kind(self) -> tuple[str, ...]:
         """What decides how long an epoch takes, roughly."""
-        names = [getattr(self.config, group).name for group in ("dataset", "model", "norm")]
+        names = self.config.dataset.name, self.config.model.slug, self.config.norm.name
         return *names, str(self.cell["norm"].get("train_stats")), self.config.precision
 
     def status(self) -> RunStatus:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dbnrun.config import registry
-from dbnrun.config.identity import protocol_of, schedule_key, signature
+from dbnrun.config.identity import choice_of, protocol_of, schedule_key, signature
 from dbnrun.config.registry import UserError
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.metrics import EpochRow
@@ -115,7 +115,7 @@ def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
         and cell["norm"]["name"] in registry.of("norm")
         and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
         and cell["seed"] >= 0
-        and all([schedule_key(cell), cell["model"]["name"], cell["model"]["widths"], cell["train"]["batch_size"]])
+        and all([schedule_key(cell), choice_of("model", cell["model"]).title, cell["train"]["batch_size"]])
         and all(group["lr"] >= 0 for group in groups.values())
     )
 

@@ -59,10 +59,10 @@ def check_compiler(model: str, device: str) -> None:
     """Raise UserError where a model's step cannot be compiled for a kind of device, or only gets slower by it."""
     if device != "cpu":
         return  # Triton comes with torch
-    if model == "cnn":
+    if model in ("cnn", "torchvision"):
         raise UserError(
             "compile=true: on a CPU compiled convolutions take 1.3 to 1.8 times as long (docs/performance.md); "
-            "use compile=false with model=cnn."
+            f"use compile=false with model={model}."
         )
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not _runs(compiler):

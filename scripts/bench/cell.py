@@ -178,7 +178,7 @@ def _loader(model: nn.Module, data: Data) -> Callable[[], None]:
 def images(data: Data) -> torch.utils.data.DataLoader[Any]:
     from PIL import Image
 
-    from dbnrun.data.torchvision_shim import torchvision
+    from dbnrun.torchvision_shim import torchvision
 
     class Images(torch.utils.data.Dataset[Any]):
         pixels = (data.train.x[:, 0].cpu() * 255).to(torch.uint8).numpy()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbnrun.data.torchvision_shim import torchvision  # noqa: F401 # isort: skip - first: Lightning imports it too
+from dbnrun.torchvision_shim import torchvision  # noqa: F401 # isort: skip - first: Lightning imports it too
 import lightning  # pyright: ignore[reportMissingImports]
 import torchmetrics  # pyright: ignore[reportMissingImports]
 

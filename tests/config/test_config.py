@@ -18,11 +18,14 @@ def sig(composed):
 EVERY = [(group, name) for group, names in files().items() for name in names if group != "experiment"]
 
 
+MUST_BE_GIVEN = {"torchvision": ["model.arch=resnet18"]}  # options without a default
+
+
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_choice_composes_and_passes_the_schema(composed, group, name):
     own = {"dataset": "torch:zeros", "norm": "torch.nn:BatchNorm1d", "optimizer": "torch.optim:SGD"}
-    target = [f"{group}.target='{own[group]}'"] if name == "custom" else []
-    config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *target)
+    given = [f"{group}.target='{own[group]}'"] if name == "custom" else MUST_BE_GIVEN.get(name, [])
+    config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *given)
     assert isinstance(config, RunConfig)
 
 

@@ -12,7 +12,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import split_off
 from dbnrun.data.download import DataFile, Download
 from dbnrun.data.options import CIFAR100, MNIST, FashionMNIST
-from dbnrun.data.torchvision_shim import torchvision
+from dbnrun.torchvision_shim import torchvision
 
 
 def mnist(val_size=10000):

@@ -151,6 +151,12 @@ PINS = {
     "cnn ln": Pin(f"{CNN} norm=ln model.dropout=[0,0,0] {ADAGRAD}", rtol=KINKS),
     "cnn gn": Pin(f"{CNN} norm=gn norm.num_groups=2 {ADAMW}", rtol=KINKS),
     "cnn none": Pin(f"{CNN} norm=none {SGD}", rtol=KINKS),
+    "torchvision": Pin(
+        "model=torchvision model.arch=resnet18 train.batch_size=16 train.limit_batches=2 train.limit_eval=32 norm=dbn "
+        f"norm.eps=1 {SGD} optimizer.lr=1e-4",  # twenty normalizers, some of them over 16 values
+        ("schedule=harmonic", "schedule=alpha_0.25 seed=1"),
+        KINKS,
+    ),
     "mnist": Pin(
         f"dataset=mnist train.limit_batches=10 norm=dbn {REAL}",
         ("schedule=harmonic", "schedule=alpha_0.1 seed=1"),

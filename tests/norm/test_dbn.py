@@ -426,7 +426,7 @@ def test_state_dict_round_trip_and_deepcopy_keep_lambda_and_its_counter():
 
 
 def test_it_is_a_drop_in_norm_layer_for_resnet18():
-    from dbnrun.data.torchvision_shim import torchvision
+    from dbnrun.torchvision_shim import torchvision
 
     model = torchvision.models.resnet18(norm_layer=lambda c: DiminishingBatchNorm2d(c, Harmonic()), num_classes=10)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
