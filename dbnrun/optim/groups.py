@@ -118,18 +118,18 @@ class LearningRates:
     """What multiplies the learning rate of each parameter group before an update.
 
     A group keeps its own rate as "initial_lr", as torch's schedulers do, so that a checkpoint has it. Groups of
-    `replayed` take theirs from a tensor on the device, for a captured graph reads no number that changes.
+    `by_tensor` have theirs in a tensor on the device: a captured graph, or compiled code, takes a number for a constant.
     """
 
     def __init__(
-        self, optimizers: Iterable[torch.optim.Optimizer], replayed: torch.optim.Optimizer | None = None
+        self, optimizers: Iterable[torch.optim.Optimizer], by_tensor: torch.optim.Optimizer | None = None
     ) -> None:
         self.groups: list[dict[str, Any]] = []
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 own = group.setdefault("initial_lr", group["lr"])
                 # Whatever a checkpoint of another device has there.
-                group["lr"] = _on_device(own, group["params"][0]) if optimizer is replayed else own
+                group["lr"] = _on_device(own, group["params"][0]) if optimizer is by_tensor else own
                 self.groups.append(group)
 
     def multiply(self, factor: float) -> None:

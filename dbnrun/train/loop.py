@@ -216,7 +216,7 @@ class Training:
         self.factor = lr_schedule.of_run(config.epochs, self.steps) if lr_schedule and lr_schedule.varies else None
         if self.factor:
             optimizers = {id(optimizer): optimizer for optimizer in (program.optimizer, *(r.optimizer for r in runs))}
-            self.rates = LearningRates(optimizers.values(), program.optimizer if captured else None)
+            self.rates = LearningRates(optimizers.values(), program.optimizer if captured or compiled else None)
         self.step = Step(
             program,
             precision,
