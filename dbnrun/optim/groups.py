@@ -118,7 +118,7 @@ class LearningRates:
     """What multiplies the learning rate of each parameter group before an update.
 
     A group keeps its own rate as "initial_lr", as torch's schedulers do, so that a checkpoint has it. Groups of
-    `by_tensor` have theirs in a tensor on the device: a captured graph, or compiled code, takes a number for a constant.
+    `by_tensor` have theirs in a tensor on the device: captured graphs and compiled code take a number for a constant.
     """
 
     def __init__(

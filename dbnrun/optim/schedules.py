@@ -7,12 +7,23 @@ A factor depends on the update alone, so that a run that goes on from a checkpoi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from dbnrun.config.registry import Choice, UserError, choice, option
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is."""
+
+    epochs: int
+    updates_per_epoch: int
+
+    @property
+    def updates(self) -> int:
+        return self.epochs * self.updates_per_epoch
 
 
 @dataclass
@@ -27,13 +38,9 @@ class LRSchedule(Choice):
     def check_epochs(self, epochs: int) -> None:
         """Raise UserError where the schedule does not fit a run of so many epochs."""
 
-    def at(self, update: int, total_updates: int, epochs: int) -> float:
-        """The factor of update 0, 1, …, total_updates - 1; the updates are spread evenly over `epochs`."""
+    def at(self, update: int, length: Length) -> float:
+        """The factor of update 0, 1, …, length.updates - 1 of a run."""
         raise NotImplementedError
-
-    def of_run(self, epochs: int, updates_per_epoch: int) -> Callable[[int], float]:
-        """The factor as a function of the update alone."""
-        return lambda update: self.at(update, epochs * updates_per_epoch, epochs)
 
 
 @dataclass
@@ -51,14 +58,13 @@ class WarmedUp(LRSchedule):
                 f"lr_schedule.warmup={self.warmup:g}: expected at most train.epochs={epochs}, the length of the run."
             )
 
-    def at(self, update: int, total_updates: int, epochs: int) -> float:
-        warm = round(self.warmup * total_updates / epochs)
-        growing = (update + 1) / (warm + 1) if update < warm else 1.0
-        return growing * self.after_warmup(update, warm, total_updates, epochs)
+    def warm(self, length: Length) -> int:
+        """W, the updates of the warm-up."""
+        return round(self.warmup * length.updates_per_epoch)
 
-    def after_warmup(self, update: int, warm: int, total_updates: int, epochs: int) -> float:
-        """The factor without the growth over the first `warm` updates."""
-        raise NotImplementedError
+    def growth(self, update: int, length: Length) -> float:
+        """The share of the rate that the warm-up allows; 1 after it."""
+        return min(1.0, (update + 1) / (self.warm(length) + 1))
 
 
 @choice("lr_schedule", "constant")
@@ -70,8 +76,8 @@ class Constant(WarmedUp):
     def varies(self) -> bool:
         return self.warmup > 0
 
-    def after_warmup(self, update: int, warm: int, total_updates: int, epochs: int) -> float:
-        return 1.0
+    def at(self, update: int, length: Length) -> float:
+        return self.growth(update, length)
 
 
 @choice("lr_schedule", "cosine")
@@ -81,10 +87,11 @@ class Cosine(WarmedUp):
 
     final: float = option(0.0, at_least=0, at_most=1)
 
-    def after_warmup(self, update: int, warm: int, total_updates: int, epochs: int) -> float:
+    def at(self, update: int, length: Length) -> float:
+        warm = self.warm(length)
         if update < warm:
-            return 1.0
-        return _cosine(1.0, self.final, (update - warm) / (total_updates - warm))
+            return self.growth(update, length)
+        return _cosine(1.0, self.final, (update - warm) / (length.updates - warm))
 
 
 @choice("lr_schedule", "step")
@@ -96,7 +103,7 @@ class Step(WarmedUp):
     neither they are half and three quarters of the run, as He et al. 2016 train residual networks.
     """
 
-    milestones: list[float] = option([], above=0)
+    milestones: list[float] = option([], above=0)  # noqa: RUF009 - a field, as dataclasses.field
     every: float = option(0.0, at_least=0)
     factor: float = option(0.1, above=0, at_most=1)
 
@@ -117,14 +124,13 @@ class Step(WarmedUp):
                 del options[key]
         return options
 
-    def after_warmup(self, update: int, warm: int, total_updates: int, epochs: int) -> float:
-        per_epoch = total_updates / epochs
+    def at(self, update: int, length: Length) -> float:
         if self.every:
-            passed = update // max(1, round(self.every * per_epoch))
+            passed = update // max(1, round(self.every * length.updates_per_epoch))
         else:
-            milestones = self.milestones or [epochs / 2, 3 * epochs / 4]
-            passed = sum(update >= round(milestone * per_epoch) for milestone in milestones)
-        return self.factor**passed
+            milestones = self.milestones or [length.epochs / 2, 3 * length.epochs / 4]
+            passed = sum(update >= round(milestone * length.updates_per_epoch) for milestone in milestones)
+        return self.growth(update, length) * self.factor**passed
 
 
 @choice("lr_schedule", "one_cycle")
@@ -149,9 +155,9 @@ class OneCycle(LRSchedule):
                 "whose second phase is as long as the first."
             )
 
-    def at(self, update: int, total_updates: int, epochs: int) -> float:
+    def at(self, update: int, length: Length) -> float:
         low, lowest = 1 / self.div_factor, 1 / (self.div_factor * self.final_div_factor)
-        up, last = self.pct_start * total_updates - 1, total_updates - 1
+        up, last = self.pct_start * length.updates - 1, length.updates - 1
         phases = [(up, low, 1.0), (last, 1.0, lowest)]
         if self.three_phase:
             phases = [(up, low, 1.0), (2 * up, 1.0, low), (last, low, lowest)]

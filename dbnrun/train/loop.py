@@ -20,7 +20,7 @@ from dbnrun.config.schema import TrainConfig
 from dbnrun.data.dataset import Data, Part, shortened
 from dbnrun.models.layers import Dropout, Network
 from dbnrun.optim.groups import LearningRates, add_penalty, bare_step, lr_of
-from dbnrun.optim.schedules import LRSchedule
+from dbnrun.optim.schedules import Length, LRSchedule
 from dbnrun.runs.metrics import EpochRow
 from dbnrun.train import compile, cuda_graph
 from dbnrun.train.evaluate import Member, Progress, at_least_float32, autocast, evaluate_epoch
@@ -213,8 +213,9 @@ class Training:
         self.draws = [runs[number].rngs for number in program.drawing]
         self.sampler = BatchSampler(data.train, config.batch_size, self.steps, len(self.draws))
         self.sums = MetricSums(len(runs), data.train.x.device)
-        self.factor = lr_schedule.of_run(config.epochs, self.steps) if lr_schedule and lr_schedule.varies else None
-        if self.factor:
+        self.lr_schedule = lr_schedule if lr_schedule and lr_schedule.varies else None
+        self.rates: LearningRates | None = None
+        if self.lr_schedule:
             optimizers = {id(optimizer): optimizer for optimizer in (program.optimizer, *(r.optimizer for r in runs))}
             self.rates = LearningRates(optimizers.values(), program.optimizer if captured or compiled else None)
         self.step = Step(
@@ -223,7 +224,7 @@ class Training:
             compiled=compiled,
             first=epochs_done == 0 and not under_way,
             label_smoothing=config.label_smoothing,
-            steady=self.factor is None,
+            steady=self.rates is None,
         )
         self.update: Callable[[], None] = self._update
         if captured:
@@ -256,11 +257,15 @@ class Training:
         self.sums.begin(self.begun)
         self.done = self.begun[0].steps
         while self.done < self.steps:
-            if self.factor:
-                self.rates.multiply(self.factor((self.epoch - 1) * self.steps + self.done))
+            if self.rates:
+                self.rates.multiply(self._lr_factor((self.epoch - 1) * self.steps + self.done))
             self.update()
             self.done += 1
             yield
+
+    def _lr_factor(self, update: int) -> float:
+        """What multiplies the learning rates at the run's update 0, 1, …."""
+        return self.lr_schedule.at(update, Length(self.config.epochs, self.steps)) if self.lr_schedule else 1.0
 
     def _update(self) -> None:
         x, y = self.sampler()
@@ -287,7 +292,7 @@ class Training:
         norms, seconds = (self.sums.norm / self.steps).tolist(), self.begun[0].seconds + self._seconds()
         self.program.write_back()
         made = self.epoch * self.steps  # updates
-        factor = self.factor(made - 1) if self.factor else 1.0
+        factor = self._lr_factor(made - 1)
         rows = []
         for number, (run, measured, norm) in enumerate(zip(self.runs, trained, norms, strict=True)):
             progress = Progress(self.epoch, made, lr_of(run.optimizer) * factor, norm, seconds)

@@ -1,7 +1,6 @@
 """Learning-rate schedules and label smoothing against torch's own, by themselves and through a run."""
 
 import csv
-import math
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch.optim import lr_scheduler
 from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
+from dbnrun.optim.schedules import Length
 from dbnrun.runner import execute
 from dbnrun.runner.build import build_cell, training_of
 from dbnrun.runner.grouping import grouped
@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 def ours(name, **options):
-    factor = registry.make("lr_schedule", name, **options).of_run(EPOCHS, UPDATES)
-    return [0.3 * factor(update) for update in range(TOTAL)]
+    schedule = registry.make("lr_schedule", name, **options)
+    return [0.3 * schedule.at(update, Length(EPOCHS, UPDATES)) for update in range(TOTAL)]
 
 
 def torchs(make, warm=0):
@@ -96,8 +96,8 @@ def test_one_cycle_equals_torchs_with_torchs_defaults(options):
 @pytest.mark.parametrize("updates", [1, 2, 3, 10])  # with 10 in one epoch, 0.1 of them is torch's division by zero
 def test_a_run_of_few_updates_has_a_finite_rate_at_each(name, updates):
     options = {"pct_start": 0.1} if name == "one_cycle" else {"warmup": 1}
-    factor = registry.make("lr_schedule", name, **options).of_run(1, updates)
-    assert all(0 < factor(update) <= 1 and math.isfinite(factor(update)) for update in range(updates))
+    schedule = registry.make("lr_schedule", name, **options)
+    assert all(0 < schedule.at(update, Length(1, updates)) <= 1 for update in range(updates))
 
 
 def config(*overrides, results="unused"):
