@@ -10,6 +10,7 @@ from torch.optim import lr_scheduler
 from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
+from dbnrun.optim.groups import LearningRates, load_state
 from dbnrun.optim.schedules import Length
 from dbnrun.runner import execute
 from dbnrun.runner.build import build_cell, training_of
@@ -217,3 +218,18 @@ def test_a_schedule_that_cannot_be_meant_is_refused(words):
 def test_a_wrong_option_ends_the_command_with_one_line_and_code_2(dbnrun, words, said):
     done = dbnrun(*words.split())
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_of_replayed_steps_goes_on_by_plain_numbers_and_the_other_way():
+    def optimizer():
+        return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 0.2}, {"params": [torch.zeros(1)], "lr": 0.4}])
+
+    first, second, third = optimizer(), optimizer(), optimizer()
+    LearningRates([first], first).multiply(0.25)
+    assert all(isinstance(group["lr"], torch.Tensor) for group in first.param_groups)
+    load_state(second, first.state_dict())
+    LearningRates([second]).multiply(0.5)
+    assert [group["lr"] for group in second.param_groups] == [0.1, 0.2]
+    load_state(third, second.state_dict())
+    LearningRates([third], third).multiply(0.25)
+    assert [group["lr"].item() for group in third.param_groups] == [0.05, 0.1]
