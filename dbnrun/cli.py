@@ -273,14 +273,15 @@ def _data(arguments: list[str]) -> int:
     from dbnrun.config import registry
 
     known = registry.of("dataset")
-    names = [name for name in known if name != "digits"]
+    names = [name for name, kind in known.items() if kind.downloads]
     parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.names if name not in known]:
+    if unknown := [name for name in options.names if name not in (*names, "digits")]:
         hint = registry.nearest(unknown[0], names)
-        raise UserError(f"{unknown[0]}: no such data set; expected any of {', '.join(names)}.{hint}")
+        what = "your own files, nothing to fetch" if unknown[0] in known else "no such data set"
+        raise UserError(f"{unknown[0]}: {what}; expected any of {', '.join(names)}.{hint}")
 
     from dbnrun.data import download
 

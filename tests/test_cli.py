@@ -66,7 +66,7 @@ WRONG = [
     (["hydra.nonsense=1"], r"hydra.nonsense"),
     (["hydra/launcher=nonsense"], r"nonsense"),
     (["-m", "hydra.launcher.inner=fusd"], r"hydra.launcher.inner=fusd: expected one of .* Did you mean 'fused'\?"),
-    (["-m", "hydra.launcher.inner=fused"], r"expected another launcher than fused"),
+    (["-m", "hydra.launcher.inner=fused"], r"expected a launcher other than fused"),
     (["-m", "hydra.launcher.inner=basic", "+hydra.launcher.inner_settings.x=1"], r"basic has no such setting"),
     (["experiment=NULL"], r"experiment=null: expected one of demo"),
     (["trian"], r"trian: no such verb; expected one of plan, status, report, data, theory, doctor, bench"),

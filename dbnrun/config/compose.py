@@ -20,6 +20,7 @@ from dbnrun.config.registry import conf_dir, files
 from dbnrun.config.schema import RunConfig, checked, store_schema
 
 SEED = re.compile(r"seed=([0-9]{1,19})")  # an override by a plain number
+OWN = re.compile(r"\+{0,2}(dataset|model|norm|optimizer)\.(target|options\.\w+)=")  # of a class of one's own
 MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*(\bseed\b|\$\{)")  # in an interpolation, or put together by a nested one
 
 
@@ -58,6 +59,18 @@ class Composer:
         if not MAY_REFER_TO_SEED.search(str(OmegaConf.to_container(merged))):
             self._twins[others] = config
         return config
+
+    def without_idle(self, job: Sequence[str]) -> list[str]:
+        """The job without the target and the options of a class of one's own that its choices do not take.
+
+        So a sweep over norm=bn,custom can say what belongs to custom alone.
+        """
+        own = {line: match[1] for line in job if (match := OWN.match(line))}
+        if not own:
+            return list(job)
+        overrides = [self._parse(line) for line in job if line not in own]
+        base = self._base(tuple(str(o.input_line) for o in overrides if self._needs_hydra(o)))
+        return [line for line in job if line not in own or "target" in base[own[line]]]
 
     def _merged(self, job: Sequence[str]) -> DictConfig:
         """The configuration of the cell that `job` describes, not yet checked."""

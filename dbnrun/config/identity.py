@@ -28,7 +28,7 @@ def cell_of(config: RunConfig) -> dict[str, Any]:
     if not config.lr_schedule.varies:
         del cell["lr_schedule"]  # older than the group
     train = cell["train"] = asdict(config.train)
-    # Beyond the last epoch nothing is left to skip. Every epoch is the default, and older than the key.
+    # Values beyond `epochs` are equal to it. 1 is left out: older signatures lack the key.
     train["eval_every"] = min(config.train.eval_every, config.train.epochs)
     if train["eval_every"] == 1:
         del train["eval_every"]

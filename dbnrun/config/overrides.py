@@ -13,6 +13,36 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from dbnrun.config.registry import Choice, UserError, files, nearest, owners
 from dbnrun.config.schema import RunConfig, known_keys
 
+OWN_OPTION = re.compile(r"\+{0,2}((?:dataset|model|norm|optimizer)\.options\.[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+SWEEP = re.compile(r"(choice|range|interval|glob)\(")
+TEXT = re.compile(r"((?:dataset|model|norm|optimizer)\.(?:target|path|test_path|label))=(.*)", re.DOTALL)
+
+
+def prepared(words: Sequence[str], sweep: bool) -> list[str]:
+    """What was typed, as Hydra takes it: a class's own options are added, paths and names of columns are quoted.
+
+    In a sweep they are values to sweep over, even a single one: Hydra would give it to the default choices, too.
+    """
+    return [_prepared(word, sweep) for word in words]
+
+
+def _prepared(word: str, sweep: bool) -> str:
+    if match := OWN_OPTION.fullmatch(word):
+        key, value = f"++{match[1]}", match[2]
+    elif match := TEXT.fullmatch(word):
+        key, value = match[1], match[2]
+        if value and value[0] not in "'\"[{" and not SWEEP.match(value):
+            value = ",".join(quoted(key, part).partition("=")[2] for part in value.split(","))
+    else:
+        return word
+    return f"{key}=choice({value})" if sweep and not SWEEP.match(value) else f"{key}={value}"
+
+
+def quoted(key: str, text: str) -> str:
+    """An override of a key by a text, whatever letters that has."""
+    escaped = text.replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
 
 def check_overrides(typed: Sequence[str]) -> None:
     """Raise UserError at the first override that names an unknown key, group or choice, or adds or deletes a key."""
@@ -39,7 +69,7 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
         leaves = {word.rpartition(".")[2]: word for word in reversed(words)}
         hint = nearest(key, words) or nearest(leaves.get(key, key), words) or nearest(key, leaves)
         raise UserError(f"{override.input_line}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
-    if (override.is_add() or override.is_force_add()) and not key.startswith("optimizer.groups."):
+    if (override.is_add() or override.is_force_add()) and not re.match(r"optimizer\.groups\.|\w+\.options\.", key):
         raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
     if key in groups:
         if not override.is_sweep_override() and isinstance(override.value(), list | dict):
@@ -54,7 +84,8 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
 
 
 def _is_known(key: str) -> bool:
-    return key in known_keys() or re.fullmatch(r"optimizer\.groups\.\w+(\.(pattern|lr|weight_decay))?", key) is not None
+    group = r"optimizer\.groups\.\w+(\.(pattern|lr|weight_decay))?"
+    return key in known_keys() or re.fullmatch(group, key) is not None or OWN_OPTION.fullmatch(f"{key}=") is not None
 
 
 def _chosen(override: Override) -> list[str]:

@@ -1,4 +1,4 @@
-"""The schema of a configuration, its checks, and the signature of the cell it describes.
+"""The schema of a configuration and its checks.
 
 The options of what one can choose, and their defaults, stand in each group's options.py; conf/ states what every run
 has. Imports nothing heavy, so that a command can be refused before torch is loaded.

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dbnrun.data import options
 from dbnrun.data.dataset import Data, Part, split_off
 from dbnrun.data.download import ensure
+from dbnrun.data.pixels import SLICE, Moments, channel_moments, standardized
 from dbnrun.data.torchvision_shim import torchvision
-
-SLICE = 500  # images converted at a time, so that no second copy of the whole set is in memory
 
 
 class CIFAR10(torchvision.datasets.CIFAR10):
@@ -22,47 +20,36 @@ class CIFAR10(torchvision.datasets.CIFAR10):
     def _check_integrity(self) -> bool:
         return True
 
+    def _load_meta(self) -> None:
+        """The classes' names, which nothing here asks for."""
+
 
 def load(config: options.CIFAR10, data_dir: Path) -> Data:
     """Images (3, 32, 32), each channel standardized by its mean and standard deviation over the training part."""
+    return read(CIFAR10, 10, config, data_dir)
+
+
+def read(reader: type[CIFAR10], classes: int, config: options.Images, data_dir: Path) -> Data:
+    """The same of the files that `reader` reads."""
     ensure(config, data_dir)
-    train_x, train_y = _official(data_dir, train=True)
+    train_x, train_y = _official(reader, data_dir, train=True)
     train, val = split_off(len(train_y), config.val_size)
-    moments = _channel_moments(train_x, train)
+    moments = channel_moments(train_x, train)
     parts = _part(train_x, train_y, train, moments), _part(train_x, train_y, val, moments)
     del train_x
-    test_x, test_y = _official(data_dir, train=False)
+    test_x, test_y = _official(reader, data_dir, train=False)
     test = _part(test_x, test_y, np.arange(len(test_y)), moments)
-    return Data(*parts, test, (3, 32, 32), 10, config.digest)
+    return Data(*parts, test, (3, 32, 32), classes, config.digest)
 
 
-def _official(data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 32, 32, 3) uint8 and classes. torchvision unpickles; `ensure` has checked every byte it reads."""
-    official = CIFAR10(str(data_dir), train=train, download=False)
-    return official.data, np.asarray(official.targets)
+def _official(reader: type[CIFAR10], data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3, 32, 32) uint8 and classes. torchvision unpickles; `ensure` has checked every byte it reads."""
+    official = reader(str(data_dir), train=train, download=False)
+    return official.data.transpose(0, 3, 1, 2), np.asarray(official.targets)
 
 
-def _channel_moments(x: np.ndarray, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over the images of `index`, in [0, 1], shape (3, 1, 1).
-
-    From the counts of the 256 pixel values: exact, and without a floating-point copy of the images.
-    """
-    counts = np.zeros((3, 256))
-    for start in range(0, len(index), SLICE):
-        chunk = x[index[start : start + SLICE]]
-        for channel in range(3):
-            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
-    values = np.arange(256) / 255
-    share = counts / counts.sum(1, keepdims=True)
-    mean = share @ values
-    std = np.sqrt(share @ values**2 - mean**2)
-    return tuple(torch.tensor(moment, dtype=torch.float32).view(3, 1, 1) for moment in (mean, std))  # pyright: ignore[reportReturnType]
-
-
-def _part(x: np.ndarray, y: np.ndarray, index: np.ndarray, moments: tuple[Tensor, Tensor]) -> Part:
-    mean, std = moments
+def _part(x: np.ndarray, y: np.ndarray, index: np.ndarray, moments: Moments) -> Part:
     images = torch.empty((len(index), 3, 32, 32))
     for start in range(0, len(index), SLICE):
-        chunk = torch.from_numpy(x[index[start : start + SLICE]]).permute(0, 3, 1, 2)
-        images[start : start + SLICE] = chunk.float().div_(255).sub_(mean).div_(std)
+        images[start : start + SLICE] = standardized(torch.from_numpy(x[index[start : start + SLICE]]), moments)
     return Part(images, torch.from_numpy(y[index]).long())

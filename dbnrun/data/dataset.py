@@ -9,22 +9,37 @@ import torch
 from torch import Tensor
 
 from dbnrun.config.registry import UserError
+from dbnrun.data.pixels import Moments, standardized
 
 SPLIT_SEED = 170508011  # the paper's arXiv number; the validation part is the same for every cell
 
 
 @dataclass(frozen=True)
 class Part:
-    """Records x (N, *input_shape) float32 and their classes y (N,) int64."""
+    """Records x (N, *input_shape) and their classes y (N,) int64.
+
+    x is float32, or uint8 pixels in a quarter of the memory, whose `moments` standardize each batch that is taken.
+    """
 
     x: Tensor
     y: Tensor
+    moments: Moments | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def inputs(self, index: Tensor | slice) -> Tensor:
+        """What a network is given of the records of `index`: float32 (*index.shape, *input_shape)."""
+        x = self.x[index]
+        return x if self.moments is None else standardized(x, self.moments)
+
+    def at(self, index: Tensor) -> Part:
+        """The part of the records of `index`."""
+        return Part(self.x[index], self.y[index], self.moments)
+
     def to(self, device: torch.device) -> Part:
-        return Part(self.x.to(device), self.y.to(device))
+        moments = self.moments and (self.moments[0].to(device), self.moments[1].to(device))
+        return Part(self.x.to(device), self.y.to(device), moments)
 
 
 @dataclass(frozen=True)
@@ -61,25 +76,25 @@ def shortened(data: Data, limit: int | None) -> Data:
         if limit is None or limit >= len(part):
             return part
         index = fixed_shuffle(len(part))[:limit].to(part.x.device)
-        return Part(part.x[index], part.y[index])
+        return part.at(index)
 
     train = first(data.train)
     shuffle_order = data.shuffle_order if train is data.train else None  # the first records are mixed already
     return replace(data, train=train, val=first(data.val), test=first(data.test), shuffle_order=shuffle_order)
 
 
-def validation_count(records: int, val_size: float) -> int:
-    """Records for validation: `val_size` itself, or the share that it is below 1. Raises UserError if none remain."""
-    count = round(val_size * records) if val_size < 1 else int(val_size)
+def validation_count(records: int, size: float, option: str = "val_size") -> int:
+    """Records to split off: `size` itself, or the share that it is below 1. Raises UserError if none remain."""
+    count = round(size * records) if size < 1 else int(size)
     if not 0 < count < records:
         raise UserError(
-            f"dataset.val_size={val_size:g}: expected at least 1 and fewer than the {records} training records."
+            f"dataset.{option}={size:g}: expected at least 1 and fewer than the {records} training records."
         )
     return count
 
 
-def split_off(records: int, val_size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices of the training and of the validation part, drawn with a fixed seed."""
-    count = validation_count(records, val_size)
+def split_off(records: int, size: float, option: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
+    """Ascending indices of what remains and of what is split off, drawn with a fixed seed; `option` gives the size."""
+    count = validation_count(records, size, option)
     order = np.random.default_rng(SPLIT_SEED).permutation(records)
     return np.sort(order[count:]), np.sort(order[:count])

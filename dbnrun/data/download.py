@@ -1,7 +1,7 @@
 """Official files: where they come from, fetching and verifying them. Imports no torch.
 
 Each data set says its downloads in options.py. Its files lie under data_dir as the official loaders expect them.
-Digests are SHA-256 of the decompressed content, so that a recompressed .gz is as good as the published one.
+Digests are of the decompressed content, so that a recompressed .gz is as good as the published one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # what a file th
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file under data_dir; sha256 is of its content, decompressed where the name ends in .gz."""
+    """A file under data_dir, and the digest of its content, decompressed where the name ends in .gz.
+
+    SHA-256 in hexadecimal, or `md5:…` where its authors have published nothing else.
+    """
 
     path: str
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Download:
 
 def digest_of(downloads: Sequence[Download]) -> str:
     """SHA-256 that stands for the official content of these files, known without reading it."""
-    lines = [f"{file.path} {file.sha256}\n" for download in downloads for file in download.files]
+    lines = [f"{file.path} {file.digest}\n" for download in downloads for file in download.files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -67,19 +70,20 @@ def missing(data: Dataset | type[Dataset], data_dir: Path) -> list[Path]:
 def faults(downloads: Sequence[Download], folder: Path) -> dict[str, str]:
     """What is wrong with the files of these downloads under `folder`, by path. Reads every byte of every file."""
     files = [file for download in downloads for file in download.files]
-    found = {file.path: _fault(folder / file.path, file.sha256) for file in files}
+    found = {file.path: _fault(folder / file.path, file.digest) for file in files}
     return {path: fault for path, fault in found.items() if fault}
 
 
-def _fault(path: Path, sha256: str) -> str:
+def _fault(path: Path, official: str) -> str:
+    kind, _, digits = official.rpartition(":")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, kind or "sha256").hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except UNREADABLE as error:
         return f"cannot be read: {_said(error)}"
-    return "" if digest == sha256 else "not the official file, SHA-256 differs"
+    return "" if digest == digits else f"not the official file, {kind.upper() or 'SHA-256'} differs"
 
 
 def ensure(data: Dataset | type[Dataset], data_dir: Path) -> None:

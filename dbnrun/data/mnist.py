@@ -25,10 +25,15 @@ class MNIST(torchvision.datasets.MNIST):
 
 def load(config: options.MNIST, data_dir: Path) -> Data:
     """Images (1, 28, 28) in [0, 1]."""
+    return read(MNIST, config, data_dir)
+
+
+def read(reader: type[MNIST], config: options.Images, data_dir: Path) -> Data:
+    """The same of the files that `reader` reads."""
     ensure(config, data_dir)
 
     def images(train: bool) -> tuple[Tensor, Tensor]:
-        official = MNIST(str(data_dir), train=train, download=False)
+        official = reader(str(data_dir), train=train, download=False)
         return official.data, official.targets
 
     def part(x: Tensor, y: Tensor) -> Part:

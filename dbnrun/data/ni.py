@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.data import options
+from dbnrun.data.cache import read_arrays, write_arrays
 from dbnrun.data.dataset import SPLIT_SEED, Data, Part, fixed_shuffle, validation_count
 from dbnrun.data.download import ensure
 
@@ -145,7 +144,8 @@ def _cached(data_dir: Path) -> Encoded:
     ensure(options.NI, data_dir)
     train, test = (parse(gzip.decompress(path.read_bytes())) for path in _paths(data_dir))
     encoded = encode(train, test)
-    _write_cache(data_dir, encoded)
+    with suppress(OSError):
+        write_arrays(_cache_path(data_dir), vars(encoded))
     return encoded
 
 
@@ -162,22 +162,10 @@ def _cache_path(data_dir: Path) -> Path:
 
 
 def _read_cache(data_dir: Path) -> Encoded | None:
-    try:
-        with np.load(_cache_path(data_dir), allow_pickle=False) as arrays:
-            return Encoded(**arrays) if arrays.zip.testzip() is None else None
-    except Exception:  # a file is missing, or the cache is, or it is damaged in one of a zip file's many ways
-        return None
-
-
-def _write_cache(data_dir: Path, encoded: Encoded) -> None:
-    """Keep the parsed files for the next load; where that cannot be, the next load parses again."""
-    with suppress(OSError):
-        path = _cache_path(data_dir)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            np.savez(partial, **vars(encoded))
-            os.replace(partial, path)
+    with suppress(OSError, TypeError):  # a file is missing, or the cache holds other arrays
+        if arrays := read_arrays(_cache_path(data_dir)):
+            return Encoded(**arrays)
+    return None
 
 
 def parse(content: bytes) -> Records:

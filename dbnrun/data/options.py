@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
+from dbnrun.config.own import Own
+from dbnrun.config.registry import UNSET, Choice, UserError, choice, one_of, option
 from dbnrun.data.download import DataFile, Download, digest_of
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ class Dataset(Choice):
     fnn_widths: list[int] = UNSET  # hidden layers of model=fnn on this data set, unless model.widths says otherwise
 
     images: ClassVar[bool] = True  # (C, H, W), not plain features
-    test_records: ClassVar[int]  # what the binomial noise of a single reading depends on
+    # What the binomial noise of a single reading depends on; None: each run's manifest says it.
+    test_records: ClassVar[int | None] = None
     downloads: ClassVar[tuple[Download, ...]] = ()  # the official files, under data_dir
     digest: ClassVar[str]  # of the official content; that of `downloads` where there are any
     # Raised with every change of code that alters a number of a cell here whose configuration stays the same.
@@ -39,8 +43,7 @@ class Dataset(Choice):
             cls.digest = digest_of(cls.downloads)
 
     def check(self) -> None:
-        if self.val_size >= 1 and self.val_size != int(self.val_size):
-            raise UserError(f"dataset.val_size={self.val_size}: expected a share below 1 or a whole number of records.")
+        _check_share("val_size", self.val_size)
 
     def identity(self) -> dict[str, Any]:
         options = super().identity()
@@ -62,6 +65,11 @@ class Dataset(Choice):
         Raises UserError where a file is missing and cannot be fetched, or is not the official one.
         """
         return importlib.import_module(f"dbnrun.data.{self.registered}").load(self, data_dir)
+
+
+def _check_share(key: str, size: float) -> None:
+    if size >= 1 and size != int(size):
+        raise UserError(f"dataset.{key}={size}: expected a share below 1 or a whole number of records.")
 
 
 @dataclass
@@ -86,9 +94,15 @@ class Digits(Images):
     digest = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"  # images and labels as uint8
 
 
-def _mnist(name: str, sha256: str) -> Download:
-    url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
-    return Download((url,), (DataFile(f"MNIST/raw/{name}", sha256),))
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def _idx(folder: str, mirrors: Sequence[str], *sha256: str) -> tuple[Download, ...]:
+    """The four files of MNIST's format, each from the first of `mirrors` that gives it."""
+    return tuple(
+        Download(tuple(f"{url}/{name}.gz" for url in mirrors), (DataFile(f"{folder}/raw/{name}", digest),))
+        for name, digest in zip(IDX, sha256, strict=True)
+    )
 
 
 @choice("dataset", "mnist", "MNIST")
@@ -97,11 +111,32 @@ class MNIST(Images):
     """60,000 + 10,000 handwritten digits of 28x28 pixels in [0, 1]."""
 
     test_records = 10_000
-    downloads = (
-        _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-        _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-        _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-        _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    downloads = _idx(
+        "MNIST",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist",),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    )
+
+
+@choice("dataset", "fashion_mnist", "Fashion-MNIST")
+@dataclass
+class FashionMNIST(Images):
+    """60,000 + 10,000 pictures of clothes of 28x28 pixels in [0, 1], in ten classes."""
+
+    test_records = 10_000
+    downloads = _idx(
+        "FashionMNIST",
+        (
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
+        ),
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     )
 
 
@@ -158,3 +193,82 @@ class CIFAR10(Images):
             ),
         ),
     )
+
+
+@choice("dataset", "cifar100", "CIFAR-100")
+@dataclass
+class CIFAR100(Images):
+    """50,000 + 10,000 colour images of 32x32 pixels in 100 classes, standardized by channel on the training part."""
+
+    test_records = 10_000
+    downloads = (
+        Download(
+            ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+            (
+                DataFile("cifar-100-python/meta", "md5:7973b15100ade9c7d40fb424638fde48"),
+                DataFile("cifar-100-python/train", "md5:16019d7e3df5f24257cddd939b257f8d"),
+                DataFile("cifar-100-python/test", "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"),
+            ),
+        ),
+    )
+
+
+@choice("dataset", "folder", "Folder of images")
+@dataclass
+class Folder(Images):
+    """Your own images, in one folder a class, standardized by channel on the training part.
+
+    `path` decides no number: the digest of the files stands in the signature, wherever they lie.
+    """
+
+    path: str | None = None
+    # What figures call the data set: the user's word for it, where the class has one for all.
+    label: str = "folder"  # pyright: ignore[reportIncompatibleVariableOverride]
+    size: Any = None  # an integer or [H, W]: resizes every image; None: all must have one size
+    channels: int | None = None  # 1 or 3: converts every image to grey or to RGB; None: all must be alike
+    test_size: float = option(0.2, above=0)  # as val_size, where there is no folder of the test part
+
+    def check(self) -> None:
+        super().check()
+        _check_share("test_size", self.test_size)
+        if self.channels is not None:
+            one_of("dataset.channels", self.channels, (1, 3))
+        sides = self.sides
+        if sides is not None and (len(sides) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in sides)):
+            raise UserError(f"dataset.size={self.size}: expected an integer from 1 to 4096, or [HEIGHT,WIDTH] of such.")
+        if not self.label.strip() or not self.label.isprintable():
+            raise UserError(f"dataset.label={self.label!r}: expected a name for tables and figures.")
+
+    @property
+    def sides(self) -> list[int] | None:
+        """Height and width that every image is resized to."""
+        if self.size is None:
+            return None
+        return list(self.size) if isinstance(self.size, list | tuple) else [self.size, self.size]
+
+    def identity(self) -> dict[str, Any]:
+        options = super().identity() | {"size": self.sides}
+        del options["path"]
+        return options
+
+    def digest_in(self, data_dir: Path) -> str:
+        """SHA-256 over the names and bytes of the images, read once a command. Raises UserError for a bad layout."""
+        from dbnrun.data.image_files import found_at
+
+        return found_at(self.path, data_dir)[1]
+
+
+@choice("dataset", "custom")
+@dataclass
+class CustomDataset(Own, Dataset):
+    """A function of your own, called as load(data_dir, **options); `data/own_data.py` says what it may return."""
+
+    def load(self, data_dir: Path) -> Data:
+        from dbnrun.data.own_data import as_data
+
+        return as_data(self.made(data_dir), self.target, self.val_size)
+
+    def digest_in(self, data_dir: Path) -> str:
+        from dbnrun.data.own_data import remembered_digest
+
+        return remembered_digest(json.dumps(asdict(self), default=str), lambda: self.load(data_dir).digest)

@@ -24,6 +24,7 @@ class Model(Choice):
     widths: list[int] = option(UNSET, at_least=1, at_most=65536)
     activation: str = option("relu", among=ACTIVATIONS)
 
+    stacks: ClassVar[bool] = True  # whether train/stack knows how to join several
     depth: ClassVar[int | None] = None  # how many widths it takes; None: any number
     needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
     # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the

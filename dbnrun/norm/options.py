@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.config.registry import Choice, choice, in_range, option
+from dbnrun.config.own import Own
+from dbnrun.config.registry import Choice, UserError, choice, in_range, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Norm(Choice):
     """A normalizer."""
 
-    stacks: ClassVar[bool] = False  # whether fused/stack.py knows how to stack its layers; else its runs train alone
+    stacks: ClassVar[bool] = False  # whether train/stack knows how to stack its layers; else its runs train alone
     scheduled: ClassVar[bool] = False  # whether a schedule means something to it
     centers: ClassVar[bool] = False  # whether it subtracts each unit's mean: a bias right before it would be idle
 
@@ -171,3 +172,38 @@ class NoNorm(Norm):
         from torch import nn
 
         return nn.Identity()
+
+
+@choice("norm", "custom")
+@dataclass
+class CustomNorm(Own, Norm):
+    """A class of your own: Mine(features, **options), with `spatial` and `schedule` where it asks for them."""
+
+    # Found out from the signature.
+    scheduled: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.is_live:
+            scheduled = self.asks_for("schedule")
+            self.scheduled = scheduled  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def identity(self) -> dict[str, Any]:
+        known = super().identity()
+        return known if self.scheduled else {key: value for key, value in known.items() if key != "scheduled"}
+
+    @property
+    def slug(self) -> str:
+        return self.label_of_target
+
+    @property
+    def protocol(self) -> str:
+        return self.slug if self.scheduled else ""
+
+    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+        from torch import nn
+
+        layer = self.made(features, spatial=spatial, schedule=schedule)
+        if not isinstance(layer, nn.Module):
+            raise UserError(f"norm.target={self.target}: made {type(layer).__name__}, expected a torch.nn.Module.")
+        return layer

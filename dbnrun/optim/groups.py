@@ -69,11 +69,10 @@ def build_optimizer(
     ]
     device = next(model.parameters()).device
     kind = config.kind
-    fused = not compiled and has_fused(kind, device)
-    options = config.settings()
+    how: dict[str, Any] = {"fused": (not compiled and has_fused(kind, device)) or None}
     if device.type == "cuda" and issubclass(kind, torch.optim.Adam):
-        options["capturable"] = True  # its counters on the device, so that a graph can move them
-    return kind(groups, lr=config.lr, fused=fused or None, **options)  # pyright: ignore[reportCallIssue]
+        how["capturable"] = True  # its counters on the device, so that a graph can move them
+    return config.over(groups, **how)
 
 
 def has_fused(kind: type[torch.optim.Optimizer], device: torch.device) -> bool:
@@ -95,11 +94,13 @@ _HOW = ("fused", "foreach", "capturable")
 def add_penalty(optimizer: torch.optim.Optimizer) -> Tensor:
     """Add the gradient of the groups' l2 penalties; return the norm of the whole gradient, a 0-dim tensor.
 
-    Every parameter must have its gradient.
+    A parameter that the loss does not depend on has no gradient, and stays as it is.
     """
     gradients: list[Tensor] = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
             if group["l2"]:
                 parameter.grad.add_(parameter, alpha=group["l2"])
             gradients.append(parameter.grad)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dbnrun.config.own import Own, load
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, in_range, option
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Optimizer(Choice):
     groups: dict[str, Any] = UNSET  # Group by name, once checked
 
     decoupled: ClassVar[bool] = False
+    stacks: ClassVar[bool] = True  # whether a step on joined parameters is the same as on each
 
     def check(self) -> None:
         if not self.groups:
@@ -64,6 +66,10 @@ class Optimizer(Choice):
     @property
     def kind(self) -> type[torch.optim.Optimizer]:
         raise NotImplementedError
+
+    def over(self, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer:
+        """The optimizer over parameter groups; `how` are torch's arguments that change no number."""
+        return self.kind(groups, lr=self.lr, **how, **self.settings())  # pyright: ignore[reportCallIssue]
 
     def settings(self) -> dict[str, Any]:
         """Its own options, as torch calls them."""
@@ -138,3 +144,23 @@ class AdamW(Adam):
         from torch.optim import AdamW
 
         return AdamW
+
+
+@choice("optimizer", "custom")
+@dataclass
+class CustomOptimizer(Own, Optimizer):
+    """A torch.optim.Optimizer class of your own; it is given the named parameter groups, each with its lr."""
+
+    stacks = False
+
+    def check(self) -> None:
+        super().check()
+        if self.is_live and not hasattr(self.kind, "add_param_group"):
+            raise UserError(f"optimizer.target={self.target}: expected a subclass of torch.optim.Optimizer.")
+
+    @property
+    def kind(self) -> type[torch.optim.Optimizer]:
+        return load(self.key, self.target)
+
+    def over(self, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer:
+        return self.made(groups, lr=self.lr)

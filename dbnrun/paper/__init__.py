@@ -23,10 +23,10 @@ def publish(
     from dbnrun.report import figures, tables
     from dbnrun.report.series import nothing_to_report
     from dbnrun.runs import archive
-    from dbnrun.runs.load import counted, read_runs
+    from dbnrun.runs.load import deduplicated, read_runs
 
     runs = read_runs(paths, strict=strict)
-    recorded = result_set(counted(archive.update(results / "records", runs, experiment_of)))
+    recorded = result_set(deduplicated(archive.update(results / "records", runs, experiment_of)))
     if not recorded.mains:
         raise nothing_to_report(paths, runs)
     if hidden := recorded.in_no_table:

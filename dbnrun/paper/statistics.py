@@ -12,7 +12,7 @@ import pandas as pd
 from dbnrun.paper.protocols import letter
 from dbnrun.report import compare, stats
 from dbnrun.report.compare import Comparison
-from dbnrun.report.names import ALPHA_ONE, MODERN_BN, TEST_RECORDS
+from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Setting
 from dbnrun.report.tables import number, paper_number
 
@@ -35,7 +35,7 @@ def frame(setting: Setting) -> pd.DataFrame:
                     "curve": key,
                     "selection": selection,
                     **asdict(error),
-                    "noise_floor": stats.noise_floor(error.mean, TEST_RECORDS[setting.dataset]),
+                    "noise_floor": stats.noise_floor(error.mean, setting.test_records),
                     "paper": paper_number(series),
                 }
                 for name, column in compared.items():

@@ -18,9 +18,10 @@ def report(paths: Sequence[Path], out: Path, *, strict: bool = False) -> list[Pa
     from dbnrun.report.series import gather
 
     settings = gather(paths, strict=strict)
-    written = tables.write(settings, out / "tables")
+    written = tables.write(settings, out / "tables") + tables.write_differences(settings, out / "tables")
     for setting in settings:
         print(tables.as_text(setting))
+        print(tables.differences_as_text(setting), end="")
         drawn = figures.draw(setting, out / "figures")
         print("".join(f"  {path}\n" for path in drawn if path.suffix == ".png"))
         written += drawn

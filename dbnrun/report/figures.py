@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from dbnrun.report.names import ALPHA_ONE, CONSTANTS, DATASETS, MODERN_BN, PROTOCOLS, alpha_of
+from dbnrun.report.names import ALPHA_ONE, CONSTANTS, MODERN_BN, PROTOCOLS, alpha_of, dataset_of
 from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 from dbnrun.runs.layout import write_atomic
@@ -54,7 +54,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
         "": [s for s in setting.series if s.n]
     }
     best = {protocol: most_efficient(panel) or panel for protocol, panel in panels.items()}
-    name, chosen = DATASETS[setting.dataset], rule(best)
+    name, chosen = dataset_of(setting.cell), rule(best)
     figures = [
         ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
         ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),

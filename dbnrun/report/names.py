@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dbnrun.config import registry
 
 DATASETS = {name: kind.label for name, kind in registry.of("dataset").items()}
-TEST_RECORDS = {name: kind.test_records for name, kind in registry.of("dataset").items()}
 BASELINES = {name: kind.label for name, kind in registry.of("norm").items() if not kind.scheduled}
 PROTOCOLS = {
     "dbn_inference": "batch statistics in training, λ at test",
@@ -20,6 +22,12 @@ CONSTANTS = ("0.75", "0.5", "0.25", "0.1", "0.01", "0.001")  # 0 < α < 1
 UNITS = ("epochs", "steps")  # what m counts; the paper does not say
 DIMINISHING = {unit: (f"1/m {unit}", f"1/m^2 {unit}") for unit in UNITS}
 SCHEDULES = (ALPHA_ONE, *CONSTANTS, *(f"{name} {unit}" for name in ("1/m", "1/m^2") for unit in UNITS), ALPHA_ZERO)
+
+
+def dataset_of(cell: Mapping[str, Any]) -> str:
+    """What a cell's data set is called: by the cell itself, where it says so, such as a folder of images."""
+    dataset = cell["dataset"]
+    return dataset.get("label") or DATASETS.get(dataset["name"], dataset["name"])
 
 
 def alpha_of(key: str) -> float | None:

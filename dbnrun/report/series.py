@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from dbnrun.config import registry
 from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, name_of
 from dbnrun.runs import metrics
-from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, counted, read_runs
+from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
 
 
 @dataclass
@@ -99,6 +100,13 @@ class Setting:
     def dataset(self) -> str:
         return self.cell["dataset"]["name"]
 
+    @property
+    def test_records(self) -> float:
+        """How many records a test error is a share of; NaN where neither the data set nor a run's manifest says it."""
+        known = registry.of("dataset")[self.dataset].test_records
+        runs = [run for series in self.series for run in series.runs]
+        return known or next((r.manifest["test_records"] for r in runs if "test_records" in r.manifest), float("nan"))
+
     @cached_property
     def protocols(self) -> list[str]:
         """The ways of using lambda that occur, in a fixed order; [''] where there are only baselines."""
@@ -116,7 +124,7 @@ def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
     Raises UserError where no run is finished, or with `strict` at a folder that cannot be read.
     """
     runs = read_runs(paths, strict=strict)
-    settings = settings_of(counted(runs))
+    settings = settings_of(deduplicated(runs))
     if not any(setting.n for setting in settings):
         raise nothing_to_report(paths, runs)
     return settings
@@ -180,10 +188,16 @@ def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
     return Setting(series[0].cell, sorted(series, key=_rank), identity)
 
 
+def _place(key: str) -> int:
+    """Where a normalizer without a schedule stands among the others; one of the user's own comes last."""
+    known = list(BASELINES)
+    return known.index(key) if key in known else len(known)
+
+
 def _rank(series: Series) -> tuple[Any, ...]:
     """The baselines, then a block a protocol: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
-        return (0, list(BASELINES).index(series.key), series.label)
+        return (0, _place(series.key), series.label)
     alpha = alpha_of(series.key)
     place = (2, 0) if alpha is None else (1 if alpha else 3, -alpha)
     return (1, _protocol_rank(series.protocol), place, series.label)

@@ -110,7 +110,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def noise_floor(error_pct: float, records: int) -> float:
+def noise_floor(error_pct: float, records: float) -> float:
     """Binomial standard error [pp] of one reading of `error_pct` on so many test records.
 
     It says how far a reading lies from the error on fresh records. Paired differences on one test set do not have it.

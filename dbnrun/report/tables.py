@@ -7,6 +7,7 @@ reports and is optimistic: it chooses by the very numbers it then shows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,53 @@ def write(settings: Sequence[Setting], folder: Path) -> list[Path]:
     return write_texts(folder, {"table1.csv": pd.concat(tables).to_csv(index=False), "table1.md": text})
 
 
+def write_differences(settings: Sequence[Setting], folder: Path) -> list[Path]:
+    """Write differences.csv below `folder`, where there is anything to compare; return its path."""
+    tables = [table for setting in settings if len(table := differences(setting))]
+    return write_texts(folder, {"differences.csv": pd.concat(tables).to_csv(index=False)}) if tables else []
+
+
 def as_text(setting: Setting) -> str:
     """The same for a terminal: one block a setting, a line a series."""
     table = _texts(rows(setting)).set_index(["training", "curve"])
     shown = table.loc[:, table.ne("").any()]
     title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
     return f"{title}\n{shown.to_string()}\n(best on test: chosen by the test set, as in the paper; optimistic)"
+
+
+def differences(setting: Setting) -> pd.DataFrame:
+    """Last-epoch test error of every series minus PyTorch's BN [pp], paired by seed; no rows where BN was not run.
+
+    `p` is the exact two-sided sign-flip test, `p_holm` its Holm correction over all series of the setting.
+    """
+    done = {f"{one.protocol} {one.label}".strip(): one for one in setting.series if one.n}
+    base = next((one for one in done.values() if one.key == MODERN_BN), None)
+    found = compare.against(base, done, compare.ERRORS["last"]) if base else {}
+    rows = [
+        {"setting": setting.slug, "curve": key, **asdict(one.difference), "p": one.p, "p_holm": one.p_holm}
+        for key, one in found.items()
+    ]
+    return pd.DataFrame(rows).assign(verdict=[one.word for one in found.values()])
+
+
+def differences_as_text(setting: Setting) -> str:
+    """The same for a terminal; '' where there is nothing to compare."""
+    table = differences(setting)
+    if not len(table):
+        return ""
+    shown = pd.DataFrame(
+        {
+            "curve": row["curve"],
+            "to BN [pp]": f"{row['mean']:+.2f}".replace("-0.00", "+0.00"),
+            "95 % interval": "" if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+            "p (Holm)": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3g}",
+            "n": row["n"],
+            "": row["verdict"],
+        }
+        for row in table.to_dict("records")
+    )
+    title = f"{setting.slug}: last-epoch test error minus BN (PyTorch), paired by seed"
+    return f"{title}\n{shown.to_string(index=False)}\n"
 
 
 def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:

@@ -19,6 +19,7 @@ from dbnrun.config import overrides
 from dbnrun.config.registry import UserError, conf_dir, nearest
 from dbnrun.config.schema import checked, known_keys, store_schema
 from dbnrun.runner import sweeper, worker
+from dbnrun.runner.plan import planned
 from dbnrun.runs.run_dir import finished_before
 from dbnrun.runs.status import Outcome
 
@@ -30,8 +31,10 @@ def run(arguments: Sequence[str]) -> None:
     diverged.
     """
     flags = _parsed_flags(arguments)
+    sweep = flags.multirun or any(word.startswith("experiment=") for word in flags.overrides)
+    arguments = overrides.prepared(arguments, sweep)
     if not flags.shell_completion:  # what is being completed is not yet right
-        overrides.check_overrides(flags.overrides)
+        overrides.check_overrides(overrides.prepared(flags.overrides, sweep))
     interrupt.check()
     _hydra(arguments)
 
@@ -71,7 +74,7 @@ def _hydra(arguments: Sequence[str]) -> None:
         return outcomes[-1]
 
     store_schema()
-    # Our files for other people's launchers bear their names, and are checked against their schema: as meant.
+    # Our launcher files share the plugins' names, so Hydra checks them by the plugins' schemas: intended.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
     sys.argv[1:] = arguments
@@ -90,10 +93,11 @@ def _hydra(arguments: Sequence[str]) -> None:
 def _cell(cfg: Any) -> Outcome:
     """What Hydra runs for each cell: train it, say in one line how it ended, return the Outcome.
 
-    A configuration that is refused is an Outcome too: of an exception, Hydra would print lines of its own.
+    A refused configuration is an Outcome too: for an exception, Hydra would print lines of its own.
     """
     try:
         config = checked(cfg)
+        planned(config)  # a user's own data may not load, or files may be no data set
     except Exception as error:
         line = overrides.refusal(error)
         if line is None:

@@ -45,7 +45,7 @@ def _examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
     yield "results", *_writable(results_dir)
     for name, data in of("dataset").items():
         if not data.downloads:
-            continue  # comes with a package
+            continue  # comes with a package, or is the user's own
         if absent := missing(data, data_dir):
             yield name, True, f"{absent[0]} is not there; fetched when needed, or now by `dbnrun data {name}`"
         else:

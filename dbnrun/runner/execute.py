@@ -19,6 +19,7 @@ from dbnrun import interrupt
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
 from dbnrun.norm.tracking import share_weights, track_schedules
+from dbnrun.runner import own_check
 from dbnrun.runner.build import Cell, build_cell, captured, device_facts, load_data, prepare_device, training_of
 from dbnrun.runs.checkpoint import Position
 from dbnrun.runs.lock import Held
@@ -39,12 +40,12 @@ def run(config: RunConfig) -> Outcome:
 
 
 def run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
-    """The same for several training runs, stacked, each given by the cells that share it.
+    """`run` for a stack of training runs, each given as the list of cells that share it.
 
-    Cells that share a run are alike but for their schedules, under train_stats=batch. The run trains once and moves
-    every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it would have had alone. Runs are
-    alike but for what `grouping.stack` lets differ. A cell's seconds are its share of the time. Cells that stopped at
-    different points go on apart. Where memory is short, halves go one by one.
+    Cells that share a run differ only in schedule and init, under train_stats=batch. The run trains once and moves
+    every cell's lambda; each cell gets the folder, and the numbers bit for bit, that it would have had alone. Runs
+    differ only in what `grouping.stack` allows. A cell's seconds are its share of the time. Cells that stopped at
+    different points continue apart. Out of memory, each half is tried in turn.
     """
     try:
         return _run_all(runs)
@@ -66,16 +67,16 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
     everyone = list(itertools.chain.from_iterable(run_dirs))
     outcomes: dict[str, Outcome] = {}
     try:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as exits:
             device = prepare_device(everyone[0].config)
             for run_dir in everyone:
-                outcomes |= _opened(run_dir, stack)
+                outcomes |= _opened(run_dir, exits)
             waiting = [run_dir for run_dir in everyone if run_dir.name not in outcomes]
             for run_dir in waiting:
                 if run_dir.config.theory:
                     print(theory.line(run_dir.config), file=sys.stderr)
             _agree(waiting)
-            outcomes |= {r.name: r.finish() for r in waiting if r.diverged}  # cut off just before that
+            outcomes |= {r.name: r.finish() for r in waiting if r.diverged}  # killed before it was marked as diverged
             waiting = [run_dir for run_dir in waiting if run_dir.name not in outcomes]
             for position in sorted({run_dir.position for run_dir in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in run_dirs]
@@ -93,7 +94,7 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
 
 
 def _agree(run_dirs: Sequence[RunDir]) -> None:
-    """Let cells that trained together go on together, from the latest point that every one of them has kept.
+    """Continue the cells together from the latest position of which all have a checkpoint, if there is one.
 
     A crash can fall between two cells' checkpoints; each keeps the one before, too.
     """
@@ -108,19 +109,19 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):
         return True
-    # One that ends the capture of a graph comes as the cause of the error that the capture was cut short.
+    # If it aborts the capture of a CUDA graph, it is the context of the capture's error.
     return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
-def _opened(run_dir: RunDir, stack: contextlib.ExitStack) -> dict[str, Outcome]:
-    """Open a cell's folder for as long as the stack lives; its outcome already, where there is nothing to train."""
+def _opened(run_dir: RunDir, exits: contextlib.ExitStack) -> dict[str, Outcome]:
+    """Enter a cell's folder in `exits`; return its outcome if there is nothing to train."""
     interrupt.check()
     try:
         if finished := run_dir.finished():
             return {run_dir.name: finished}
-        stack.enter_context(run_dir)
+        exits.enter_context(run_dir)
     except Finished:
-        return _opened(run_dir, stack)
+        return _opened(run_dir, exits)
     except Held as held:
         return {run_dir.name: Outcome(run_dir.name, run_dir.folder, "held", message=str(held))}
     except Exception as error:
@@ -151,7 +152,7 @@ class _Run:
 
     @property
     def under_way(self) -> EpochProgress | None:
-        """Where the epoch stands in the middle of which the run stopped."""
+        """Progress in the epoch that the run stopped in; None at an epoch's end."""
         state = self.run_dirs[0].state
         return EpochProgress(**state["under_way"]) if state and state.get("under_way") else None
 
@@ -173,7 +174,7 @@ class _Run:
                 run_dir.weights(cell.model.state_dict())
 
     def diverged(self, step: int) -> None:
-        """End the run, whose loss was not finite first at this update."""
+        """End the run; its loss was first not finite at update `step`."""
         for run_dir in self.run_dirs:
             run_dir.diverged_step = step
             run_dir.finish()
@@ -184,8 +185,12 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
     groups = sorted(groups, key=lambda group: group[0].config.seed)  # networks that see the same batches side by side
     config, position = groups[0][0].config, groups[0][0].position
     data = load_data(config, device)
+    for run_dir in itertools.chain.from_iterable(groups):
+        own_check.check(run_dir.config, data, device)
     runs = [_Run.built(group, data, device) for group in groups]
     facts = device_facts(config, device)
+    if config.dataset.test_records is None:  # not known before the files are
+        facts["test_records"] = len(data.test)
     for run_dir in itertools.chain.from_iterable(groups):
         run_dir.describe_training(**facts, stacked=len(runs), together=sum(map(len, groups)))
     begun = [progress for run in runs if (progress := run.under_way)]

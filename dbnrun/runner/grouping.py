@@ -40,15 +40,21 @@ def stack(config: RunConfig) -> str:
     return json.dumps(parts)
 
 
+def alone(config: RunConfig) -> list[str]:
+    """The choices, such as 'norm=custom', that a stack does not know: their runs train one by one."""
+    choices = {"norm": config.norm, "model": config.model, "optimizer": config.optimizer}
+    return [f"{group}={choice.name}" for group, choice in choices.items() if not choice.stacks]
+
+
 def grouped(configs: Sequence[RunConfig], limit: Callable[[RunConfig], int]) -> Iterator[list[list[int]]]:
-    """Stacks of runs of positions in `configs`, in the order of their first cell.
+    """Stacks, each a list of runs, each a list of indices into `configs`; ordered by their first cell.
 
     `limit` says how many runs like a given one a stack may hold; it is asked once a kind, when its turn has come.
     """
     runs = _by_key(range(len(configs)), lambda position: trajectory(configs[position]))
     for kind in _by_key(runs, lambda run: stack(configs[run[0]])):
         first = configs[kind[0][0]]
-        size = limit(first) if len(kind) > 1 and first.norm.stacks else 1
+        size = limit(first) if len(kind) > 1 and not alone(first) else 1
         yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 

@@ -28,9 +28,9 @@ from dbnrun.runs.status import Outcome
 class FusedLauncher(Launcher):
     """Trains each distinct training run of a sweep once, and up to `max_stack` runs of a kind as one program.
 
-    Every cell gets the folder it would have had alone; with max_stack=1 the same numbers bit for bit. "auto" takes as
-    many as fit into a quarter of the free memory and gain by it. `inner` names another launcher that trains each stack
-    as one job, `inner_settings` what to change in its configuration.
+    Every cell gets the folder it would have had alone; with max_stack=1 the same numbers bit for bit. "auto": as many
+    as fit into a quarter of the free memory, at most the network's `most_stacked`. `inner` names another launcher that
+    trains each stack as one job, `inner_settings` what to change in its configuration.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class FusedLauncher(Launcher):
             return
         if self.inner == "fused" or self.max_stack == "auto":
             raise UserError(
-                f"hydra.launcher.inner={self.inner}, max_stack={self.max_stack}: expected another launcher than fused, "
-                "and a number; how much fits is not known before the job has its machine."
+                f"hydra.launcher.inner={self.inner}, max_stack={self.max_stack}: expected a launcher other than fused, "
+                "and a number: free memory is unknown until the job starts."
             )
         master = with_launcher(self.loader, config, self.inner, self.inner_settings)
         self.jobs = Plugins.instance().instantiate_launcher(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
+from dbnrun.data.cache import free_memory
 from dbnrun.data.dataset import Data
 from dbnrun.runner.build import build_cell, load_data, prepare_device
 from dbnrun.train.evaluate import autocast
 
 
 def fitting(config: RunConfig) -> int:
-    """Runs like this one that fit into a quarter of the memory that is free; at least 1, and 1 where none can train."""
+    """How many such runs fit into a quarter of the free memory; 1 where the configuration is refused."""
     try:
         device = prepare_device(config)
         data = load_data(config, device)
@@ -42,17 +41,11 @@ def step_bytes(config: RunConfig, data: Data, device: torch.device) -> int:
     cell.model.train()
     batch = slice(0, config.train.batch_size)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value), autocast(device, config.precision):
-        F.cross_entropy(cell.model(data.train.x[batch]).float(), data.train.y[batch])
+        F.cross_entropy(cell.model(data.train.inputs(batch)).float(), data.train.y[batch])
     held = sum(p.numel() * p.element_size() for p in cell.model.parameters())
     return 5 * held + 2 * kept  # itself, its gradient, at most two numbers of state, a copy in the checkpoint
 
 
 def free_bytes(device: torch.device) -> int:
     """Free memory of the device; of this machine as Linux counts it, elsewhere 4 GiB."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 4 << 30
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

@@ -21,12 +21,13 @@ from dbnrun import interrupt
 from dbnrun.config import registry
 from dbnrun.config.compose import Composer
 from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
-from dbnrun.config.overrides import check_overrides
+from dbnrun.config.overrides import TEXT, check_overrides, prepared, quoted
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
 from dbnrun.data import download
+from dbnrun.runner.grouping import alone
 from dbnrun.runs import archive, layout, metrics
-from dbnrun.runs.status import LEFT, STATUSES, RunStatus, status_of
+from dbnrun.runs.status import STATUSES, TO_TRAIN, RunStatus, status_of
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -36,6 +37,9 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep() and TEXT.fullmatch(f"{key}="):
+            texts = (getattr(value, "text", value) for value in override.sweep_iterator())
+            values[key] = [quoted(key, str(text)) for text in texts]
         elif override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
@@ -92,8 +96,8 @@ class Plan:
 
 
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
-    """The cells that overrides ask for; `params` are those that an experiment file sweeps, and the command's win."""
-    own = [f"{key}={value}" for key, value in params.items()]
+    """The cells that overrides ask for; they win over `params`, the sweep of an experiment file."""
+    own = prepared([f"{key}={value}" for key, value in params.items()], sweep=True)
     parsed = OverridesParser.create(config_loader=composer.loader).parse_overrides([*own, *overrides])
     for override in parsed:
         if override.is_sweep_override() and override.key_or_group in NOT_SWEPT:
@@ -103,14 +107,18 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
         empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
         raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
     cells: dict[str, PlannedCell] = {}
-    for job in jobs:
+    idle = {line for job in jobs for line in job}
+    for job in map(composer.without_idle, jobs):
         cell = planned(composer(job), job)
         cells.setdefault(cell.signature, cell)
+        idle -= set(job)
+    if idle:
+        raise UserError(f"{min(idle).lstrip('+')}: no cell of this sweep takes it; choose custom of its group.")
     return Plan(list(cells.values()), len(jobs) - len(cells))
 
 
 def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
-    """How each cell stands for a sweep that asks for it, skip_recorded and retry included."""
+    """Each cell's status in a sweep, after skip_recorded and retry."""
     skips = bool(cells) and cells[0].config.skip_recorded
     there = archive.signatures(Path(cells[0].config.results_dir) / "records") if skips else set()
     found = [cell.status() for cell in cells]
@@ -130,14 +138,14 @@ ENOUGH = 5  # finished runs of a kind whose time is read
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time that the unfinished cells need one after another, and how many cells' time nothing tells."""
+    """Sequential time for the unfinished cells, and the number of cells without an estimate."""
 
     seconds: float
     unknown: int
 
 
 def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
-    """What is left to train, at the median that a few finished cells of its kind took an epoch, sharing a run or not.
+    """Epochs left, times the median epoch time of a few finished cells of the same kind, shared runs included.
 
     Of a kind are cells of one data set, network, normalizer and precision.
     """
@@ -149,7 +157,7 @@ def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
     seconds, unknown = 0.0, 0
     for cell, how in cells:
-        if how.name in (*LEFT, cell.config.retry):
+        if how.name in (*TO_TRAIN, cell.config.retry):
             done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
             known = costs[cell.kind]
             unknown += not known
@@ -192,6 +200,7 @@ def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
 
 def asked(arguments: Sequence[str]) -> Plan:
     """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
+    arguments = prepared(arguments, sweep=True)
     check_overrides(arguments)
     store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -200,7 +209,7 @@ def asked(arguments: Sequence[str]) -> Plan:
         return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
 
 
-def counted(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     """'1 cell', '2 cells'."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
@@ -208,8 +217,8 @@ def counted(number: int, thing: str) -> str:
 def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Iterator[str]:
     """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
     counts = Counter(how.name for how in statuses)
-    folded = f", {counted(found.folded, 'duplicate')} folded" if found.folded else ""
-    yield counted(len(found.cells), "cell") + folded
+    folded = f", {plural(found.folded, 'duplicate')} folded" if found.folded else ""
+    yield plural(len(found.cells), "cell") + folded
     for name, meaning in STATUSES.items():
         if counts[name]:
             yield f"{counts[name]:7} {name:10}  {meaning}"
@@ -218,8 +227,8 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
         yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
-    if alone := sorted({cell.config.norm.name for cell in found.cells if not cell.config.norm.stacks}):
-        yield f"norm={', '.join(alone)}: trains alone, for a stack does not know its layers"
+    if lone := sorted({choice for cell in found.cells for choice in alone(cell.config)}):
+        yield f"{', '.join(lone)}: these runs train one by one; no stack knows how to join them"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     left = time_left(list(zip(found.cells, statuses, strict=True)))
     if left.seconds:

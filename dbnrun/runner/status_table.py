@@ -57,7 +57,7 @@ def _line(folder: Path, how: RunStatus) -> tuple[str, ...]:
 
 
 def epoch_seconds(run: RunRecord) -> float | None:
-    """The wall clock of a run's last epochs, evaluation included, of all cells that train together."""
+    """Mean wall time of a recent epoch [s], evaluation included, of all cells that train together."""
     last = run.rows[-max(3, run.cell["train"].get("eval_every", 1)) :]
     if not last:
         return None

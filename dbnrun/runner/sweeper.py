@@ -22,7 +22,7 @@ from dbnrun.config.compose import Composer
 from dbnrun.config.overrides import first_line
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.runner.plan import Plan, PlannedCell, counted, plan, planned, statuses
+from dbnrun.runner.plan import Plan, PlannedCell, plan, planned, plural, statuses
 from dbnrun.runs import layout
 from dbnrun.runs.status import Outcome, RunStatus
 
@@ -67,17 +67,18 @@ class CellSweeper(Sweeper):
         ended = [name for name in layout.FINISHED if name != retry]
         finished = [(cell, how) for cell, how in pairs if how.name in ended]
         new = [(cell, how) for cell, how in pairs if how.name not in (*ended, "recorded", "left")]
-        # Where a process died without a word, what it trained may have killed it: that comes last.
+        # Cells whose process died silently go last: they may have killed it.
         new.sort(key=lambda pair: pair[1].name == "unfinished" and _died(pair[0].folder))
         _say(_summary(asked, pairs, finished, new))
         if bare := sum(_lacks_weights(cell) for cell, _ in finished):
-            _say(f"save_weights: {counted(bare, 'cell')} finished without; move their folders away to train again")
+            _say(f"save_weights: {plural(bare, 'cell')} finished without; move their folders away to train again")
         cells = [cell for cell, _ in new]
         if any(cell.config.fail_fast for cell in cells) and not self._here:
             raise UserError(
-                "fail_fast=true: cells of another launcher are on their way before one has failed; leave it out, or "
+                "fail_fast=true: other launchers submit all cells at once, so none can be stopped; leave it out, or "
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
+        _check_own([cell.config for cell in cells])
         cells_to_train = len(cells)
         returns = self._launched(cells) if cells else []
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
@@ -91,7 +92,7 @@ class CellSweeper(Sweeper):
         return self.master.hydra.launcher.get("inner", "") is None
 
     def _launched(self, cells: Sequence[PlannedCell]) -> list[JobReturn]:
-        """Hand the cells to the launcher. Where it gives up, say so, and go by what stands on the disk."""
+        """Hand the cells to the launcher. If it fails, say so and count the statuses on disk."""
         try:
             # Another launcher waits for its jobs without looking whether to stop.
             with contextlib.nullcontext() if self._here else interrupt.raising():
@@ -101,10 +102,22 @@ class CellSweeper(Sweeper):
                 raise
             _say(f"the launcher gave up at a job: {type(error).__name__}: {first_line(error)}")
         ended = Counter(cell.status().name for cell in cells)
-        _say(f"{counted(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
+        _say(f"{plural(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
+
+
+def _check_own(configs: Sequence[RunConfig]) -> None:
+    """Try classes of the user's own before the first cell: a mistake in the last one shows at once."""
+    if not any(choice.name == "custom" for c in configs for choice in (c.dataset, c.model, c.norm, c.optimizer)):
+        return
+    from dbnrun.runner import build, own_check  # noqa: PLC0415 - torch
+
+    for config in configs:
+        if own_check.own_choices(config):
+            device = build.prepare_device(config)
+            own_check.check(config, build.load_data(config, device), device)
 
 
 Pairs = Sequence[tuple[PlannedCell, RunStatus]]
@@ -113,10 +126,10 @@ Pairs = Sequence[tuple[PlannedCell, RunStatus]]
 def _summary(asked: Plan, pairs: Pairs, finished: Pairs, new: Pairs) -> str:
     """'6 cells: 2 to train, 3 finished before, 1 in the records; 1 duplicate folded'."""
     counts = Counter(how.name for _, how in pairs)
-    text = f"{counted(len(pairs), 'cell')}: {len(new)} to train, {len(finished)} finished before"
+    text = f"{plural(len(pairs), 'cell')}: {len(new)} to train, {len(finished)} finished before"
     text += f", {counts['recorded']} in the records" if counts["recorded"] else ""
     text += f", {counts['left']} left alone by retry={asked.cells[0].config.retry}" if counts["left"] else ""
-    return text + (f"; {counted(asked.folded, 'duplicate')} folded" if asked.folded else "")
+    return text + (f"; {plural(asked.folded, 'duplicate')} folded" if asked.folded else "")
 
 
 def _lacks_weights(cell: PlannedCell) -> bool:
@@ -133,7 +146,7 @@ def _conclude(outcomes: Sequence[Outcome], asked: int, diverged_before: int) -> 
     if len(outcomes) < asked:
         counts["not tried"] = asked - len(outcomes)
     if asked:
-        _say(f"{counted(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        _say(f"{plural(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     failed = [outcome for outcome in outcomes if outcome.status in FAILED]
     for outcome in failed:
         _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
@@ -144,12 +157,12 @@ def _conclude(outcomes: Sequence[Outcome], asked: int, diverged_before: int) -> 
     if failed:
         refused = all(outcome.status == "refused" for outcome in failed)
         then = "mend what was refused and sweep again" if refused else "retry=failed tries those that failed again"
-        wrong.append(f"{len(failed)} of {counted(asked, 'cell')} failed; {then}.")
+        wrong.append(f"{len(failed)} of {plural(asked, 'cell')} failed; {then}.")
     if diverged:
         also = f", and {diverged_before} before" if diverged_before else ""
-        wrong.append(f"{len(diverged)} of {counted(asked, 'cell')} diverged{also}; {MENDED}.")
+        wrong.append(f"{len(diverged)} of {plural(asked, 'cell')} diverged{also}; {MENDED}.")
     elif diverged_before:
-        wrong.append(f"{counted(diverged_before, 'cell')} diverged before (`dbnrun status` shows where); {MENDED}.")
+        wrong.append(f"{plural(diverged_before, 'cell')} diverged before (`dbnrun status` shows where); {MENDED}.")
     if wrong:
         raise CellFailed(" ".join(wrong))
 
@@ -164,7 +177,7 @@ def outcome_of(returned: JobReturn) -> Outcome:
 
 
 def left_alone(config: RunConfig) -> Outcome | None:
-    """The outcome "left" for a cell that retry=… does not mean."""
+    """The outcome "left" for a cell that retry=… does not select."""
     cell = planned(config)
     how = cell.status().name
     if config.retry is None or how == config.retry:

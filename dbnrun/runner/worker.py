@@ -26,7 +26,7 @@ def in_worker() -> bool:
 
 @contextlib.contextmanager
 def job(threads: int | None) -> Iterator[None]:
-    """What a launcher's job does around its work: take the job's cores and its device, and end in order when stopped.
+    """Wrap a launcher's job: take its cores and its device, and shut down cleanly when stopped.
 
     `threads` is what the user asked for, and wins.
     """
@@ -50,7 +50,7 @@ def cpus_of(launcher: Mapping[str, Any], environment: Mapping[str, str]) -> int 
 
 
 def device_of(number: int, devices: list[str]) -> str | None:
-    """Jobs take turns on the devices of a machine; None where there is no choice, as in a job that was given one."""
+    """Assign devices round-robin; None where at most one is visible."""
     return devices[number % len(devices)] if len(devices) > 1 else None
 
 

@@ -24,10 +24,11 @@ from dbnrun.runs.load import RunRecord, distinct, say_unlike, spelled
 from dbnrun.runs.metrics import COLUMNS, REQUIRED, EpochRow
 
 HEAD = ("signature", "curve", "seed")
-# What a run's own manifest adds to where its numbers come from; all else is shared by many runs and stands once.
+# Manifest keys stored for each run; those of ORIGIN are stored once for all runs that share them.
 OWN = ("started", "wall_seconds", "git", "command")
 ORIGIN = (
     "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
+    "test_records",
 )  # fmt: skip
 TRIAL = {"limit_batches", "limit_eval"}  # a run with one of these among train's keys is a trial
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"
@@ -38,7 +39,10 @@ def _own(manifest: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: manifest[key] for key in OWN if key in manifest}
     if own.get("command"):
         program, *words = map(str, own["command"])
-        own["command"] = [Path(program).name, *(w for w in words if not w.startswith(("results_dir=", "data_dir=")))]
+        own["command"] = [
+            Path(program).name,
+            *(w for w in words if not w.startswith(("results_dir=", "data_dir=", "dataset.path="))),
+        ]
     return own
 
 

@@ -48,8 +48,8 @@ def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[RunRecord]
     return runs
 
 
-def counted(runs: Iterable[RunRecord]) -> list[RunRecord]:
-    """The runs as a report counts them: each once, also where it was trained again under another spelling.
+def deduplicated(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs as a report counts them: each once, even if trained again under an equivalent configuration.
 
     Where two finished copies have different numbers the first counts, and a line says how far apart they are.
     """
@@ -152,9 +152,10 @@ def say_unlike(unlike: Sequence[Pair]) -> None:
         return
     kept, other = max(unlike, key=_distance)
     far = _distance((kept, other))
+    runs = "runs differ" if len(unlike) > 1 else "run differs"
     apart = f"by up to {far:.3g} pp of test error" if math.isfinite(far) else "one of the two has diverged"
     print(
-        f"{len(unlike)} of the runs have other numbers than the copy that counts (the record, else the first one): "
+        f"{len(unlike)} {runs} from the copy that is used (the record, else the first one): "
         f"{apart} ({other.folder} against {kept.folder}). Another machine, device, number of threads, stack or compile "
         "rounds otherwise; another device also draws other dropout and augmentation. `dbnrun report RUNS --out DIR` "
         "draws runs on their own."

@@ -73,7 +73,7 @@ def csv_text(rows: Iterable[EpochRow]) -> str:
 
 
 def parse_row(fields_read: Mapping[str, str | None]) -> EpochRow:
-    """A row from its fields as text. Raises ValueError where one is missing, empty without leave, or no number.
+    """A row from its fields as text. Raises ValueError where one is missing, wrongly empty, or not a number.
 
     A column that the header lacks keeps its default; the caller has seen to the required ones.
     """
@@ -148,7 +148,7 @@ class MetricsWriter:
     """Appends rows to a run's metrics.csv; each is synced to disk before `write` returns."""
 
     def __init__(self, folder: Path, rows: list[EpochRow]) -> None:
-        """Start from exactly `rows`: what lies behind the checkpoint one continues from is trained again."""
+        """Keep exactly `rows`: epochs after the checkpoint that the run continues from are trained again."""
         self.path = folder / "metrics.csv"
         text = csv_text(rows)
         if not self.path.exists() or self.path.read_text() != text:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import dbnrun
+from dbnrun.config import own
 from dbnrun.config.identity import cell_of, readable_name, signature
-from dbnrun.config.registry import UserError, one_line
+from dbnrun.config.own import Own
+from dbnrun.config.registry import GROUPS, UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.lock import EXPIRY, Lease, Lost, was_requeued
@@ -105,7 +108,7 @@ class RunDir:
         return bool(self.rows) and not math.isfinite(self.rows[-1].train_loss)
 
     def go_on_from(self, position: Position) -> None:
-        """Choose one of the positions in `states`; entering has chosen the latest."""
+        """Continue from a position in `states`; `__enter__` chose the latest."""
         self.state = self.states[position]
         self.rows = self._recorded[: position[0]]
 
@@ -118,7 +121,7 @@ class RunDir:
                 f"({error.strerror}); expected a folder that can be written to, such as results_dir=$HOME/results."
             ) from None
         self._new = not any(self.folder.iterdir())
-        # A job that Slurm starts again follows one on a machine that may have died.
+        # The predecessor of a requeued Slurm job may have died and left its lease.
         self._lease.take(patience=2 * EXPIRY if was_requeued() else 0)
         try:
             if self._is_finished():
@@ -137,11 +140,22 @@ class RunDir:
         metrics.refuse_unknown_columns(self.folder / "metrics.csv")
         before = layout.read_manifest(self.folder)
         layout.write_cell(self.folder, self.cell)
+        self._keep_sources()
         self.manifest = Manifest(self.folder, self._describe(before))
         self.manifest.write("running")
         self._read_checkpoints(stacked=before.get("stacked", 1) > 1)
         facts = json.dumps(self.manifest.content), json.dumps(_environment())
         self._log("\n".join([f"{_now()} {' '.join(sys.argv)}", *facts]))
+
+    def _keep_sources(self) -> None:
+        """Keep the code of classes of the user's own beside what it produced, in the folder `source`."""
+        for group in GROUPS:
+            choice = getattr(self.config, group)
+            if isinstance(choice, Own):
+                for name, path in own.files(choice.key, choice.target).items():
+                    kept = self.folder / "source" / group / name
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    layout.write_atomic(kept, path.read_bytes())
 
     def _read_checkpoints(self, stacked: bool) -> None:
         """Go on from the latest usable checkpoint; `stacked`: the run was part of a stack when it stopped."""
@@ -151,7 +165,7 @@ class RunDir:
         self.states = self.checkpoints.read(self._recorded, _warn)
         for state in self.states.values():
             if stacked and state.get("under_way") and "sound" not in state["under_way"]:
-                # Before there was this key, stacks summed the batches' mean losses, not those of the records.
+                # Stacks older than this key summed the means of batches, not the losses of records.
                 state["under_way"]["loss"] *= self.config.train.batch_size
         if self.states:
             self.go_on_from(max(self.states))
@@ -168,7 +182,7 @@ class RunDir:
         for key in ("threads", "compile"):
             if before.get(key, facts[key]) != facts[key]:
                 setting = f"{key}={json.dumps(before[key])}"
-                _warn(f"{self.folder.name}: began with {setting}; from here on it rounds otherwise")
+                _warn(f"{self.folder.name}: began with {setting}; rounding differs from here on")
         self.manifest.write("running", **facts)
 
     def write(self, row: EpochRow) -> None:
@@ -241,6 +255,7 @@ class RunDir:
         """A cell that was refused before it trained leaves nothing behind."""
         for name in ("manifest.json", "config.yaml", "run.log"):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "source", ignore_errors=True)
         self.folder.rmdir()
 
     def _log(self, text: str) -> None:

@@ -20,7 +20,7 @@ STATUSES = {
     "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
     "new": "nothing is recorded",
 }
-LEFT = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
+TO_TRAIN = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
 
 
 @dataclass(frozen=True)

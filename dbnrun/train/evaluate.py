@@ -50,8 +50,9 @@ def evaluate(models: Sequence[Network], part: Part, precision: str) -> list[Meas
     sums = [MetricSums(1, part.x.device) for _ in models]
     convolves = any(isinstance(layer, nn.Conv2d) for layer in models[0].modules())
     size = EVAL_BATCH_MAPS if convolves and part.x.device.type == "cpu" else EVAL_BATCH
-    for x, y in zip(part.x.split(size), part.y.split(size), strict=True):
+    for start in range(0, len(part), size):
         interrupt.check()
+        x, y = part.inputs(slice(start, start + size)), part.y[start : start + size]
         with autocast(x.device, precision):
             common = models[0].prefix(x)
             outputs = [at_least_float32(model.suffix(common)) for model in models]
@@ -64,7 +65,8 @@ def _batches(part: Part, batch_size: int, order: Tensor | None) -> Iterator[Tens
     """x of every full batch of a part, in the given order or as it lies."""
     for start in range(0, len(part) // batch_size * batch_size, batch_size):
         interrupt.check()
-        yield part.x[start : start + batch_size] if order is None else part.x[order[start : start + batch_size]]
+        batch = slice(start, start + batch_size)
+        yield part.inputs(batch if order is None else order[batch])
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class BatchSampler:
         """The next batches, x (seeds, B, …) and y (seeds, B)."""
         index = self.order.index_select(1, self.next).squeeze(1)
         self.next += 1
-        return self.part.x[index], self.part.y[index]
+        return self.part.inputs(index), self.part.y[index]
 
 
 class Program(Protocol):

@@ -68,7 +68,7 @@ def test_a_normalizer_of_options_layer_and_yaml_goes_through_every_verb(command,
     sweep = ["norm=bn,rms", "seed=0,1", *QUICK]
     planned = command("plan", *sweep)
     assert planned.returncode == 0 and "4 cells" in planned.stdout
-    assert "norm=rms: trains alone" in planned.stdout
+    assert "norm=rms: these runs train one by one" in planned.stdout
     done = command("-m", *sweep, "hydra.launcher.max_stack=auto")
     assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
     stacked = [f.parent.name for f in tmp_path.glob("results/runs/*/manifest.json") if '"stacked": 2' in f.read_text()]

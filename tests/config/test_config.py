@@ -20,7 +20,9 @@ EVERY = [(group, name) for group, names in files().items() for name in names if 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_choice_composes_and_passes_the_schema(composed, group, name):
-    config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []))
+    own = {"dataset": "torch:zeros", "norm": "torch.nn:BatchNorm1d", "optimizer": "torch.optim:SGD"}
+    target = [f"{group}.target='{own[group]}'"] if name == "custom" else []
+    config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *target)
     assert isinstance(config, RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 against the official bytes, read by hand."""
+"""MNIST, CIFAR-10 and those in their formats against the official bytes, read by hand or by torchvision."""
 
 import hashlib
 import pickle
@@ -11,7 +11,8 @@ from dbnrun.config import registry
 from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import split_off
 from dbnrun.data.download import DataFile, Download
-from dbnrun.data.options import MNIST
+from dbnrun.data.options import CIFAR100, MNIST, FashionMNIST
+from dbnrun.data.torchvision_shim import torchvision
 
 
 def mnist(val_size=10000):
@@ -21,13 +22,18 @@ def mnist(val_size=10000):
 @pytest.fixture
 def small_mnist(tmp_path, monkeypatch):
     """A data folder with MNIST's four files, of 30 and 10 images; returns it and the training pixels."""
+    return tmp_path, _write_idx(tmp_path, "MNIST", MNIST, monkeypatch)
+
+
+def _write_idx(tmp_path, name_of_folder, kind, monkeypatch):
+    """Four files in MNIST's format, pinned as the data set's own; returns the training pixels."""
     rng = np.random.default_rng(0)
     pixels = {
         "train": rng.integers(0, 256, (30, 28, 28), np.uint8),
         "t10k": rng.integers(0, 256, (10, 28, 28), np.uint8),
     }
     downloads = []
-    raw = tmp_path / "MNIST" / "raw"
+    raw = tmp_path / name_of_folder / "raw"
     raw.mkdir(parents=True)
     for part, images in pixels.items():
         n = len(images)
@@ -38,10 +44,10 @@ def small_mnist(tmp_path, monkeypatch):
             (f"{part}-labels-idx1-ubyte", labels),
         ):
             (raw / name).write_bytes(body)
-            file = DataFile(f"MNIST/raw/{name}", hashlib.sha256(body).hexdigest())
+            file = DataFile(f"{name_of_folder}/raw/{name}", hashlib.sha256(body).hexdigest())
             downloads.append(Download((f"http://127.0.0.1:9/{name}.gz",), (file,)))
-    monkeypatch.setattr(MNIST, "downloads", tuple(downloads))
-    return tmp_path, pixels["train"]
+    monkeypatch.setattr(kind, "downloads", tuple(downloads))
+    return pixels["train"]
 
 
 def test_mnist_is_read_from_the_verified_raw_files_and_from_no_others(small_mnist):
@@ -64,6 +70,51 @@ def test_an_altered_mnist_file_is_refused_by_name(small_mnist):
     labels.write_bytes(labels.read_bytes()[:-1] + b"\7")
     with pytest.raises(UserError, match=r"MNIST/raw/t10k-labels-idx1-ubyte \(not the official file"):
         mnist(val_size=5).load(folder)
+
+
+def test_fashion_mnist_is_what_torchvision_reads_from_its_folder(tmp_path, monkeypatch):
+    _write_idx(tmp_path, "FashionMNIST", FashionMNIST, monkeypatch)
+    data = registry.make("dataset", "fashion_mnist", val_size=5, fnn_widths=[300]).load(tmp_path)
+    official = {part: torchvision.datasets.FashionMNIST(str(tmp_path), train=part) for part in (True, False)}
+    for part, train, index in zip(
+        (data.train, data.val, data.test), (True, True, False), (*split_off(30, 5), np.arange(10)), strict=True
+    ):
+        assert torch.equal(part.x[:, 0], official[train].data[index].float().div(255))
+        assert torch.equal(part.y, official[train].targets[index])
+    assert data.input_shape == (1, 28, 28) and data.num_classes == 10
+
+
+def test_cifar100_is_what_torchvision_reads_in_100_fine_classes(tmp_path, monkeypatch):
+    rng, files = np.random.default_rng(0), []
+    for name, n in (("train", 40), ("test", 20), ("meta", 0)):
+        content = {"data": rng.integers(0, 256, (n, 3072), np.uint8), "fine_labels": [(7 * i) % 100 for i in range(n)]}
+        names = {"fine_label_names": [str(i) for i in range(100)]}
+        body = pickle.dumps(content | {"coarse_labels": [0] * n} if n else names)
+        (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
+        (tmp_path / "cifar-100-python" / name).write_bytes(body)
+        files.append(DataFile(f"cifar-100-python/{name}", f"md5:{hashlib.md5(body).hexdigest()}"))
+    monkeypatch.setattr(CIFAR100, "downloads", (Download(("http://127.0.0.1:9/x.tar.gz",), tuple(files)),))
+    reader = torchvision.datasets.CIFAR100
+    for attribute, file in (("train_list", files[0]), ("test_list", files[1])):
+        monkeypatch.setattr(reader, attribute, [[file.path.rpartition("/")[2], file.digest[4:]]])
+    monkeypatch.setitem(reader.meta, "md5", files[2].digest[4:])
+
+    data = registry.make("dataset", "cifar100", val_size=8, fnn_widths=[300]).load(tmp_path)
+    official = {part: reader(str(tmp_path), train=part) for part in (True, False)}
+    train, val = split_off(40, 8)
+    learned = official[True].data[train] / 255
+    mean, std = learned.mean((0, 1, 2)), learned.std((0, 1, 2))
+    for part, is_train, index in zip(
+        (data.train, data.val, data.test), (True, True, False), (train, val, np.arange(20)), strict=True
+    ):
+        theirs = (official[is_train].data[index] / 255 - mean) / std
+        # float32, values up to about 2.
+        np.testing.assert_allclose(part.x.numpy(), theirs.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
+        assert part.y.tolist() == [official[is_train].targets[i] for i in index]
+    assert data.num_classes == 100 and data.input_shape == (3, 32, 32)
+    (tmp_path / "cifar-100-python" / "test").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"cifar-100-python/test \(not the official file, MD5 differs\)"):
+        registry.make("dataset", "cifar100", val_size=8, fnn_widths=[300]).load(tmp_path)
 
 
 def test_mnist_holds_the_official_pixels(real_data):

@@ -14,7 +14,7 @@ from dbnrun.norm.options import Normalizers
 from dbnrun.norm.schedules import Power
 from dbnrun.train.rng import Rngs
 
-NORMS = {name: registry.make("norm", name) for name in registry.of("norm")}
+NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
 SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 
 

@@ -19,7 +19,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.report import figures, report, tables
 from dbnrun.report.series import gather
 from dbnrun.runs import layout
-from dbnrun.runs.load import counted, read_runs
+from dbnrun.runs.load import deduplicated, read_runs
 from dbnrun.runs.metrics import EpochRow, MetricsWriter
 
 DBN = {"name": "dbn", "eps": 1e-4, "affine": True, "train_stats": "batch", "stats_grad": True, "average": "std",
@@ -258,7 +258,7 @@ def test_of_copies_with_other_numbers_the_first_counts_and_a_line_says_how_far_t
     (setting,) = gather([tmp_path / name for name in "acdb"])
     (line,) = capsys.readouterr().out.splitlines()
     assert setting.series[0].column("test_error_pct").tolist() == [[3, 2, 1]]
-    assert line.startswith("2 of the runs") and "by up to 2.5 pp" in line
+    assert line.startswith("2 runs differ") and "by up to 2.5 pp" in line
     assert re.search(rf"{tmp_path}/c/runs/\S+ against {tmp_path}/a/runs/", line)
     (setting,) = gather([tmp_path / "d", tmp_path / "a"])
     assert setting.series[0].column("test_error_pct").tolist() == [[3, 2.5, 1.25]]
@@ -295,7 +295,7 @@ def test_two_copies_of_a_diverged_run_are_one_and_an_unfinished_copy_gives_way(t
         record(tmp_path / name, cell("bn"), [3, 2, 1], status="diverged", val_loss=float("nan"))
     record(tmp_path / "c", cell("bn"), [3], status="interrupted")
     for paths in ("ab", "ca", "ac"):
-        assert [run.status for run in counted(read_runs([tmp_path / name for name in paths]))] == ["diverged"]
+        assert [run.status for run in deduplicated(read_runs([tmp_path / name for name in paths]))] == ["diverged"]
 
 
 def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
@@ -365,7 +365,8 @@ def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
     full_table(tmp_path)
     written = report([tmp_path], tmp_path)
     names = {path.name for path in written}
-    assert names == {"table1.csv", "table1.md"} | {f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")}
+    figures = {f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")}
+    assert names == {"table1.csv", "table1.md", "differences.csv"} | figures
     assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
     printed = capsys.readouterr().out
     assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed

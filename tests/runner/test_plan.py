@@ -173,7 +173,7 @@ def test_a_failing_cell_is_in_the_table_at_the_end_and_fail_fast_stops_there(dbn
     assert "1 of 3 cells failed; mend what was refused and sweep again." in fast.stderr
     basic = dbnrun(*words, "fail_fast=true", "hydra/launcher=basic", "results_dir=basic")
     assert basic.returncode == 2 and basic.stderr.splitlines()[-1].startswith(
-        "dbnrun: fail_fast=true: cells of another"
+        "dbnrun: fail_fast=true: other launchers submit"
     )
 
 

@@ -112,7 +112,7 @@ def test_of_a_cell_with_other_numbers_the_record_stands_and_a_line_says_so(recor
     folder = write_run(tmp_path / "new", cell(constant(0.25)), [5.0, 3.0, 2.01])
     runs = archive.update(recorded / "records", read_runs([tmp_path / "new"]), experiment_of)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("1 of the runs") and "by up to 0.01 pp" in line
+    assert line.startswith("1 run differs") and "by up to 0.01 pp" in line
     assert f"({folder} against {recorded / 'records' / 'mnist_A.csv'})" in line
     after = snapshot(recorded / "records")
     assert set(before["mnist_A.csv"].splitlines()) < set(after["mnist_A.csv"].splitlines()) and len(runs) == 7
@@ -240,7 +240,7 @@ def test_a_hyperparameter_off_the_papers_runs_makes_a_sensitivity_run(group, key
     assert experiment_of(content) == "mnist_sensitivity"
 
 
-@pytest.mark.parametrize("norm", files()["norm"])
+@pytest.mark.parametrize("norm", [name for name in files()["norm"] if name != "custom"])
 def test_a_cell_as_it_is_composed_has_every_hyperparameter_of_the_papers_runs(norm):
     content = cell_of(composed(["dataset=ni", f"norm={norm}"]))
     assert overridden(content) == {}

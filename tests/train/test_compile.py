@@ -179,7 +179,7 @@ def test_going_on_with_another_setting_of_compile_is_warned_of(noted, tmp_path, 
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "compile"}))
     outcome = execute.run(config(*words, "compile=true", results=tmp_path))
     assert outcome.status == "done"
-    assert "began with compile=false; from here on it rounds otherwise" in capsys.readouterr().err
+    assert "began with compile=false; rounding differs from here on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Whether a user's own classes can be trained: tried on two batches before the first cell, on the network's shapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dbnrun.config.own import Own, refusal
+from dbnrun.config.registry import GROUPS, UserError
+from dbnrun.config.schema import RunConfig
+from dbnrun.data.dataset import Data
+from dbnrun.runner.build import Cell, build_cell
+from dbnrun.train.evaluate import at_least_float32, autocast
+
+
+def own_choices(config: RunConfig) -> dict[str, Own]:
+    """The classes of the user's own that a cell is made of, by group."""
+    chosen = {group: getattr(config, group) for group in GROUPS}
+    return {group: choice for group, choice in chosen.items() if isinstance(choice, Own)}
+
+
+def check(config: RunConfig, data: Data, device: torch.device) -> None:
+    """Raise UserError where a cell with classes of the user's own cannot be trained, evaluated or gone on with."""
+    own = own_choices(config)
+    if not own:
+        return
+    parts = asdict(config)
+    key = json.dumps([parts[group] for group in GROUPS] + [config.train.batch_size, config.precision], default=str)
+    if key in _sound:
+        return
+    targets = ", ".join(f"{group}.target={choice.target}" for group, choice in own.items())
+    try:
+        _try(config, data, device)
+    except UserError:
+        raise
+    except _Unfit as unfit:
+        raise UserError(f"{targets}: {unfit}") from None
+    except Exception as error:
+        raise refusal(targets, error) from None
+    _sound.add(key)
+
+
+_sound: set[str] = set()  # what has been tried in this process
+
+
+class _Unfit(Exception):
+    """What is wrong, and what is expected."""
+
+
+def _try(config: RunConfig, data: Data, device: torch.device) -> None:
+    cell, other = (build_cell(config, data, device) for _ in range(2))
+    size = config.train.batch_size
+    x, y = data.train.x[: 2 * size], data.train.y[: 2 * size]
+    for start in (0, size):
+        _step(cell, x[start : start + size], y[start : start + size])
+    cell.model.eval()
+    with torch.no_grad():
+        first, again = (_logits(cell, x[:size]) for _ in range(2))
+        if not torch.equal(first, again):
+            raise _Unfit("two evaluations of one batch differ; expected the same numbers each time in eval mode.")
+        other.restore(cell.state(0))
+        if not torch.equal(first, _logits(other, x[:size], evaluating=True)):
+            raise _Unfit(
+                "a network restored from state_dict evaluates otherwise; keep what training changes in parameters "
+                "and buffers (register_buffer)."
+            )
+
+
+def _step(cell: Cell, x: Tensor, y: Tensor) -> None:
+    """One update, every number of which is finite."""
+    cell.model.train()
+    logits = _logits(cell, x)
+    if logits.dtype != torch.float32 and cell.config.precision == "fp32":
+        raise _Unfit(f"turned float32 into {logits.dtype}; expected the dtype of its input.")
+    loss = F.cross_entropy(logits, y)
+    cell.optimizer.zero_grad()
+    loss.backward()
+    for name, parameter in cell.model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise _Unfit(f"the gradient of {name} is not finite in the first two steps.")
+    if not loss.isfinite():
+        raise _Unfit("the training loss is not finite in the first two steps.")
+    cell.optimizer.step()
+
+
+def _logits(cell: Cell, x: Tensor, *, evaluating: bool = False) -> Tensor:
+    if evaluating:
+        cell.model.eval()
+    with autocast(x.device, cell.config.precision):
+        logits = cell.model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise _Unfit(f"gave {getattr(logits, 'shape', type(logits).__name__)}; expected logits (N, classes).")
+    return logits if logits.dtype == torch.float64 else at_least_float32(logits)

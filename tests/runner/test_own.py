@@ -1,0 +1,166 @@
+"""Classes of a user's own, through the command: the walk of docs/your-own.md, what identifies them, what is refused."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
+FILES = dict(zip(("mynorm.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True))
+COMMANDS = re.findall(r"^    dbnrun (.*)$", PAGE, flags=re.MULTILINE)
+OWN = ["norm=custom", "norm.target=mynorm.py:BatchRenorm"]
+QUICK = ["train.epochs=2", "train.limit_batches=3", "threads=1", "progress=false"]
+
+WRONG = """
+import torch
+from torch import nn
+
+
+class Layer(nn.Module):
+    def __init__(self, features, scale=1.0):
+        super().__init__()
+
+
+class NotFinite(Layer):
+    def forward(self, x):
+        return x * float("nan")
+
+
+class Raises(Layer):
+    def forward(self, x):
+        return x @ x
+
+
+class Random(Layer):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+class Hidden(Layer):
+    n = 0
+
+    def forward(self, x):
+        self.n += self.training
+        return x * (1 + self.n)
+
+
+class Fails(nn.Module):
+    def __init__(self, features):
+        raise RuntimeError("no such luck")
+
+
+def number(features):
+    return 3
+
+
+def no_data(data_dir):
+    return 3
+
+
+def ragged(data_dir):
+    pairs = [(torch.zeros(2), 0), (torch.zeros(3), 1)]
+    return pairs, pairs
+
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "imports.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "syntax.py").write_text("def (\n")
+    return tmp_path
+
+
+def test_every_command_of_the_page_works_and_ends_in_a_paired_difference(here, dbnrun):
+    for words in COMMANDS:
+        done = dbnrun(*shlex.split(words))
+        assert done.returncode == 0, f"{words}\n{done.stderr}"
+        if words.startswith("report"):
+            assert (
+                "BatchRenorm" in done.stdout
+                and "last-epoch test error minus BN (PyTorch), paired by seed" in done.stdout
+            )
+    table = pd.read_csv(here / "report" / "tables" / "differences.csv")
+    (row,) = table[table["curve"] == "BatchRenorm"].to_dict("records")
+    assert row["n"] == 10 and row["low"] <= row["mean"] <= row["high"] and 0 < row["p"] <= row["p_holm"] <= 1
+
+
+def test_a_cell_holds_name_and_source_and_no_path_and_the_folder_keeps_the_source(here, dbnrun):
+    (here / "mynorm.py").rename(here / "helper.py")
+    (here / "mynorm.py").write_text("from helper import BatchRenorm\n")
+    assert dbnrun(*OWN, "norm.options.momentum=0.2", *QUICK).returncode == 0
+    (folder,) = (here / "results" / "runs").iterdir()
+    assert folder.name.startswith("digits-fnn-BatchRenorm-seed0-")
+    norm = yaml.safe_load((folder / "config.yaml").read_text())["norm"]
+    assert norm.keys() == {"name", "target", "source", "options"} and norm["target"] == "BatchRenorm"
+    assert norm["options"] == {"momentum": 0.2} and str(here) not in (folder / "config.yaml").read_text()
+    assert (folder / "source" / "norm" / "helper.py").read_text() == FILES["mynorm.py"]
+    elsewhere = here / "a folder, with [brackets] = and ümlauts"
+    elsewhere.mkdir()
+    for name in ("helper.py", "mynorm.py"):
+        (here / name).rename(elsewhere / name)
+    again = dbnrun(
+        "norm=custom", f"norm.target='{elsewhere}/mynorm.py:BatchRenorm'", "norm.options.momentum=0.2", *QUICK
+    )
+    assert again.returncode == 0 and "done before" in again.stderr, again.stderr
+    (elsewhere / "helper.py").write_text("# changed\n" + FILES["mynorm.py"])
+    changed = dbnrun(
+        "norm=custom", f"norm.target='{elsewhere}/mynorm.py:BatchRenorm'", "norm.options.momentum=0.2", *QUICK
+    )
+    assert changed.returncode == 0 and "done before" not in changed.stderr
+
+
+@pytest.mark.parametrize("path", ["sub folder/mynorm.py", "a=b/mynorm.py", "ümlaut/mynorm.py", "br[ack]et/mynorm.py"])
+def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
+    (here / path).parent.mkdir()
+    (here / "mynorm.py").rename(here / path)
+    done = dbnrun("norm=custom", f"norm.target={path}:BatchRenorm", "norm.options.momentum=0.2", *QUICK)
+    assert done.returncode == 0, done.stderr
+    swept = dbnrun("-m", "norm=bn,custom", f"norm.target={path}:BatchRenorm", "seed=0,1", *QUICK)
+    assert swept.returncode == 0 and "4 cells: 4 done" in swept.stderr, swept.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["norm=custom"], "norm.target is missing: expected FILE.py:NAME"),
+        (["norm=custom", "norm.target=mynorm.py"], "expected FILE.py:NAME or package.module:NAME"),
+        (["norm=custom", "norm.target=there.py:A"], "there is no file there.py"),
+        (["norm=custom", "norm.target=no.such.module:A"], "there is no module no.such.module"),
+        (["norm=custom", "norm.target=mynorm.py:BatchRenom"], "Did you mean 'BatchRenorm'?"),
+        (["norm=custom", "norm.target=wrong.py:constant"], "constant is int, expected a class or a function"),
+        (["norm=custom", "norm.target=imports.py:A"], "imports.py, line 1: ModuleNotFoundError"),
+        (["norm=custom", "norm.target=syntax.py:A"], "syntax.py, line 1: SyntaxError"),
+        ([*OWN, "norm.options.momentumm=1"], "BatchRenorm takes no momentumm. Did you mean 'momentum'?"),
+        ([*OWN, "norm.options.features=1"], "BatchRenorm takes no features."),
+        ([*OWN, "norm.optoins.momentum=1"], "there is no key"),
+        ([*OWN, "norm.momentum=1"], "norm 'custom' takes no momentum; it belongs to bn"),
+        (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm 'bn' takes no target; it belongs to custom"),
+        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no cell of this sweep takes it"),
+        (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
+        (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
+        (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
+        (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict evaluates otherwise"),
+        (["norm=custom", "norm.target=wrong.py:Fails"], "RuntimeError: no such luck"),
+        (["norm=custom", "norm.target=wrong.py:number"], "made int, expected a torch.nn.Module"),
+        (["-m", "norm=bn,custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
+        (["optimizer=custom", "optimizer.target=torch.nn:Linear"], "expected a subclass of torch.optim.Optimizer"),
+        (["optimizer=custom", "optimizer.target=torch.optim:RMSprop", "optimizer.options.beta=1"], "takes no beta"),
+        (["dataset=custom", "dataset.target=wrong.py:no_data"], "returned int; expected"),
+        (["dataset=custom", "dataset.target=wrong.py:ragged"], "expected data sets of pairs (x, class)"),
+        (["dataset=custom", "dataset.target=mydata.py:load", "dataset.options.size=1"], "load takes no size"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, dbnrun, words, said):
+    refused = dbnrun(*words, *QUICK)
+    lines = [line for line in refused.stderr.splitlines() if not re.match(r"\d+ cells?: ", line)]
+    assert refused.returncode == 2 and len(lines) == 1 and said in lines[0], refused.stderr
+    assert not list((here / "results").glob("runs/*"))
