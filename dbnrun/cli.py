@@ -37,6 +37,7 @@ Choose one of each (the model follows the data set unless given):
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
+  lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
   debug=true checkpoint.minutes=10
   retry=failed|diverged trains those alone that failed, or diverged, before
@@ -99,10 +100,10 @@ def _help() -> str:
 
     from dbnrun.config import registry
 
-    wide = {"width": 112, "break_on_hyphens": False, "subsequent_indent": " " * 14}
+    wide = {"width": 112, "break_on_hyphens": False, "subsequent_indent": " " * 15}
     groups = registry.files()
     order = [*(group for group in registry.GROUPS if group in groups), *(g for g in groups if g not in registry.GROUPS)]
-    lines = [textwrap.fill(f"  {group:10}  {', '.join(groups[group])}", **wide) for group in order]
+    lines = [textwrap.fill(f"  {group:11}  {', '.join(groups[group])}", **wide) for group in order]
     return HELP.replace("{choices}", "\n".join(lines))
 
 

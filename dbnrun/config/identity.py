@@ -25,11 +25,15 @@ def cell_of(config: RunConfig) -> dict[str, Any]:
     cell |= {group: getattr(config, group).identity() for group in GROUPS}
     if not config.norm.scheduled:
         del cell["schedule"]
+    if not config.lr_schedule.varies:
+        del cell["lr_schedule"]  # older than the group
     train = cell["train"] = asdict(config.train)
     # Values beyond `epochs` are equal to it. 1 is left out: older signatures lack the key.
     train["eval_every"] = min(config.train.eval_every, config.train.epochs)
     if train["eval_every"] == 1:
         del train["eval_every"]
+    if train["label_smoothing"] == 0:
+        del train["label_smoothing"]
     return _without_none(cell)
 
 

@@ -22,6 +22,7 @@ GROUPS = {
     "norm": "dbnrun.norm.options",
     "schedule": "dbnrun.norm.schedules",
     "optimizer": "dbnrun.optim.options",
+    "lr_schedule": "dbnrun.optim.schedules",
 }
 UNSET: Any = "???"  # OmegaConf's sign for a value that the configuration must state
 

@@ -19,6 +19,7 @@ from dbnrun.models.options import Model
 from dbnrun.norm.options import Norm
 from dbnrun.norm.schedules import Schedule
 from dbnrun.optim.options import Optimizer
+from dbnrun.optim.schedules import LRSchedule
 
 
 @dataclass
@@ -28,6 +29,7 @@ class TrainConfig:
     limit_batches: int | None = None
     eval_every: int = 1
     limit_eval: int | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         in_range("train.epochs", self.epochs, 1)
@@ -40,6 +42,10 @@ class TrainConfig:
             raise UserError(
                 f"train.limit_eval={self.limit_eval}: expected at least train.batch_size={self.batch_size}; the "
                 "population statistics need one full training batch."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"train.label_smoothing={self.label_smoothing:g}: expected a number of at least 0, below 1."
             )
 
 
@@ -58,6 +64,7 @@ class RunConfig:
     norm: Norm = MISSING
     schedule: Schedule = MISSING
     optimizer: Optimizer = MISSING
+    lr_schedule: LRSchedule = MISSING
     train: TrainConfig = MISSING
     seed: int = MISSING
     precision: str = MISSING
@@ -91,6 +98,7 @@ class RunConfig:
             one_of("retry", self.retry, ("failed", "diverged"))
         if self.threads is not None:
             in_range("threads", self.threads, 1, 1024)
+        self.lr_schedule.check_epochs(self.train.epochs)
         if self.model.needs_images and not self.dataset.images:
             images = ", ".join(name for name, kind in registry.of("dataset").items() if kind.images)
             raise UserError(

@@ -115,7 +115,41 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     return functools.partial(inspect.unwrap(type(optimizer).step), optimizer)
 
 
+class LearningRates:
+    """What multiplies the learning rate of each parameter group before an update.
+
+    A group keeps its own rate as "initial_lr", as torch's schedulers do, so that a checkpoint has it. Groups of
+    `by_tensor` have theirs in a tensor on the device: captured graphs and compiled code take a number for a constant.
+    """
+
+    def __init__(
+        self, optimizers: Iterable[torch.optim.Optimizer], by_tensor: torch.optim.Optimizer | None = None
+    ) -> None:
+        self.groups: list[dict[str, Any]] = []
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                own = group.setdefault("initial_lr", group["lr"])
+                # Whatever a checkpoint of another device has there.
+                group["lr"] = _on_device(own, group["params"][0]) if optimizer is by_tensor else own
+                self.groups.append(group)
+
+    def multiply(self, factor: float) -> None:
+        for group in self.groups:
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _on_device(rate: float, parameter: Tensor) -> Tensor:
+    """A rate as torch's kernels read it: in float32 on a device, on the CPU as exactly as the number itself."""
+    dtype = torch.float64 if parameter.device.type == "cpu" else torch.float32
+    return torch.tensor(rate, dtype=dtype, device=parameter.device)
+
+
 def lr_of(optimizer: torch.optim.Optimizer, name: str = "weights") -> float:
-    """The learning rate of a named group, or of the first group where there is none of that name."""
+    """The own learning rate of a named group, or of the first group where there is none of that name."""
     groups = optimizer.param_groups
-    return float(next((group for group in groups if group.get("name") == name), groups[0])["lr"])
+    group = next((group for group in groups if group.get("name") == name), groups[0])
+    return float(group.get("initial_lr", group["lr"]))

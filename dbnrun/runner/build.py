@@ -110,7 +110,8 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     model = config.model.build(data.input_shape, data.num_classes, norm, rngs.dropout)
     model.initialize(rngs.init)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
-    return Cell(config, model, build_optimizer(config.optimizer, model, config.compile, norm.built), rngs, schedule)
+    compiled = config.compile and not config.lr_schedule.varies  # an update whose rates change is not compiled
+    return Cell(config, model, build_optimizer(config.optimizer, model, compiled, norm.built), rngs, schedule)
 
 
 def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Training:
@@ -118,7 +119,12 @@ def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Trai
     config = built[0][0].config
     runs = [TrainingRun(c[0].model, c[0].optimizer, c[0].rngs, [cell.member() for cell in c]) for c in built]
     program = Alone(runs[0]) if len(runs) == 1 else Stacked(runs, [cells[0].config.seed for cells in built])
-    settings = {"precision": config.precision, "augment": config.dataset.augmentation, "compiled": config.compile}
+    settings = {
+        "precision": config.precision,
+        "augment": config.dataset.augmentation,
+        "lr_schedule": config.lr_schedule,
+        "compiled": config.compile,
+    }
     return Training(program, runs, data, config.train, **settings, **how)
 
 

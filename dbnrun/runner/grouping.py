@@ -28,7 +28,8 @@ def trajectory(config: RunConfig) -> str:
 def stack(config: RunConfig) -> str:
     """What the runs of one stack have in common, as text.
 
-    May differ: seed, schedule, lambda's beginning, learning rates, weight decays, dropout rates.
+    May differ: seed, schedule, lambda's beginning, learning rates, weight decays, dropout rates. Not the schedule of
+    the learning rates.
     """
     parts = asdict(config)
     for key in ("seed", "schedule"):

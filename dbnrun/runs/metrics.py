@@ -29,7 +29,7 @@ class EpochRow:
     step: int  # updates so far, the paper's m
     alpha: float | None  # averaging weight at the last step; None where there is no schedule
     lr: float  # of the weights group, at the last step
-    train_loss: float  # running mean over the epoch's training batches
+    train_loss: float  # running mean over the epoch's training batches, with train.label_smoothing
     train_error_pct: float
     val_loss: float | None
     val_error_pct: float | None

@@ -18,13 +18,14 @@ def line(config: RunConfig) -> str:
             f"alpha(m) = {alpha}, plays no part in it and serves evaluation alone: the theorem does not apply."
         )
     # A step per epoch in place of one per update stretches m by a factor, which moves no condition for these schedules.
-    constant = optimizer.name == "sgd" and not optimizer.settings()["momentum"]
+    constant = optimizer.name == "sgd" and not optimizer.settings()["momentum"] and not config.lr_schedule.varies
     # With eta = 1/m, the slowest-growing admissible power, Theorem 7 and Lemma 8 ask least of alpha.
     report = check(sequences.alpha(alpha), sequences.eta(repr(optimizer.lr) if constant else "1/m"))
     if constant:
         steps = f"; sgd's constant step {optimizer.lr:g} fails Assumption 3{_why(report, 'Assumption 3')}."
     else:
-        steps = f" at the admissible eta(m) = 1/m; {optimizer.name}'s steps are no sequence eta(m), so outside it."
+        stepper = f"lr_schedule={config.lr_schedule.name}" if config.lr_schedule.varies else optimizer.name
+        steps = f" at the admissible eta(m) = 1/m; {stepper}'s steps are no sequence eta(m), so outside it."
     said = [f"{name} {report.verdict(name)}{_why(report, name)}" for name in ("Theorem 7", "Lemma 8")]
     caveat = "Full gradients are assumed; this cell trains on mini-batches."
     return f"theory: alpha(m) = {alpha}: {', '.join(said)}{steps} {caveat}"

@@ -19,7 +19,8 @@ from torch import Generator, Tensor, nn
 from dbnrun.config.schema import TrainConfig
 from dbnrun.data.dataset import Data, Part, shortened
 from dbnrun.models.layers import Dropout, Network
-from dbnrun.optim.groups import add_penalty, bare_step, lr_of
+from dbnrun.optim.groups import LearningRates, add_penalty, bare_step, lr_of
+from dbnrun.optim.schedules import Length, LRSchedule
 from dbnrun.runs.metrics import EpochRow
 from dbnrun.train import compile, cuda_graph
 from dbnrun.train.evaluate import Member, Progress, at_least_float32, autocast, evaluate_epoch
@@ -81,7 +82,7 @@ class Program(Protocol):
         """The labels (T, B) that each run met, of y (U, B); of a run alone (B,)."""
         ...
 
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
         """Each run's mean loss (T,); of a run alone ()."""
         ...
 
@@ -115,8 +116,8 @@ class Alone:
     def labels(self, y: Tensor) -> Tensor:
         return y[0]
 
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y)
+    def losses(self, logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -134,10 +135,24 @@ class Step:
     Never waits for the device.
     """
 
-    def __init__(self, program: Program, precision: str, compiled: bool = False, first: bool = True) -> None:
-        """`first`: the first call is the runs' very first update."""
+    def __init__(
+        self,
+        program: Program,
+        precision: str,
+        *,
+        compiled: bool,
+        first: bool,
+        label_smoothing: float,
+        steady: bool,
+    ) -> None:
+        """`first`: the first call is the runs' very first update. `steady`: every update has the same learning rates.
+
+        A compiler would take each rate for a constant and compile again: rates that change stay out of its piece.
+        """
         self.program = program
         self.precision = precision
+        self.label_smoothing = label_smoothing
+        self.joined = program.uniform and steady
         self.forward, self.finish = compile.pieces(self._forward, self._finish, compiled=compiled, first=first)
 
     def __call__(self, x: Tensor, y: Tensor, sums: MetricSums) -> None:
@@ -147,19 +162,19 @@ class Step:
         losses.sum().backward()  # each run's parameters meet only its own loss
         with torch.no_grad():
             self.finish(losses, logits, y, sums)
-            if not self.program.uniform:
+            if not self.joined:
                 self.program.update()
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(x.device, self.precision):
             logits = self.program.logits(x)
         logits, y = at_least_float32(logits), self.program.labels(y)
-        return self.program.losses(logits, y), logits, y
+        return self.program.losses(logits, y, self.label_smoothing), logits, y
 
     def _finish(self, losses: Tensor, logits: Tensor, y: Tensor, sums: MetricSums) -> None:
         sums.norm += self.program.add_penalty()
         sums.add(losses, logits, y)
-        if self.program.uniform:
+        if self.joined:
             self.program.update()
 
 
@@ -179,12 +194,16 @@ class Training:
         *,
         precision: str = "fp32",
         augment: Callable[[Tensor, Generator], Tensor] | None = None,
+        lr_schedule: LRSchedule | None = None,
         epochs_done: int = 0,
         under_way: Sequence[EpochProgress] | None = None,
         captured: bool = False,
         compiled: bool = False,
     ) -> None:
-        """`under_way` goes on inside an epoch. `captured`: replay steps as a CUDA graph. `compiled`: compile them."""
+        """`lr_schedule` multiplies the learning rates; None: they stay. `under_way` goes on inside an epoch.
+
+        `captured`: replay steps as a CUDA graph. `compiled`: compile them.
+        """
         self.program, self.runs, self.config, self.precision, self.augment = program, runs, config, precision, augment
         self.epoch, self.done, self.begun = epochs_done, 0, under_way
         self.stopped: float | None = None  # when the epoch's updates had been made
@@ -194,7 +213,19 @@ class Training:
         self.draws = [runs[number].rngs for number in program.drawing]
         self.sampler = BatchSampler(data.train, config.batch_size, self.steps, len(self.draws))
         self.sums = MetricSums(len(runs), data.train.x.device)
-        self.step = Step(program, precision, compiled, first=epochs_done == 0 and not under_way)
+        self.lr_schedule = lr_schedule if lr_schedule and lr_schedule.varies else None
+        self.rates: LearningRates | None = None
+        if self.lr_schedule:
+            optimizers = {id(optimizer): optimizer for optimizer in (program.optimizer, *(r.optimizer for r in runs))}
+            self.rates = LearningRates(optimizers.values(), program.optimizer if captured or compiled else None)
+        self.step = Step(
+            program,
+            precision,
+            compiled=compiled,
+            first=epochs_done == 0 and not under_way,
+            label_smoothing=config.label_smoothing,
+            steady=self.rates is None,
+        )
         self.update: Callable[[], None] = self._update
         if captured:
             drawn = [stream for run in runs for stream in dropout_rngs(run.model, run.rngs)]
@@ -226,9 +257,15 @@ class Training:
         self.sums.begin(self.begun)
         self.done = self.begun[0].steps
         while self.done < self.steps:
+            if self.rates:
+                self.rates.multiply(self._lr_factor((self.epoch - 1) * self.steps + self.done))
             self.update()
             self.done += 1
             yield
+
+    def _lr_factor(self, update: int) -> float:
+        """What multiplies the learning rates at the run's update 0, 1, …."""
+        return self.lr_schedule.at(update, Length(self.config.epochs, self.steps)) if self.lr_schedule else 1.0
 
     def _update(self) -> None:
         x, y = self.sampler()
@@ -254,9 +291,11 @@ class Training:
         self.stopped = time.perf_counter()
         norms, seconds = (self.sums.norm / self.steps).tolist(), self.begun[0].seconds + self._seconds()
         self.program.write_back()
+        made = self.epoch * self.steps  # updates
+        factor = self._lr_factor(made - 1)
         rows = []
         for number, (run, measured, norm) in enumerate(zip(self.runs, trained, norms, strict=True)):
-            progress = Progress(self.epoch, self.epoch * self.steps, lr_of(run.optimizer), norm, seconds)
+            progress = Progress(self.epoch, made, lr_of(run.optimizer) * factor, norm, seconds)
             if not self.alive[number]:
                 rows.append([])
                 continue

@@ -65,6 +65,8 @@ def test_table_1s_constants_are_the_constant_schedule(sig):
         (["train.eval_every=1", "train.limit_eval=null"], []),
         (["train.eval_every=11", "train.epochs=5"], ["train.eval_every=5", "train.epochs=5"]),
         (["train.eval_every=2", "train.epochs=1"], ["train.epochs=1"]),
+        (["lr_schedule=constant", "lr_schedule.warmup=0", "train.label_smoothing=0"], []),
+        (["lr_schedule=step", "lr_schedule.every=0"], ["lr_schedule=step"]),
     ],
 )
 def test_what_a_choice_ignores_is_not_part_of_the_cell(sig, one, other):
@@ -76,7 +78,8 @@ def test_what_a_choice_ignores_is_not_part_of_the_cell(sig, one, other):
     ["seed=1", "train.epochs=11", "train.limit_batches=5", "train.eval_every=2", "train.limit_eval=500",
      "optimizer.lr=0.02", "norm.eps=0.001", "precision=bf16", "deterministic=false", "dataset.val_size=100",
      "model.widths=[65,64]", "model.activation=tanh",
-     "optimizer.groups.norm.weight_decay=0.1", "model.norm_position=after", "dataset.augment=flip_crop"],
+     "optimizer.groups.norm.weight_decay=0.1", "model.norm_position=after", "dataset.augment=flip_crop",
+     "lr_schedule=cosine", "lr_schedule=one_cycle", "lr_schedule.warmup=1", "train.label_smoothing=0.1"],
 )  # fmt: skip
 def test_what_changes_a_number_changes_the_signature(sig, change):
     assert sig(change) != sig()

@@ -75,6 +75,15 @@ PINS = {
         f"norm=bn norm.momentum=0.3 norm.affine=false {SGD} optimizer.nesterov=true dataset.augment=flip_crop "
         "model.activation=tanh dataset.val_size=0.3"
     ),
+    "rates": Pin(
+        f"norm=bn {SGD} train.label_smoothing=0.1 model.activation=tanh",
+        (
+            "lr_schedule=cosine lr_schedule.warmup=0.5",
+            "lr_schedule=cosine lr_schedule.warmup=0.5 seed=1 optimizer.lr=0.05",
+            "lr_schedule=step lr_schedule.every=0.5",
+            "lr_schedule=one_cycle",
+        ),
+    ),
     "dbn": Pin(
         f"norm=dbn {ADAGRAD} model.activation=tanh",
         (

@@ -71,6 +71,7 @@ def test_the_pins_have_every_choice_and_every_way_of_running():
     assert {getattr(config.model, "activation", None) for config in configs} == {None, *ACTIVATIONS}
     assert {getattr(config.model, "norm_position", None) for config in configs} == {None, "before", "after"}
     assert {config.optimizer.name for config in configs} == built_in["optimizer"]
+    assert {config.lr_schedule.name for config in configs} == built_in["lr_schedule"]
     assert {config.precision for config in configs} == {"fp32", "bf16"}  # tf32 is a mode of CUDA devices
     steered = [config for config in configs if config.norm.name == "dbn"]
     assert {config.schedule.name for config in steered} == built_in["schedule"]

@@ -54,6 +54,7 @@ CELLS = [
     ["norm=dbn", "schedule=power", "model=two_layer", "optimizer=adamw"],
     ["norm=ln", "precision=bf16"],
     ["norm=none", "optimizer=sgd", "optimizer.lr=0.01"],
+    ["norm=bn", "optimizer=adam", "lr_schedule=cosine", "lr_schedule.warmup=1.5", "train.label_smoothing=0.1"],
 ]
 
 

@@ -60,6 +60,15 @@ def assert_alike(rows, others, rel=1e-9):
                 assert mine == value or mine == pytest.approx(value, rel=rel), name
 
 
+def test_a_compiled_run_whose_rates_change_compiles_once_and_equals_the_run_as_written():
+    words, data, rows = ["norm=bn", "optimizer=sgd", "lr_schedule=cosine"], digits(), {}
+    for compiled in (False, True):
+        training = training_of([cells([config(*words, f"compile={compiled}")], data)], data)
+        rows[compiled] = [row for ((row,),) in training.epochs()]
+    assert_alike(rows[False], rows[True])
+    assert_two_whole_graphs()
+
+
 def assert_two_whole_graphs():
     """The loss, and what follows backward: nothing of either was left to run as written, nothing compiled twice."""
     counters = torch._dynamo.utils.counters

@@ -26,8 +26,11 @@ KINDS = {
     "cnn dbn dropout": [*CNN, "norm=dbn", "schedule=alpha_0.1"],
     "cnn bf16": [*CNN, "norm=dbn", "schedule=power", "schedule.exponent=0.7", "precision=bf16"],
     "two_layer": ["model=two_layer", "norm=dbn", "schedule=harmonic"],
+    "dbn one_cycle": ["norm=dbn", "lr_schedule=one_cycle", "train.label_smoothing=0.1"],
+    "bn sgd cosine": ["norm=bn", "optimizer=sgd", "lr_schedule=cosine", "lr_schedule.warmup=0.5"],
+    "bn adamw step": ["norm=bn", "optimizer=adamw", "lr_schedule=step", "lr_schedule.every=0.5"],
 }
-DEVICE_COUNTERS = ("bn adamw", "gn adam")  # Adam and AdamW count on the device there
+DEVICE_COUNTERS = ("bn adamw", "gn adam", "bn adamw step")  # Adam and AdamW count on the device there
 
 
 def config(*overrides, device="cpu") -> RunConfig:
@@ -38,7 +41,9 @@ def config(*overrides, device="cpu") -> RunConfig:
 def built(one, device="cpu"):
     data = one.dataset.load(None).to(torch.device(device))
     cell = build_cell(one, data, torch.device(device))
-    if device == "cpu" and one.optimizer.name == "adagrad":  # as on CUDA, where it has no fused form
+    # As on CUDA, where AdaGrad has no fused form; but there it then steps all parameters at once, and reads a rate that
+    # is a tensor, which on the CPU its fused form does alone.
+    if device == "cpu" and one.optimizer.name == "adagrad" and not one.lr_schedule.varies:
         for group in cell.optimizer.param_groups:
             group["fused"] = False
     return cell, data
@@ -118,6 +123,7 @@ STACKS = {
     "ln adam": ["norm=ln", "optimizer=adam"],
     "cnn dropout": [*CNN, "norm=dbn", "model.dropout=[0.25,0,0.5]"],
     "two_layer": ["model=two_layer", "norm=dbn"],
+    "bn sgd cosine": ["norm=bn", "optimizer=sgd", "lr_schedule=cosine", "lr_schedule.warmup=0.5"],
 }
 VARIED = [
     ["seed=0", "schedule=alpha_0.5"],

@@ -78,6 +78,8 @@ KINDS = {
     "ln": ["norm=ln", CALM],
     "gn after": ["norm=gn", "norm.num_groups=4", "model.norm_position=after", CALM],
     "gn no affine": ["norm=gn", "norm.affine=false", CALM],
+    "bn sgd cosine": ["norm=bn", "optimizer=sgd", "lr_schedule=cosine", "lr_schedule.warmup=0.5"],
+    "dbn one_cycle smoothed": ["norm=dbn", CALM, "lr_schedule=one_cycle", "train.label_smoothing=0.1"],
     "two_layer dbn": ["model=two_layer", "model.activation=tanh", "norm=dbn", CALM],
     "two_layer ln": ["model=two_layer", "model.activation=tanh", "norm=ln", CALM],
 }

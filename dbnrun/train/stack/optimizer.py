@@ -98,7 +98,9 @@ class StackedOptimizer:
         weights = [self._group(parameter)["l2"] for parameter in stacked.slices]
         if len(set(weights)) == 1:
             return weights[0]
-        return torch.tensor(weights, device=stacked.tensor.device).view(-1, *[1] * stacked.slices[0].dim())
+        return torch.tensor(weights, dtype=stacked.tensor.dtype, device=stacked.tensor.device).view(
+            -1, *[1] * stacked.slices[0].dim()
+        )
 
 
 def _options(group: dict[str, Any]) -> str:

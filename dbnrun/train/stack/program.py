@@ -34,8 +34,8 @@ class Stacked:
     def labels(self, y: Tensor) -> Tensor:
         return y if len(y) == len(self.runs) else y[self.logits.batch_of]
 
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y, reduction="none").mean(1)
+    def losses(self, logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing).mean(1)
 
     def write_back(self) -> None:
         drawn = [self.runs[number].rngs for number in self.drawing]
