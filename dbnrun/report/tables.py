@@ -43,7 +43,9 @@ def paper_numbers() -> pd.DataFrame:
 def paper_number(series: Series) -> float:
     """The paper's number beside a series, NaN where it has none. The paper does not say what its m counts."""
     paper, dataset, row = paper_numbers(), series.cell["dataset"]["name"], series.key.partition(" ")[0]
-    return float(paper.loc[row, dataset]) if row in paper.index and dataset in paper else float("nan")
+    network = "cnn" if dataset == "cifar10" else "fnn"
+    there = series.cell["model"]["name"] == network and row in paper.index and dataset in paper
+    return float(paper.loc[row, dataset]) if there else float("nan")
 
 
 def rows(setting: Setting) -> pd.DataFrame:

@@ -292,6 +292,7 @@ class RunDir:
                 "dbnrun": dbnrun.__version__,
                 "python": platform.python_version(),
                 "torch": version("torch"),
+                "torchvision": version("torchvision"),
             },
             "git": git_revision(),
             "host": socket.gethostname(),
