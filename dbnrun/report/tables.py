@@ -43,8 +43,8 @@ def paper_numbers() -> pd.DataFrame:
 def paper_number(series: Series) -> float:
     """The paper's number beside a series, NaN where it has none. The paper does not say what its m counts."""
     paper, dataset, row = paper_numbers(), series.cell["dataset"]["name"], series.key.partition(" ")[0]
-    network = "cnn" if dataset == "cifar10" else "fnn"
-    there = series.cell["model"]["name"] == network and row in paper.index and dataset in paper
+    its_networks = series.cell["model"]["name"] in ("fnn", "cnn")
+    there = its_networks and row in paper.index and dataset in paper
     return float(paper.loc[row, dataset]) if there else float("nan")
 
 
