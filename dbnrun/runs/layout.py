@@ -54,6 +54,13 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
         raise
 
 
+def remove_torn(folder: Path) -> None:
+    """Remove what processes left that were killed inside `write_atomic`; for who holds the folder's lease alone."""
+    for path in folder.glob(".*.*.*"):
+        if not path.name.startswith(".lock"):
+            path.unlink(missing_ok=True)
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 

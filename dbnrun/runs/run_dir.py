@@ -135,6 +135,7 @@ class RunDir:
 
     def _continue(self) -> None:
         """Read what an earlier attempt has left, set aside what cannot be used, and mark the run as running."""
+        layout.remove_torn(self.folder)
         self._set_aside()
         self._recorded = metrics.read_rows(self.folder / "metrics.csv")
         metrics.refuse_unknown_columns(self.folder / "metrics.csv")

@@ -491,3 +491,12 @@ def test_the_first_step_on_cuda_has_the_cpus_loss(cell, overrides):
         for device in ("cpu", "cuda")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_a_killed_process_left_of_a_write_is_gone_after_the_next_attempt(cell):
+    folder = RunDir(cell()).folder
+    folder.mkdir(parents=True)
+    for name in (".config.yaml.29136.139793359260544", ".checkpoint.pt.1.2"):
+        (folder / name).write_text("torn")
+    assert execute.run(cell()).status == "done"
+    assert not list(folder.glob(".*"))
