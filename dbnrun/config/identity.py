@@ -76,6 +76,6 @@ def schedule_key(cell: Mapping[str, Any]) -> str:
 
 def readable_name(cell: Mapping[str, Any]) -> str:
     """A name for people, such as 'mnist-fnn-dbn-alpha0.25-seed0'; the signature makes it unique."""
-    parts = [cell["dataset"]["name"], choice_of("model", cell["model"]).slug, norm_label(cell)]
-    parts += [choice_of("schedule", cell["schedule"]).slug] if "schedule" in cell else []
-    return "-".join([*parts, f"seed{cell['seed']}"])
+    dataset = cell["dataset"].get("target", cell["dataset"]["name"])
+    slugs = (choice_of(group, cell[group]).slug for group in ("model", "norm", "schedule") if group in cell)
+    return "-".join([dataset, *slugs, f"seed{cell['seed']}"])

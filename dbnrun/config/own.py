@@ -19,7 +19,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +38,7 @@ class Own:
     def identity(self) -> dict[str, Any]:
         """The class by name and source; a recorded `target` is the name alone."""
         known = super().identity()  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
-        known |= {"target": self.label_of_target, "source": source(self.key, self.target)}
+        known |= {"target": self.slug, "source": source(self.key, self.target)}
         return {key: value for key, value in known.items() if value != {} or key != "options"}
 
     @property
@@ -47,7 +46,8 @@ class Own:
         return f"{self.group}.target"  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
 
     @property
-    def label_of_target(self) -> str:
+    def slug(self) -> str:
+        """The name of the class."""
         return self.target.rpartition(":")[2]
 
     @property
@@ -75,8 +75,10 @@ def source(key: str, target: str) -> str:
     """What identifies the code behind a target: 'sha256:…', or an installed distribution and its version."""
     where, name = _split(key, target)
     if (package := where.partition(".")[0]) and not where.endswith(".py") and _is_installed(key, target, where):
+        from importlib import metadata  # noqa: PLC0415 - takes its time, and few cells ask
+
         (distribution, *_) = metadata.packages_distributions().get(package, [package])
-        return f"{distribution} {metadata.version(distribution)}"
+        return f"{distribution} {metadata.version(distribution).partition('+')[0]}"  # not which device it is built for
     digest = hashlib.sha256(name.encode())
     for file_name, path in files(key, target).items():
         digest.update(f"\n{file_name} ".encode() + hashlib.sha256(path.read_bytes()).digest())

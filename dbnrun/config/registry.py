@@ -87,6 +87,11 @@ class Choice:
     def check(self) -> None:
         """Raise UserError for what the bounds of single options cannot say."""
 
+    @property
+    def slug(self) -> str:
+        """What folders call it. A public format."""
+        return self.name
+
     def identity(self) -> dict[str, Any]:
         """The options that decide numbers, as plain data; left out is what these options make idle."""
         return asdict(self)

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dbnrun.config import registry
+from dbnrun.config.own import Own
 from dbnrun.config.registry import GROUPS, UserError, in_range, one_of
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
@@ -105,6 +106,11 @@ class RunConfig:
                 f"model={self.model.name} expects images and dataset={self.dataset.name} has plain features: "
                 f"use model=fnn, or one of {images}."
             )
+
+    @property
+    def own(self) -> dict[str, Own]:
+        """The classes of the user's own that the cell is made of, by group."""
+        return {group: choice for group in GROUPS if isinstance(choice := getattr(self, group), Own)}
 
 
 def store_schema() -> None:

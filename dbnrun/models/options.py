@@ -29,11 +29,6 @@ class Model(Choice):
     most_stacked: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 1}
 
     @property
-    def slug(self) -> str:
-        """What folders call it. A public format."""
-        return self.name
-
-    @property
     def title(self) -> str:
         """What reports call it, with what tells it from others of its name."""
         return self.name

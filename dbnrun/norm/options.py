@@ -29,11 +29,6 @@ class Norm(Choice):
         return False
 
     @property
-    def slug(self) -> str:
-        """What folders call it. A public format."""
-        return self.name
-
-    @property
     def protocol(self) -> str:
         """How training uses lambda, in the records' words; '' where there is no lambda."""
         return ""
@@ -191,10 +186,6 @@ class CustomNorm(Own, Norm):
     def identity(self) -> dict[str, Any]:
         known = super().identity()
         return known if self.scheduled else {key: value for key, value in known.items() if key != "scheduled"}
-
-    @property
-    def slug(self) -> str:
-        return self.label_of_target
 
     @property
     def protocol(self) -> str:

@@ -130,8 +130,7 @@ def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Trai
 
 def captured(config: RunConfig, device: torch.device) -> bool:
     """Whether training steps are replayed as a captured graph."""
-    own = any(choice.name == "custom" for choice in (config.norm, config.model, config.optimizer))
-    return config.cuda_graphs and device.type == "cuda" and not own  # a user's own code may wait for the host
+    return config.cuda_graphs and device.type == "cuda" and not config.own  # a user's own code may wait for the host
 
 
 def device_facts(config: RunConfig, device: torch.device) -> dict[str, Any]:

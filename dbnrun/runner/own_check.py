@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbnrun.config.own import Own, refusal
+from dbnrun.config.own import refusal
 from dbnrun.config.registry import GROUPS, UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
@@ -17,22 +17,15 @@ from dbnrun.runner.build import Cell, build_cell
 from dbnrun.train.evaluate import at_least_float32, autocast
 
 
-def own_choices(config: RunConfig) -> dict[str, Own]:
-    """The classes of the user's own that a cell is made of, by group."""
-    chosen = {group: getattr(config, group) for group in GROUPS}
-    return {group: choice for group, choice in chosen.items() if isinstance(choice, Own)}
-
-
 def check(config: RunConfig, data: Data, device: torch.device) -> None:
     """Raise UserError where a cell with classes of the user's own cannot be trained, evaluated or gone on with."""
-    own = own_choices(config)
-    if not own:
+    if not config.own:
         return
     parts = asdict(config)
     key = json.dumps([parts[group] for group in GROUPS] + [config.train.batch_size, config.precision], default=str)
     if key in _sound:
         return
-    targets = ", ".join(f"{group}.target={choice.target}" for group, choice in own.items())
+    targets = ", ".join(f"{group}.target={choice.target}" for group, choice in config.own.items())
     try:
         _try(config, data, device)
     except UserError:
@@ -54,7 +47,7 @@ class _Unfit(Exception):
 def _try(config: RunConfig, data: Data, device: torch.device) -> None:
     cell, other = (build_cell(config, data, device) for _ in range(2))
     size = config.train.batch_size
-    x, y = data.train.x[: 2 * size], data.train.y[: 2 * size]
+    x, y = data.train.inputs(slice(0, 2 * size)), data.train.y[: 2 * size]
     for start in (0, size):
         _step(cell, x[start : start + size], y[start : start + size])
     cell.model.eval()

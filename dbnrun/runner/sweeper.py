@@ -110,14 +110,13 @@ class CellSweeper(Sweeper):
 
 def _check_own(configs: Sequence[RunConfig]) -> None:
     """Try classes of the user's own before the first cell: a mistake in the last one shows at once."""
-    if not any(choice.name == "custom" for c in configs for choice in (c.dataset, c.model, c.norm, c.optimizer)):
+    if not (own := [config for config in configs if config.own]):
         return
     from dbnrun.runner import build, own_check  # noqa: PLC0415 - torch
 
-    for config in configs:
-        if own_check.own_choices(config):
-            device = build.prepare_device(config)
-            own_check.check(config, build.load_data(config, device), device)
+    for config in own:
+        device = build.prepare_device(config)
+        own_check.check(config, build.load_data(config, device), device)
 
 
 Pairs = Sequence[tuple[PlannedCell, RunStatus]]
@@ -178,9 +177,11 @@ def outcome_of(returned: JobReturn) -> Outcome:
 
 def left_alone(config: RunConfig) -> Outcome | None:
     """The outcome "left" for a cell that retry=… does not select."""
+    if config.retry is None:
+        return None
     cell = planned(config)
     how = cell.status().name
-    if config.retry is None or how == config.retry:
+    if how == config.retry:
         return None
     message = f"it is {how} and retry={config.retry} trains others"
     return Outcome(cell.folder.name, cell.folder, "left", message=message)

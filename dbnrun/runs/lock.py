@@ -26,8 +26,7 @@ from dbnrun import interrupt
 HEARTBEAT = 10.0  # seconds between two renewals
 EXPIRY = 60.0  # a holder on another machine that has not renewed for so many seconds is taken for dead
 
-# Processes on other machines that did not renew a lease while we watched: of hundreds of cells that trained together on
-# a machine that died, only the first costs that wait.
+# Processes on other machines that were found dead: hundreds of cells of one dead machine cost one wait.
 _dead: set[tuple[str, int, str] | None] = set()
 
 
@@ -128,10 +127,10 @@ class Lease:
     def take(self, patience: float = 0.0) -> None:
         """Take the lease, a dead holder's too. Raises Held where a live process has it.
 
-        A holder that is expected to be dead is given `patience` seconds to be found so.
+        Tries for `patience` seconds, for a holder that is expected to be dead.
         """
         deadline = time.monotonic() + patience
-        # The claim becomes the lock when it is whole, so that a lock names its holder from its first moment.
+        # The claim is written in full, then linked as the lock: a lock always names its holder.
         claim = self.path.with_name(f".lock.{self.holder.token}")
         try:
             claim.write_text(json.dumps(asdict(self.holder)))

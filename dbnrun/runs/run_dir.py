@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,7 @@ from tqdm import tqdm
 import dbnrun
 from dbnrun.config import own
 from dbnrun.config.identity import cell_of, readable_name, signature
-from dbnrun.config.own import Own
-from dbnrun.config.registry import GROUPS, UserError, one_line
+from dbnrun.config.registry import UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.lock import EXPIRY, Lease, Lost, was_requeued
@@ -150,13 +148,11 @@ class RunDir:
 
     def _keep_sources(self) -> None:
         """Keep the code of classes of the user's own beside what it produced, in the folder `source`."""
-        for group in GROUPS:
-            choice = getattr(self.config, group)
-            if isinstance(choice, Own):
-                for name, path in own.files(choice.key, choice.target).items():
-                    kept = self.folder / "source" / group / name
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    layout.write_atomic(kept, path.read_bytes())
+        for group, choice in self.config.own.items():
+            for name, path in own.files(choice.key, choice.target).items():
+                kept = self.folder / "source" / group / name
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                layout.write_atomic(kept, path.read_bytes())
 
     def _read_checkpoints(self, stacked: bool) -> None:
         """Go on from the latest usable checkpoint; `stacked`: the run was part of a stack when it stopped."""
@@ -280,6 +276,8 @@ class RunDir:
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
         """The manifest's entries that do not depend on the device; `before`: the manifest of the attempt before."""
+        from importlib.metadata import version
+
         wall = before.get("wall_seconds")
         began = {"compile": False, **before} if before else {}  # not noted while there was no choice
         return {

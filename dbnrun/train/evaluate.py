@@ -21,7 +21,7 @@ from dbnrun.norm.population import lambda_drift, population_moments, using_stati
 from dbnrun.runs.metrics import NOT_EVALUATED, EpochRow, is_evaluated
 from dbnrun.train.sums import Measured, MetricSums
 
-# Records an evaluation step; no number depends on it but by rounding. The maps of so many images stay in a CPU's cache.
+# Records per evaluation step; it affects results by rounding only. The maps of so many images stay in a CPU's cache.
 EVAL_BATCH = 500
 EVAL_BATCH_MAPS = 100
 
@@ -116,7 +116,7 @@ def evaluate_epoch(
 
 
 def _evaluations(models: Sequence[Network], data: Data, config: TrainConfig, precision: str) -> list[dict[str, Any]]:
-    """The val_*, test_*, …_population and lambda_drift columns of each network, as they stand.
+    """Each network's val_*, test_*, …_population and lambda_drift columns now.
 
     They share weights, so the population's statistics are the same for all.
     """

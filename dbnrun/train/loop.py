@@ -1,7 +1,7 @@
 """The training loop, of one run or of several that take their steps together; opens no file, prints nothing.
 
-A run is one network that learns, and every cell that looks at it. What takes a step for all runs is a program: `Alone`
-here, or several networks as one (fused/program.py).
+A run is one network in training, and the cells that share it. A program takes a step for all runs: `Alone` here, or
+`Stacked` (stack/program.py).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dbnrun.train.sums import EpochProgress, MetricSums
 
 
 def steps_per_epoch(records: int, config: TrainConfig) -> int:
-    """floor(N / batch), or limit_batches if that is less: only full batches, for with a short last batch
-    alpha = 1 would be tested with that batch's statistics."""
+    """floor(N / batch), at most limit_batches. Full batches only: under alpha = 1 a short last batch would supply the
+    statistics of the test."""
     return min(records // config.batch_size, config.limit_batches or records)
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run: what learns, and the cells that share it, the cell that is trained first."""
+    """A network in training and the cells that share it, the trained one first."""
 
     model: Network
     optimizer: torch.optim.Optimizer
@@ -54,7 +54,7 @@ class BatchSampler:
         self.next = torch.zeros(1, dtype=torch.int64, device=part.x.device)
 
     def shuffle(self, orders: Sequence[Tensor], dealt: int = 0) -> None:
-        """Take new orders of the records, one a seed, the first `dealt` batches of which are dealt already."""
+        """Set new orders of the records, one per seed, and skip the first `dealt` batches."""
         _, steps, batch_size = self.shape
         for own, order in zip(self.order, orders, strict=True):
             own.copy_(order[: steps * batch_size].view(steps, batch_size))
@@ -95,7 +95,7 @@ class Program(Protocol):
     def update(self) -> object: ...
 
     def write_back(self) -> None:
-        """Put every run's optimizer and streams to where they would stand alone."""
+        """Copy the state back into each run's own optimizer and random generators."""
         ...
 
 
@@ -181,8 +181,8 @@ class Step:
 class Training:
     """Runs in training: `updates` takes an epoch's steps one by one, `rows` measures where they have led.
 
-    Between two calls every cell stands exactly at an epoch's end. A run whose training loss is no longer finite yields
-    no further rows; it goes on as numbers that touch no other's, for as long as another is alive.
+    After `rows` every cell is exactly at an epoch's end. A run whose training loss is no longer finite yields
+    no further rows; it is still computed, without effect on the others, until none is finite.
     """
 
     def __init__(
@@ -305,7 +305,7 @@ class Training:
         return rows
 
     def diverged_at(self, number: int) -> int:
-        """The first update after which the loss of a run, by its number, was not finite in the epoch that has ended."""
+        """The update of the epoch just ended at which the loss of run `number` was first not finite."""
         return (self.epoch - 1) * self.steps + int(self.sums.sound[number]) + 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
 FILES = dict(zip(("mynorm.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True))
@@ -164,3 +165,18 @@ def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(her
     lines = [line for line in refused.stderr.splitlines() if not re.match(r"\d+ cells?: ", line)]
     assert refused.returncode == 2 and len(lines) == 1 and said in lines[0], refused.stderr
     assert not list((here / "results").glob("runs/*"))
+
+
+def test_a_normalizer_of_ones_own_is_tried_on_images_that_are_kept_as_bytes(here, dbnrun):
+    for name, shade in [("a", 40), ("b", 200)]:
+        (here / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (6, 6), shade + number).save(here / "images" / name / f"{number}.png")
+    done = dbnrun("dataset=folder", "dataset.path=images", *OWN, "train.batch_size=4", *QUICK)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cell_of_ones_own_data_bears_the_name_of_its_function(here, dbnrun):
+    assert dbnrun("dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20", *QUICK).returncode == 0
+    (folder,) = (here / "results" / "runs").iterdir()
+    assert folder.name.startswith("load-fnn-bn-seed0-")
