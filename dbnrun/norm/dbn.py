@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dbnrun.norm import functional
 from dbnrun.norm import sync as ranks
-from dbnrun.norm.schedules import Alpha, Constant
+from dbnrun.norm.schedules import Alpha, Constant, named
 
 
 class DiminishingBatchNorm(nn.Module):
@@ -30,8 +30,9 @@ class DiminishingBatchNorm(nn.Module):
 
     Args:
         num_features: C, the channels or units.
-        schedule: alpha, as a number or as an elementwise function of m that takes a Python number and a
-            0-dim tensor (dbnrun.norm.schedules has the paper's).
+        schedule: alpha, as a number, as a name ("harmonic", "inverse_square", "power", "alpha_0.1"), or as an
+            elementwise function of m that takes a Python number and a 0-dim tensor (dbnrun.norm.schedules has the
+            paper's).
         train_stats: "lambda" normalizes a training batch by lambda(m), which includes it; "batch" by the
             batch's own statistics, lambda then serving at evaluation only.
         stats_grad: let a gradient flow through the batch's statistics (scaled by alpha under "lambda");
@@ -60,7 +61,7 @@ class DiminishingBatchNorm(nn.Module):
 
     Raises:
         ValueError: a wrong number of dimensions or channels; training with fewer than two values a channel; an
-            unknown axis value; alpha(m) outside [0, 1] for some m up to 10,000.
+            unknown axis value or schedule; alpha(m) outside [0, 1] for some m up to 10,000.
         RuntimeError: activation checkpointing or double backward, as above.
     """
 
@@ -73,7 +74,7 @@ class DiminishingBatchNorm(nn.Module):
     def __init__(
         self,
         num_features: int,
-        schedule: float | Alpha = 1.0,
+        schedule: float | str | Alpha = 1.0,
         *,
         train_stats: str = "lambda",
         stats_grad: bool = True,
@@ -92,7 +93,7 @@ class DiminishingBatchNorm(nn.Module):
         _check("average", average, ("std", "var", "inv_std"))
         _check("eps_at", eps_at, ("std", "var"))
         self.num_features = num_features
-        self.schedule = schedule if callable(schedule) else Constant(alpha=float(schedule))
+        self.schedule = _alpha(schedule)
         check_schedule(self.schedule)
         self.train_stats = train_stats
         self.stats_grad = stats_grad
@@ -248,6 +249,12 @@ def convert_sync(module: nn.Module, process_group: Any = None) -> nn.Module:
         if isinstance(layer, DiminishingBatchNorm):
             layer.sync, layer.process_group = True, process_group
     return module
+
+
+def _alpha(schedule: float | str | Alpha) -> Alpha:
+    if isinstance(schedule, str):
+        return named(schedule)
+    return schedule if callable(schedule) else Constant(alpha=float(schedule))
 
 
 def check_schedule(schedule: Alpha, up_to: int = 10_000) -> None:

@@ -6,11 +6,12 @@ host synchronization, and a person can evaluate it by hand. Imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dbnrun.config.registry import Choice, choice, number_text, option
+from dbnrun.config.registry import Choice, choice, number_text, of, one_of, option
 
 Alpha = Callable[[Any], Any]  # m to alpha(m)
 
@@ -116,6 +117,19 @@ class Power(Schedule):
     @property
     def formula(self) -> str:
         return f"m^-{number_text(self.exponent)}"
+
+
+def named(name: str) -> Schedule:
+    """The schedule of a name, as a command gives it: 'harmonic', 'inverse_square', … with its defaults, or 'alpha_0.1'.
+
+    Raises UserError where there is none of that name, or the constant lies outside [0, 1].
+    """
+    constant = re.fullmatch(r"alpha_(\d*\.?\d+)", name)
+    if constant:
+        return Constant(alpha=float(constant[1]))
+    known = of("schedule")
+    one_of("schedule", name, [*known, "alpha_0.1"])  # the last for any constant
+    return known[name]()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Filters of recorded runs: what each matches, and what is refused."""
 
+import functools
+
 import pytest
 import yaml
 
@@ -14,6 +16,7 @@ from dbnrun.runs import layout
 def cell(composed, tmp_path_factory):
     """A cell as its config.yaml gives it back, from the overrides of a command."""
 
+    @functools.cache
     def recorded(*words):
         folder = tmp_path_factory.mktemp("cell")
         layout.write_cell(folder, cell_of(composed("dataset=digits", *words)))

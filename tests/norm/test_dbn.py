@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dbnrun.config import registry
 from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d
 from dbnrun.norm.dbn import DiminishingBatchNorm, check_schedule
 from dbnrun.norm.schedules import Constant, Harmonic, InverseSquare, PerEpoch, Power
@@ -236,6 +237,27 @@ def test_a_schedule_is_refused_at_the_first_m_where_alpha_is_no_weight(schedule,
 def test_any_function_of_m_within_bounds_is_a_schedule_under_any_default_device(schedule):
     with torch.device("meta"):
         check_schedule(schedule, up_to=5000)
+
+
+def test_a_schedules_name_gives_the_one_that_a_command_composes_by_it(composed):
+    for name in registry.files()["schedule"]:
+        asked = composed("norm=dbn", f"schedule={name}").schedule
+        assert DiminishingBatchNorm2d(4, schedule=name).schedule == asked, name
+    assert DiminishingBatchNorm2d(4, "alpha_0.3").schedule == Constant(alpha=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("harmonics", "schedule=harmonics: expected one of .* Did you mean 'harmonic'?"),
+        ("alpha_2", "schedule.alpha=2.0: expected a number of at least 0, at most 1"),
+        ("alpha_", "Did you mean 'alpha_0.1'?"),
+    ],
+)
+def test_an_unknown_name_of_a_schedule_is_one_line_with_the_nearest(name, said):
+    with pytest.raises(ValueError, match=said.replace("?", r"\?")) as refused:
+        DiminishingBatchNorm2d(4, schedule=name)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
