@@ -40,7 +40,7 @@ Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=
   lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
   debug=true checkpoint.minutes=10
-  retry=failed|diverged trains those alone that failed, or diverged, before
+  retry=failed|diverged trains those alone that failed, or diverged, before; force=true trains finished ones again
   with -m: fail_fast=true stops at the first failure
 
   -m, --multirun         sweep over comma-separated values
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupt.noting():
             return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        message = "dbnrun: interrupted; every finished epoch is kept. The same command goes on from there."
+        forced = "force=true" in (sys.argv[1:] if argv is None else argv)
+        same = "The same command without force=true" if forced else "The same command"
+        message = f"dbnrun: interrupted; every finished epoch is kept. {same} goes on from there."
         print(message, file=sys.stderr)
         # A verb's interrupt falls anywhere. Where it passed through exec or eval of a string, as importing dataclasses
         # does, CPython remembers it and ends `python -m dbnrun` by SIGINT whatever is returned here; evaluating

@@ -98,6 +98,23 @@ def dbnrun(tmp_path, warm_command):
 
 
 @pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in an empty folder; returns its exit code and what it said."""
+    from dbnrun.cli import main
+    from dbnrun.runner import sweeper
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sweeper, "cells_to_train", 0)
+        code = main(words)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+@pytest.fixture
 def fresh_dbnrun(tmp_path):
     """The same from a new interpreter, as a user starts it: seconds slower."""
 

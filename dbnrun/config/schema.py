@@ -78,6 +78,7 @@ class RunConfig:
     results_dir: str = MISSING
     checkpoint: CheckpointConfig = MISSING
     retry: str | None = None
+    force: bool = MISSING
     fail_fast: bool = MISSING
     skip_recorded: bool = MISSING
     save_weights: bool = MISSING
@@ -97,6 +98,10 @@ class RunConfig:
                 raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
         if self.retry is not None:
             one_of("retry", self.retry, ("failed", "diverged"))
+            if self.force:
+                raise UserError(
+                    f"retry={self.retry}, force=true: force trains every finished cell again; leave one out."
+                )
         if self.threads is not None:
             in_range("threads", self.threads, 1, 1024)
         self.lr_schedule.check_epochs(self.train.epochs)

@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from dbnrun import interrupt
 from dbnrun.config import overrides
 from dbnrun.config.registry import UserError, conf_dir, nearest
-from dbnrun.config.schema import checked, known_keys, store_schema
+from dbnrun.config.schema import RunConfig, checked, known_keys, store_schema
 from dbnrun.runner import sweeper, worker
 from dbnrun.runner.plan import planned
-from dbnrun.runs.run_dir import finished_before
+from dbnrun.runs.run_dir import RunDir, finished_before
 from dbnrun.runs.status import Outcome
 
 
@@ -90,6 +90,19 @@ def _hydra(arguments: Sequence[str]) -> None:
         raise sweeper.CellFailed(f"the training loss was not finite{since}; {sweeper.MENDED}.")
 
 
+def trained(config: RunConfig) -> Outcome:
+    """Train a cell, unless it is finished, or retry= asks for others; torch is imported where something trains."""
+    if config.force:
+        RunDir(config).begin_anew()
+    outcome = sweeper.left_alone(config) or finished_before(config)
+    if outcome is None:
+        interrupt.check()  # before the seconds that importing torch takes
+        from dbnrun.runner import execute  # noqa: PLC0415 - torch
+
+        outcome = execute.run(config)
+    return outcome
+
+
 def _cell(cfg: Any) -> Outcome:
     """What Hydra runs for each cell: train it, say in one line how it ended, return the Outcome.
 
@@ -107,12 +120,7 @@ def _cell(cfg: Any) -> Outcome:
         for line in overrides.without_effect(HydraConfig.get().overrides.task, config):
             print(f"dbnrun: warning: {line}", file=sys.stderr)
     with worker.job(config.threads) if worker.in_worker() else interrupt.noting():
-        outcome = sweeper.left_alone(config) or finished_before(config)
-        if outcome is None:
-            interrupt.check()  # before the seconds that importing torch takes
-            from dbnrun.runner import execute  # noqa: PLC0415 - torch
-
-            outcome = execute.run(config)
+        outcome = trained(config)
     if sweeper.cells_to_train:
         sweeper.announce(outcome, HydraConfig.get().job.num + 1)
     elif outcome.status != "refused":  # which ends the command, with its line

@@ -127,7 +127,7 @@ def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
 
 def _asked_for(cell: PlannedCell, how: RunStatus, there: Set[str]) -> RunStatus:
     if how.name in layout.FINISHED and how.name != cell.config.retry:
-        return how
+        return RunStatus("forced", how.name) if cell.config.force else how
     if cell.signature in there:
         return RunStatus("recorded")
     return RunStatus("left", how.name) if cell.config.retry and how.name != cell.config.retry else how
@@ -152,7 +152,7 @@ def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
     costs: dict[tuple[str, ...], list[float]] = {}
     for cell, how in cells:
         known = costs.setdefault(cell.kind, [])
-        if how.name == "done" and len(known) < ENOUGH:
+        if "done" in (how.name, how.detail) and len(known) < ENOUGH:
             rows = metrics.read_rows(cell.folder / "metrics.csv")
             known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
     seconds, unknown = 0.0, 0
@@ -237,7 +237,7 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
         yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
 
 
-QUIET = ("done", "recorded", "left", "new")  # statuses that need no line of their own
+QUIET = ("done", "forced", "recorded", "left", "new")  # statuses that need no line of their own
 MOST_SHOWN = 30
 
 

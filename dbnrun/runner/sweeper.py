@@ -24,6 +24,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.runner.plan import Plan, PlannedCell, plan, planned, plural, statuses
 from dbnrun.runs import layout
+from dbnrun.runs.run_dir import RunDir
 from dbnrun.runs.status import Outcome, RunStatus
 
 # How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -71,7 +72,7 @@ class CellSweeper(Sweeper):
         new.sort(key=lambda pair: pair[1].name == "unfinished" and _died(pair[0].folder))
         _say(_summary(asked, pairs, finished, new))
         if bare := sum(_lacks_weights(cell) for cell, _ in finished):
-            _say(f"save_weights: {plural(bare, 'cell')} finished without; move their folders away to train again")
+            _say(f"save_weights: {plural(bare, 'cell')} finished without; force=true trains them again")
         cells = [cell for cell, _ in new]
         if any(cell.config.fail_fast for cell in cells) and not self._here:
             raise UserError(
@@ -79,6 +80,9 @@ class CellSweeper(Sweeper):
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
         _check_own([cell.config for cell in cells])
+        for cell, how in new:
+            if how.name == "forced":
+                RunDir(cell.config).begin_anew()
         cells_to_train = len(cells)
         returns = self._launched(cells) if cells else []
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
@@ -96,7 +100,7 @@ class CellSweeper(Sweeper):
         try:
             # Another launcher waits for its jobs without looking whether to stop.
             with contextlib.nullcontext() if self._here else interrupt.raising():
-                return list(self.runner.launch([list(cell.job) for cell in cells], initial_job_idx=0))
+                return list(self.runner.launch([_without_force(cell.job) for cell in cells], initial_job_idx=0))
         except Exception as error:
             if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
@@ -106,6 +110,11 @@ class CellSweeper(Sweeper):
         raise CellFailed(
             "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
         )
+
+
+def _without_force(job: Sequence[str]) -> list[str]:
+    """A cell's overrides for who trains it: a job that starts twice must not train again what it has finished."""
+    return [line for line in job if not line.startswith("force=")]
 
 
 def _check_own(configs: Sequence[RunConfig]) -> None:

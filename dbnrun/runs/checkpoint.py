@@ -40,7 +40,7 @@ class Checkpoints:
                     _check(state, rows)
                     states[position_of(state)] = state
                 except Exception as error:  # whatever a damaged file makes the loader say
-                    kept = layout.set_aside(path)
+                    (kept,) = layout.set_aside(path)
                     warn(f"a checkpoint that cannot be used is kept as {kept}: {one_line(error)}")
         return states
 

@@ -91,12 +91,13 @@ def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cell))).encode())
 
 
-def set_aside(path: Path) -> Path | None:
-    """Rename a file that cannot be continued, so that nothing recorded is lost; None where there is none."""
-    if not path.exists():
-        return None
+def set_aside(*paths: Path) -> list[Path]:
+    """Rename files that nobody goes on with, in this order, under one free number: nothing recorded is lost."""
     number = 1
-    while (kept := path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}")).exists():
+    while any(_aside(path, number).exists() for path in paths):
         number += 1
-    path.rename(kept)
-    return kept
+    return [path.rename(_aside(path, number)) for path in paths if path.exists()]
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}")

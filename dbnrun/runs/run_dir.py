@@ -29,7 +29,7 @@ from dbnrun.config.identity import cell_of, readable_name, signature
 from dbnrun.config.registry import UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
-from dbnrun.runs.lock import EXPIRY, Lease, Lost, was_requeued
+from dbnrun.runs.lock import EXPIRY, Held, Lease, Lost, leased, was_requeued
 from dbnrun.runs.metrics import EpochRow, MetricsWriter
 from dbnrun.runs.status import Outcome, recorded_status
 
@@ -85,7 +85,7 @@ class RunDir:
         if not self._is_finished():
             return None
         if self.config.save_weights and not (self.folder / layout.WEIGHTS).exists():
-            _warn(f"{self.name}: was finished without save_weights=true; move its folder away to train it again")
+            _warn(f"{self.name}: was finished without save_weights=true; force=true trains it again")
         rows = metrics.read_rows(self.folder / "metrics.csv")
         manifest = layout.read_manifest(self.folder)
         where = layout.divergence(manifest)
@@ -94,6 +94,17 @@ class RunDir:
     def failure(self, error: BaseException) -> Outcome:
         status = "refused" if isinstance(error, UserError) else "failed"
         return Outcome(self.name, self.folder, status, message=one_line(error))
+
+    def begin_anew(self) -> None:
+        """Keep aside what a finished cell has recorded: force=true. One that another process holds is left to it."""
+        if not self._is_finished():
+            return
+        try:
+            with contextlib.suppress(Held), leased(self.folder):
+                if self._is_finished():
+                    self._set_records_aside()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written to ({error.strerror}), as force=true must.") from None
 
     @property
     def position(self) -> Position:
@@ -265,14 +276,18 @@ class RunDir:
         return status in layout.FINISHED and status != self.config.retry
 
     def _set_aside(self) -> None:
-        """Keep aside what was recorded of a cell that is trained from its beginning again."""
+        """Keep aside what was recorded of a cell that is stale, or diverged and asked for again."""
         manifest = layout.read_manifest(self.folder)
         if layout.is_stale(manifest, self.config.dataset.name):
             _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
         elif not self.config.retry == "diverged" == manifest.get("status"):
             return
-        for name in ("metrics.csv", layout.CHECKPOINT, layout.PREVIOUS, layout.WEIGHTS, "manifest.json"):
-            layout.set_aside(self.folder / name)
+        self._set_records_aside()
+
+    def _set_records_aside(self) -> None:
+        # The manifest last: until it is gone too, whoever is killed in between leaves a cell that is not lost.
+        names = layout.WEIGHTS, layout.CHECKPOINT, layout.PREVIOUS, "metrics.csv", "manifest.json"
+        layout.set_aside(*(self.folder / name for name in names))
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
         """The manifest's entries that do not depend on the device; `before`: the manifest of the attempt before."""

@@ -12,6 +12,7 @@ from dbnrun.runs.metrics import EpochRow
 STATUSES = {
     "done": "trained to its end",
     "diverged": "ended with a loss that is not finite; retry=diverged trains it again",
+    "forced": "finished, and force=true trains it again, the old records kept aside",
     "recorded": "in the committed records, and skip_recorded=true leaves it out",
     "running": "a live process trains it",
     "unfinished": "goes on from its last checkpoint",
@@ -20,7 +21,7 @@ STATUSES = {
     "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
     "new": "nothing is recorded",
 }
-TO_TRAIN = ("unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
+TO_TRAIN = ("forced", "unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
 
 
 @dataclass(frozen=True)

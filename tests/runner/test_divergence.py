@@ -2,26 +2,7 @@
 
 import json
 
-import pytest
-
-from dbnrun.cli import main
-from dbnrun.runner import sweeper
-
 SICK = ["norm=none", "optimizer=sgd", "train.epochs=2", "train.limit_batches=4", "device=cpu", "progress=false"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in an empty folder; returns its exit code and what it said."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sweeper, "cells_to_train", 0)
-        code = main(words)
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return run
 
 
 def test_a_cell_that_diverges_exits_with_1_says_where_and_what_to_do_and_again_when_it_is_skipped(command, tmp_path):

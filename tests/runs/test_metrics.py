@@ -137,7 +137,19 @@ def test_what_is_set_aside_is_kept_under_a_free_name(tmp_path):
         (tmp_path / "metrics.csv").write_text(content)
         layout.set_aside(tmp_path / "metrics.csv")
     assert sorted(p.read_text() for p in tmp_path.glob("metrics.set-aside-*.csv")) == ["one", "two"]
-    assert layout.set_aside(tmp_path / "metrics.csv") is None
+    assert layout.set_aside(tmp_path / "metrics.csv") == []
+
+
+def test_files_of_one_attempt_are_set_aside_under_one_number(tmp_path):
+    for name in ("metrics.csv", "metrics.set-aside-1.csv", "weights.pt"):
+        (tmp_path / name).write_text(name)
+    layout.set_aside(*(tmp_path / name for name in ("weights.pt", "checkpoint.pt", "metrics.csv")))
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {
+        "metrics.set-aside-1.csv": "metrics.set-aside-1.csv",
+        "metrics.set-aside-2.csv": "metrics.csv",
+        "weights.set-aside-2.pt": "weights.pt",
+    }
 
 
 def test_a_missing_or_torn_manifest_reads_as_nothing(tmp_path):
