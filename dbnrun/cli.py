@@ -25,7 +25,8 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun experiment=NAME      train a grid that conf/experiment/NAME.yaml describes
 
   dbnrun plan [key=a,b …]     say what a grid would train, what is done or failed, and how long it may take
-  dbnrun status [PATH …]      how the runs stand: progress, errors, who trains them (--watch)
+  dbnrun status [PATH …]      what is under way: progress, errors, time left, who trains it (--watch)
+  dbnrun runs ls [key=a,b …]  what runs there are; show RUN, diff RUN RUN, rm [key=a,b …]
   dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
@@ -110,7 +111,9 @@ def _help() -> str:
 
 
 def _results() -> Path:
-    return Path(os.environ.get("DBNRUN_RESULTS", "results"))
+    from dbnrun.runs import layout
+
+    return layout.results_dir()
 
 
 def _data_dir() -> Path:
@@ -193,6 +196,63 @@ def _status(arguments: list[str]) -> int:
         status_table.watch(paths, options.all, options.watch)
     else:
         print("\n".join(status_table.table(paths, options.all)))
+    return 0
+
+
+RUNS = {
+    "ls": (
+        "List runs, all or those that pass every filter, such as norm=bn,dbn seed=0 status=done.",
+        "filters or runs",
+    ),
+    "show": ("Show a run in full.", "a name, a signature, how one of them begins, or a path"),
+    "diff": ("Show two runs side by side: configuration, versions, metrics, the first epoch that differs.", "the two"),
+    "rm": ("Remove the folders of runs; asks first. Never one that trains, and never the records.", "filters or runs"),
+}
+
+
+def _runs(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print("\n".join(f"dbnrun runs {name:6}{does}" for name, (does, _) in RUNS.items()))
+        return 0
+    if verb not in RUNS:
+        from dbnrun.config.registry import nearest
+
+        raise UserError(f"runs {verb}: expected one of {', '.join(RUNS)}.{nearest(verb, RUNS)}")
+    does, what = RUNS[verb]
+    parser = _verb_parser(f"runs {verb}", does)
+    count = {"show": 1, "diff": 2}.get(verb, "*")
+    parser.add_argument("words", nargs=count, metavar="RUN" if count != "*" else "WORD", help=what)
+    parser.add_argument("--results-dir", type=Path, default=_results())
+    if verb == "ls":
+        parser.add_argument("--json", action="store_true", help="print a JSON list")
+    if verb == "rm":
+        parser.add_argument("--all", action="store_true", help="every run: needed where no filter is given")
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+    return _runs_verb(verb, parser.parse_intermixed_args(arguments[1:]))
+
+
+def _runs_verb(verb: str, options: argparse.Namespace) -> int:
+    from dbnrun.runner import runs_table
+    from dbnrun.runs import catalog
+
+    where: Path = options.results_dir
+    if verb in ("show", "diff"):
+        folders = [catalog.find(where, word) for word in options.words]
+        print("\n".join(runs_table.shown(*folders) if verb == "show" else runs_table.differences(*folders)))
+        return 0
+    if verb == "rm" and bool(options.words) == options.all:
+        raise UserError("runs rm: say which runs, by filters such as status=failed, by name, or --all.")
+    runs, unreadable = catalog.select(where, options.words)
+    for error in unreadable:
+        print(f"dbnrun: warning: left out: {error}", file=sys.stderr)
+    if verb == "rm":
+        for line in runs_table.remove(where, runs, options.yes):
+            print(line, flush=True)
+    elif options.json:
+        print(json.dumps([runs_table.as_json(run) for run in runs], indent=1))
+    else:
+        print("\n".join(runs_table.table(runs)) if runs else f"no such runs in {where}")
     return 0
 
 
@@ -317,6 +377,6 @@ def _theory(arguments: list[str]) -> int:
 
 
 VERBS = {
-    "plan": _plan, "status": _status, "report": _report, "data": _data, "theory": _theory, "doctor": _doctor,
-    "bench": _bench,
+    "plan": _plan, "status": _status, "runs": _runs, "report": _report, "data": _data, "theory": _theory,
+    "doctor": _doctor, "bench": _bench,
 }  # fmt: skip

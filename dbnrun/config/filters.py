@@ -49,9 +49,8 @@ def options(cell: Cell) -> dict[str, Any]:
             found[group] = slug_of(group, recorded)
             _flatten(group, {**_defaults(group, recorded["name"]), **recorded}, found)
             del found[f"{group}.name"]
-    rates = {group["lr"] for group in cell["optimizer"]["groups"].values()}
-    if len(rates) == 1:
-        found["optimizer.lr"] = rates.pop()
+        if group == "optimizer" and len(rates := {part["lr"] for part in cell[group]["groups"].values()}) == 1:
+            found["optimizer.lr"] = rates.pop()
     _flatten("train", {**_TRAIN, **cell["train"]}, found)
     return found | {key: value for key, value in cell.items() if key not in (*GROUPS, "train")}
 

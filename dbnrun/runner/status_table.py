@@ -1,19 +1,21 @@
-"""How the runs in a results folder stand, at a glance: read off their files, writing nothing. Imports no torch."""
+"""How the runs in a results folder stand, at a glance: read off their files, writing nothing. Imports no torch.
+
+For what is under way: who trains what, how long that takes. What runs there are, in all, is `runs_table`.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dbnrun.config.registry import UserError
 from dbnrun.runner.plan import duration
 from dbnrun.runs.load import RunRecord, folders, read_run
-from dbnrun.runs.status import STATUSES, RunStatus, status_of
+from dbnrun.runs.status import ON_DISK, STATUSES, RunStatus, status_of
 
-ORDER = ("running", "failed", "unfinished", "stale", "diverged", "done", "new")
 HEAD = ("status", "epochs", "test error", "an epoch", "left", "run", "")
 
 
@@ -28,12 +30,22 @@ def table(paths: Sequence[Path], everything: bool) -> Iterator[str]:
     # The folder's name begins with its data set's.
     statuses = {folder: status_of(folder, folder.name.partition("-")[0]) for folder in folders(paths)}
     shown = [_line(folder, how) for folder, how in statuses.items() if everything or how.name != "done"]
-    lines = [HEAD, *sorted(shown, key=lambda line: (ORDER.index(line[0]), line[5]))] if shown else []
+    lines = [HEAD, *sorted(shown, key=lambda line: (ON_DISK.index(line[0]), line[5]))] if shown else []
+    yield from aligned(lines)
+    yield counted(statuses.values())
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of words as columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-    counts = Counter(how.name for how in statuses.values())
-    yield ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name])
+
+
+def counted(statuses: Iterable[RunStatus]) -> str:
+    """How many runs stand how: '3 done, 1 failed'."""
+    counts = Counter(how.name for how in statuses)
+    return ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name])
 
 
 def _line(folder: Path, how: RunStatus) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
 
 
+def results_dir() -> Path:
+    """Where runs are kept unless a command says otherwise."""
+    return Path(os.environ.get("DBNRUN_RESULTS", "results"))
+
+
 def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Path:
     return results_dir / "runs" / f"{readable_name(cell)}-{signature}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +82,7 @@ def folders(paths: Sequence[Path]) -> list[Path]:
 def read_run(folder: Path) -> RunRecord:
     """What a run folder holds. Raises UserError where it is no run of dbnrun, or cannot be read."""
     try:
-        cell = yaml.load((folder / "config.yaml").read_text(), Loader=_Loader)
+        cell = read_cell(folder)
         epochs = int(cell["train"]["epochs"])
         if not _has_what_a_report_reads(cell):
             raise ValueError("not a cell")
@@ -105,6 +107,24 @@ def read_run(folder: Path) -> RunRecord:
         rows=rows,
         manifest=manifest,
     )
+
+
+def read_cell(folder: Path) -> dict[str, Any]:
+    """What config.yaml says, not to be changed: cells share their parts. Raises OSError, or what YAML finds wrong.
+
+    The runs of a results folder have most top-level parts in common, so each distinct one is parsed once.
+    """
+    text = (folder / "config.yaml").read_text()
+    try:
+        parts = [_part(block) for block in re.split(r"(?m)^(?=\w)", text) if block]
+        return {key: value for part in parts for key, value in part.items()}
+    except (yaml.YAMLError, AttributeError):  # not as we write it
+        return yaml.load(text, Loader=_Loader)
+
+
+@functools.lru_cache(maxsize=8192)
+def _part(block: str) -> Any:
+    return yaml.load(block, Loader=_Loader)
 
 
 def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -102,6 +102,17 @@ def read_rows(path: Path) -> list[EpochRow]:
     Raises UserError where another line is malformed, or a required column is missing. Columns of a newer version are
     passed over.
     """
+    return list(newest_first(path))[::-1]
+
+
+def newest_first(path: Path) -> Iterator[EpochRow]:
+    """The rows of a metrics.csv, the last one first, each parsed when it is asked for. Raises what read_rows does."""
+    lines = _whole_lines(path)
+    return (_row(path, lines, number) for number in range(len(lines) - 1, 0, -1) if lines[number])
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Header and rows as text. A line is whole once its newline is there: a crash can leave a last one without."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -110,23 +121,18 @@ def read_rows(path: Path) -> list[EpochRow]:
         raise UserError(
             f"{path}: not text; is it a metrics.csv of dbnrun? Move the folder away to train it again."
         ) from None
-    # A line is whole once its newline is there; a crash can leave a last one without.
-    whole = text[: text.rfind("\n") + 1]
-    if not whole:
-        return []
-    reader = csv.DictReader(io.StringIO(whole))
-    missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
+    lines = text.split("\n")[:-1]
+    missing = [name for name in REQUIRED if name not in lines[0].split(",")] if lines else []
     if missing:
         raise UserError(f"{path}: expected the column {missing[0]!r}; is it a metrics.csv of dbnrun?")
-    rows = []
-    for line in reader:
-        try:
-            rows.append(parse_row(line))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: line {reader.line_num}: {error}. Move the folder away to train it again."
-            ) from None
-    return rows
+    return lines
+
+
+def _row(path: Path, lines: Sequence[str], number: int) -> EpochRow:
+    try:
+        return parse_row(dict(itertools.zip_longest(lines[0].split(","), lines[number].split(","))))
+    except ValueError as error:
+        raise UserError(f"{path}: line {number + 1}: {error}. Move the folder away to train it again.") from None
 
 
 def refuse_unknown_columns(path: Path, known: Collection[str] = COLUMNS) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dbnrun.runs import layout, lock
 from dbnrun.runs.metrics import EpochRow
@@ -21,6 +23,7 @@ STATUSES = {
     "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
     "new": "nothing is recorded",
 }
+ON_DISK = ("running", "failed", "unfinished", "stale", "diverged", "done", "new")  # those of a folder, worst first
 TO_TRAIN = ("forced", "unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
 
 
@@ -32,15 +35,15 @@ class RunStatus:
     detail: str = ""
 
 
-def status_of(folder: Path, dataset: str) -> RunStatus:
-    """Read off the folder of a cell on a data set how it stands, changing nothing."""
+def status_of(folder: Path, dataset: str, manifest: Mapping[str, Any] | None = None) -> RunStatus:
+    """Read off the folder of a cell on a data set, and its manifest, how it stands, changing nothing."""
     holder = lock.live_holder(folder)
-    return RunStatus("running", str(holder)) if holder else recorded_status(folder, dataset)
+    return RunStatus("running", str(holder)) if holder else recorded_status(folder, dataset, manifest)
 
 
-def recorded_status(folder: Path, dataset: str) -> RunStatus:
+def recorded_status(folder: Path, dataset: str, manifest: Mapping[str, Any] | None = None) -> RunStatus:
     """The same, whether or not a process trains it now."""
-    manifest = layout.read_manifest(folder)
+    manifest = layout.read_manifest(folder) if manifest is None else manifest
     if layout.is_stale(manifest, dataset):
         return RunStatus("stale", f"by results version {manifest.get('results_version', 1)}")
     status = str(manifest.get("status", "new"))
