@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as signal has them
@@ -82,8 +83,32 @@ def raising() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled(handler: Handler) -> Iterator[None]:
-    before = _handle(handler)
+def within_a_call() -> Iterator[None]:
+    """Take note of the first Ctrl-C within a library's call and raise at the second; forget both at the end.
+
+    For a program that is not ours, such as a notebook: it goes on, and SIGTERM stays its own. Outside the main thread,
+    where Python handles no signals, nothing is noted.
+    """
+    global _noted_at  # noqa: PLW0603 - signals are the process's
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(_note_once, [signal.SIGINT]):
+        try:
+            yield
+        finally:
+            _noted_at = None
+
+
+def _note_once(_number: int, _frame: FrameType | None) -> None:
+    if noted():
+        raise KeyboardInterrupt
+    note(_number, _frame)
+
+
+@contextlib.contextmanager
+def _handled(handler: Handler, numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+    before = _handle(handler, numbers)
     try:
         yield
     finally:
@@ -91,9 +116,9 @@ def _handled(handler: Handler) -> Iterator[None]:
             signal.signal(number, own)
 
 
-def _handle(handler: Handler) -> dict[int, Handler]:
-    """Handle every signal so, and return who did before. One that is ignored, as under nohup, stays ignored."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def _handle(handler: Handler, numbers: Sequence[int] = SIGNALS) -> dict[int, Handler]:
+    """Handle these signals so, and return who did before. One that is ignored, as under nohup, stays ignored."""
+    before = {number: signal.getsignal(number) for number in numbers}
     handled = {number: own for number, own in before.items() if own not in (signal.SIG_IGN, None)}
     for number in handled:
         signal.signal(number, handler)

@@ -302,6 +302,7 @@ class RunDir:
             "seed": self.config.seed,
             **{key: began[key] for key in ("threads", "compile") if key in began},
             "data_digest": self.digest,
+            "outside_cell": _outside_cell(self.config),
             "versions": {
                 "dbnrun": dbnrun.__version__,
                 "python": platform.python_version(),
@@ -314,6 +315,16 @@ class RunDir:
             "started": before.get("started", _now()),
             "wall_seconds": wall if isinstance(wall, int | float) else 0.0,
         }
+
+
+def _outside_cell(config: RunConfig) -> dict[str, str]:
+    """Where the run's data and installed classes are found, by keys: cells leave that out, and `load_run` needs it."""
+    paths = {name: getattr(config.dataset, name, None) for name in ("path", "test_path")}
+    found = {f"dataset.{name}": str(Path(path).expanduser().absolute()) for name, path in paths.items() if path}
+    installed = {
+        choice.key: choice.target for choice in config.own.values() if not own.files(choice.key, choice.target)
+    }
+    return found | installed
 
 
 def finished_before(config: RunConfig) -> Outcome | None:

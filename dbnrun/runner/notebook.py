@@ -1,0 +1,150 @@
+"""Training and loading a run from Python: what `dbnrun.train` and `dbnrun.load_run` are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dbnrun import interrupt
+from dbnrun.config import overrides, own, registry
+from dbnrun.config.compose import composed
+from dbnrun.config.identity import SETTINGS, cell_of, signature
+from dbnrun.config.registry import GROUPS, UserError
+from dbnrun.config.schema import RunConfig, TrainConfig
+from dbnrun.runs import catalog, frames, layout
+from dbnrun.runs.load import read_cell
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dbnrun.data.dataset import Data
+    from dbnrun.models.layers import Network
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that `train` has ended, or found: its folder, and done, diverged, held (by another process) or left."""
+
+    folder: Path
+    status: str
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """A row an epoch."""
+        return frames.read_metrics(self.folder)
+
+
+def train(settings: Mapping[str, Any]) -> TrainedRun:
+    """Train one run as the command would with these keys and values, such as {"norm": "dbn", "train.epochs": 3}.
+
+    A finished run is left as it is and an unfinished one goes on. Ctrl-C keeps a checkpoint and raises
+    KeyboardInterrupt; the same call goes on from there. Raises UserError in one line where an input is refused, and
+    RuntimeError where the training fails ({"debug": True} raises the error itself).
+    """
+    from dbnrun.runner import app  # noqa: PLC0415 - Hydra's entry point, not needed to load a run
+
+    config = _composed(settings)
+    with interrupt.within_a_call():
+        outcome = app.trained(config)
+    if outcome.status == "refused":
+        raise UserError(outcome.message)
+    if outcome.status == "failed":
+        raise RuntimeError(f"{outcome.message} (traceback in {outcome.folder / 'run.log'})")
+    return TrainedRun(outcome.folder, outcome.message if outcome.status == "skipped" else outcome.status)
+
+
+def load_run(run: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Network, Data, RunConfig]:
+    """A trained run: its network with the trained weights, in eval mode, its data, and its configuration; on the CPU.
+
+    `run`: its folder, name or signature; of the latter two the beginning is enough. `settings` say what no run records,
+    such as {"data_dir": "data"}, or where its data or classes lie now, such as {"dataset.path": "photos"}. Classes of
+    the user's own come from the sources that the run's folder keeps.
+    Raises UserError where no weights were saved, or data or classes are not those that the run was trained on.
+    """
+    import torch  # noqa: PLC0415
+
+    from dbnrun.runner.build import build_cell, load_data  # noqa: PLC0415
+
+    folder = catalog.find(layout.results_dir(), run)
+    if not (folder / layout.WEIGHTS).exists():
+        raise UserError(
+            f"{folder}: has no weights; train it with save_weights=true, and force=true where it is finished."
+        )
+    config = _recorded(folder, dict(settings or {}))
+    cpu = torch.device("cpu")
+    data = load_data(config, cpu)
+    model = build_cell(config, data, cpu).model
+    model.load_state_dict(torch.load(folder / layout.WEIGHTS, map_location=cpu, weights_only=True))
+    return model.eval(), data, config
+
+
+def _composed(settings: Mapping[str, Any]) -> RunConfig:
+    """The checked configuration that the command composes from these keys and values."""
+    if refused := [key for key in settings if key == "experiment" or key.startswith("hydra")]:
+        raise UserError(f"{refused[0]}: belongs to sweeps; expected the keys of one run.")
+    words = overrides.prepared([f"{key}={_spelled(value)}" for key, value in settings.items()], sweep=False)
+    overrides.check_overrides(words)
+    try:
+        return composed(words)
+    except Exception as error:
+        if line := overrides.refusal(error):
+            raise line from None
+        raise
+
+
+def _spelled(value: Any) -> str:
+    """A value as Hydra's grammar has it."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_spelled, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_spelled(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, str | Path):
+        text = str(value)
+        return text if re.fullmatch(r"[\w./:+-]+", text) else overrides.quoted("", text)[1:]
+    return json.dumps(value)
+
+
+def _recorded(folder: Path, settings: dict[str, Any]) -> RunConfig:
+    """The configuration of a recorded run. Raises UserError where what it stands on is not there, or has changed."""
+    cell, manifest = read_cell(folder), layout.read_manifest(folder)
+    elsewhere = {**manifest.get("outside_cell", {}), **settings}
+    config = _composed({key: value for key, value in settings.items() if key.partition(".")[0] in SETTINGS})
+    for key in settings:
+        group, _, name = key.partition(".")
+        if group not in SETTINGS and (group not in GROUPS or name not in ("path", "test_path", "target")):
+            raise UserError(f"{key}: is the run's own; expected data_dir, or where data and classes lie now.")
+    choices = {group: _choice(folder, group, cell[group], elsewhere) for group in GROUPS if group in cell}
+    others = {key: cell[key] for key in ("seed", "precision", "deterministic")}
+    config = replace(config, **choices, **others, train=TrainConfig(**cell["train"]))
+    found = signature(cell_of(config), config.dataset.digest_in(Path(config.data_dir)))
+    if found != manifest.get("signature", found):
+        raise UserError(f"{folder}: its data, or its classes, are not those that it was trained on.")
+    return config
+
+
+def _choice(folder: Path, group: str, recorded: Mapping[str, Any], elsewhere: Mapping[str, Any]) -> Any:
+    """The choice that a run has recorded, with the options that its cell leaves out."""
+    known = registry.options_of(registry.of(group)[recorded["name"]])
+    found = {key: recorded[key] for key in ("name", *known) if key in recorded}
+    found |= {name: elsewhere[f"{group}.{name}"] for name in known if f"{group}.{name}" in elsewhere}
+    if "target" in recorded and f"{group}.target" not in elsewhere:
+        found["target"] = _kept(folder, group, recorded)
+    if group == "optimizer":  # only the default of each group's rate
+        found["lr"] = next(iter(recorded["groups"].values()))["lr"]
+    return registry.make(group, **found)
+
+
+def _kept(folder: Path, group: str, recorded: Mapping[str, Any]) -> str:
+    """The target of a user's own class among the sources that its run keeps; they must be what the run recorded."""
+    for path in sorted((folder / "source" / group).glob("*.py")):
+        target = f"{path}:{recorded['target']}"
+        if own.source(f"{group}.target", target) == recorded["source"]:
+            return target
+    raise UserError(
+        f"{folder / 'source' / group}: keeps no {recorded['target']} as it was when the run was trained; say where it "
+        f"lies, {group}.target=FILE.py:NAME or package.module:NAME."
+    )

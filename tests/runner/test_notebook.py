@@ -1,0 +1,169 @@
+"""dbnrun from Python: the page docs/python.md, what training there leaves alone, and runs that are loaded again."""
+
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import dbnrun
+from dbnrun import interrupt
+from dbnrun.runner import execute
+from dbnrun.runs import load, metrics
+
+DOCS = Path(__file__).parents[2] / "docs"
+TINY = {"train.epochs": 2, "train.limit_batches": 2, "threads": 1, "save_weights": True}
+
+
+def code_of(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
+    return tmp_path
+
+
+def test_every_block_of_the_page_works_and_gives_what_it_says(here, capsys):
+    names = {}
+    for block in code_of("python.md"):
+        exec(block, names)
+    status, refused, error = capsys.readouterr().out.splitlines()
+    assert status.startswith("done results/runs/digits-fnn-dbn-harmonic-seed0-")
+    assert refused.startswith("norm=dnb: expected one of bn, custom, dbn, ") and "Did you mean 'dbn'?" in refused
+    assert float(error) == names["run"].metrics["test_error_pct"].iloc[-1]
+    assert list(names["curves"].columns) == ["bn", "dbn"] and len(names["curves"]) == 3
+    assert sorted(zip(names["runs"]["norm"], names["runs"]["seed"], strict=True)) == [("bn", 0), ("bn", 1), ("dbn", 0)]
+
+
+def test_tables_hold_what_the_files_hold(here):
+    folders = [dbnrun.train({**TINY, "seed": seed, "norm": norm}).folder for seed in (0, 1) for norm in ("bn", "dbn")]
+    table = dbnrun.read_metrics("results")
+    for folder in folders:
+        own = table[table.folder == str(folder)].drop(columns=["folder", "signature"]).reset_index(drop=True)
+        file = pd.read_csv(folder / "metrics.csv")
+        pd.testing.assert_frame_equal(own, file.astype(own.dtypes))
+        one = dbnrun.read_metrics(folder.name[-8:])  # by its signature
+        assert list(one.folder.unique()) == [str(folder)] and len(one) == 2
+    runs = dbnrun.read_runs().set_index("folder")
+    assert set(runs.index) == set(map(str, folders)) and set(runs["status"]) == {"done"}
+    for folder in folders:
+        last = metrics.read_rows(folder / "metrics.csv")[-1]
+        assert runs.loc[str(folder), "test_error_pct"] == last.test_error_pct
+        assert runs.loc[str(folder), "seed"] == load.read_run(folder).cell["seed"]
+    assert runs.groupby("model.widths").size().to_dict() == {(64, 64): 4}
+    assert runs.loc[runs.norm == "bn", "norm.average"].isna().all() and set(runs["train.label_smoothing"]) == {0.0}
+
+
+def test_a_loaded_network_of_a_users_own_comes_from_the_runs_sources_and_gives_its_test_error(here):
+    (norm, data) = code_of("your-own.md")
+    (here / "helper.py").write_text(norm)
+    (here / "mynorm.py").write_text("from helper import BatchRenorm\n")
+    (here / "mydata.py").write_text(data)
+    own = {"norm": "custom", "norm.target": "mynorm.py:BatchRenorm", "norm.options.r_max": 2.0, "optimizer": "custom"}
+    own |= {"optimizer.target": "torch.optim:RMSprop", "dataset": "custom", "dataset.target": "mydata.py:load"}
+    run = dbnrun.train({**TINY, **own, "train.batch_size": 20})
+    for name in ("helper.py", "mynorm.py", "mydata.py"):
+        (here / name).unlink()
+    model, data, config = dbnrun.load_run(run.folder.name)
+    assert config.norm.options == {"r_max": 2.0} and config.optimizer.target == "torch.optim:RMSprop"
+    assert "results" in config.norm.target and not model.training
+    assert error_of(model, data) == run.metrics["test_error_pct"].iloc[-1]
+    kept = run.folder / "source" / "norm" / "helper.py"
+    kept.write_text(kept.read_text() + "# changed\n")
+    with pytest.raises(dbnrun.UserError, match="keeps no BatchRenorm as it was when the run was trained"):
+        dbnrun.load_run(run.folder)
+
+
+def error_of(model, data):
+    with torch.no_grad():
+        wrong = model(data.test.inputs(slice(0, len(data.test)))).argmax(1) != data.test.y
+    return 100 * wrong.double().mean().item()
+
+
+def test_a_run_on_the_users_files_is_loaded_from_where_they_lie_and_other_data_are_refused(here):
+    lines = [f"{n % 7},{n % 5},{'yes' if n % 7 > 3 else 'no'}" for n in range(200)]
+    (here / "x.csv").write_text("\n".join(["a,b,class", *lines]) + "\n")
+    table = {"dataset": "table", "dataset.path": "x.csv", "dataset.label": "class", "train.batch_size": 20}
+    run = dbnrun.train({**TINY, **table})
+    error = run.metrics["test_error_pct"].iloc[-1]
+    assert error_of(*dbnrun.load_run(run.folder)[:2]) == error
+    (here / "x.csv").rename(here / "moved.csv")
+    with pytest.raises(dbnrun.UserError, match="there is no such file"):
+        dbnrun.load_run(run.folder)
+    assert error_of(*dbnrun.load_run(run.folder, {"dataset.path": "moved.csv"})[:2]) == error
+    (here / "moved.csv").write_text("\n".join(["a,b,class", *lines[:-1]]) + "\n")
+    with pytest.raises(dbnrun.UserError, match="its data, or its classes, are not those that it was trained on"):
+        dbnrun.load_run(run.folder, {"dataset.path": "moved.csv"})
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: dbnrun.train({"norm": ["bn", "dbn"]}), r"norm=\[bn,dbn\]: expected one name"),
+        (lambda: dbnrun.train({"train.epochs": "3,4"}), "train.epochs"),
+        (lambda: dbnrun.train({"nrom": "bn"}), "there is no key 'nrom'. Did you mean 'norm'?"),
+        (lambda: dbnrun.train({"experiment": "demo"}), "experiment: belongs to sweeps"),
+        (lambda: dbnrun.load_run("0123abcd"), "0123abcd: no run of that name or signature in results"),
+        (lambda: dbnrun.read_runs("nowhere"), "nowhere: no run of that name or signature in results"),
+    ],
+)
+def test_what_is_refused_is_one_line(here, call, said):
+    with pytest.raises(dbnrun.UserError, match=said.replace("?", r"\?")) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_without_weights_and_settings_that_are_the_runs_own_are_refused(here):
+    run = dbnrun.train({**TINY, "save_weights": False})
+    with pytest.raises(dbnrun.UserError, match="has no weights; train it with save_weights=true"):
+        dbnrun.load_run(run.folder)
+    again = dbnrun.train({**TINY, "force": True})
+    assert again == run
+    with pytest.raises(dbnrun.UserError, match=r"train\.epochs: is the run's own"):
+        dbnrun.load_run(run.folder, {"train.epochs": 3})
+
+
+def test_ctrl_c_in_a_notebook_keeps_a_checkpoint_raises_and_is_forgotten(here, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        record = execute._Run.record
+        patched.setattr(execute._Run, "record", lambda *a: (record(*a), signal.raise_signal(signal.SIGINT)))
+        with pytest.raises(KeyboardInterrupt):
+            dbnrun.train(TINY)
+    assert not interrupt.noted() and signal.getsignal(signal.SIGINT) is handler
+    recorded = []
+    monkeypatch.setattr(execute._Run, "record", lambda self, rows: (record(self, rows), recorded.append(rows[0].epoch)))
+    assert dbnrun.train(TINY).status == "done" and recorded == [2]
+
+
+def test_the_second_ctrl_c_raises_where_it_falls_and_ends_no_process():
+    with pytest.raises(KeyboardInterrupt), interrupt.within_a_call():
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.noted()
+        signal.raise_signal(signal.SIGINT)
+    assert not interrupt.noted()
+
+
+def test_training_works_in_a_thread_where_python_handles_no_signals(here):
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(dbnrun.train(TINY).status))
+    thread.start()
+    thread.join()
+    assert ended == ["done"]
+
+
+def test_a_training_that_fails_raises_and_says_where_its_traceback_is(here, monkeypatch):
+    def record(self, rows):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(execute._Run, "record", record)
+    with pytest.raises(RuntimeError, match=r"OSError: the disk is gone \(traceback in .*run.log\)"):
+        dbnrun.train(TINY)
+    with pytest.raises(OSError, match="the disk is gone"):
+        dbnrun.train({**TINY, "debug": True})
