@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -119,7 +119,7 @@ def read_cell(folder: Path) -> dict[str, Any]:
         parts = [_part(block) for block in re.split(r"(?m)^(?=\w)", text) if block]
         return {key: value for part in parts for key, value in part.items()}
     except (yaml.YAMLError, AttributeError):  # not as we write it
-        return yaml.load(text, Loader=_Loader)
+        return cast(dict[str, Any], yaml.load(text, Loader=_Loader))
 
 
 @functools.lru_cache(maxsize=8192)
