@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbnrun.config.own import refusal
+from dbnrun.config.own import Own, refusal
 from dbnrun.config.registry import GROUPS, UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
@@ -25,7 +25,10 @@ def check(config: RunConfig, data: Data, device: torch.device) -> None:
     key = json.dumps([parts[group] for group in GROUPS] + [config.train.batch_size, config.precision], default=str)
     if key in _sound:
         return
-    targets = ", ".join(f"{group}.target={choice.target}" for group, choice in config.own.items())
+    targets = ", ".join(
+        f"{group}.target={choice.code}" if isinstance(choice, Own) else f"{group}={choice.name}"
+        for group, choice in config.own.items()
+    )
     try:
         _try(config, data, device)
     except UserError:

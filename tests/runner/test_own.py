@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
-FILES = dict(zip(("mynorm.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True))
+FILES = dict(re.findall(r"Save\s+this\s+as\s+`([\w./]+)`[^`]*?:\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
 COMMANDS = re.findall(r"^    dbnrun (.*)$", PAGE, flags=re.MULTILINE)
 OWN = ["norm=custom", "norm.target=mynorm.py:BatchRenorm"]
 QUICK = ["train.epochs=2", "train.limit_batches=3", "threads=1", "progress=false"]
@@ -73,6 +73,7 @@ constant = 3
 @pytest.fixture
 def here(tmp_path):
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "wrong.py").write_text(WRONG)
     (tmp_path / "imports.py").write_text("import nothing_of_this_name\n")
