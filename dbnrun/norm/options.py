@@ -1,9 +1,9 @@
-"""The normalizers that one can choose, and the schedules alpha(m) of those that have one."""
+"""The normalizers that one can choose, and what they are told of the run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbnrun.config.own import Own
@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dbnrun.norm.schedules import Alpha
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a normalizer may ask about the run that it is built for. `schedule`: alpha, a function of the step."""
+
+    schedule: Alpha
+    steps_per_epoch: int
+    epochs: int
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
 
 
 @dataclass
@@ -33,7 +47,7 @@ class Norm(Choice):
         """How training uses lambda, in the records' words; '' where there is no lambda."""
         return ""
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         """The layer for inputs (N, features), or (N, features, H, W) where spatial is 2."""
         raise NotImplementedError
 
@@ -43,7 +57,7 @@ class Normalizers:
     """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built."""
 
     norm: Norm
-    schedule: Alpha
+    run: RunFacts
     built: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -51,7 +65,7 @@ class Normalizers:
         return self.norm.centers
 
     def __call__(self, features: int, spatial: int) -> nn.Module:
-        self.built.append(self.norm.build(features, spatial, self.schedule))
+        self.built.append(self.norm.build(features, spatial, self.run))
         return self.built[-1]
 
 
@@ -67,7 +81,7 @@ class BatchNorm(Norm):
     stacks = True
     centers = True
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
         layer = nn.BatchNorm2d if spatial else nn.BatchNorm1d
@@ -113,12 +127,12 @@ class DiminishingBatchNorm(Norm):
             del options["eps_at"]
         return options
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from dbnrun.norm.dbn import DiminishingBatchNorm1d, DiminishingBatchNorm2d
 
         layer = DiminishingBatchNorm2d if spatial else DiminishingBatchNorm1d
         axes = {key: value for key, value in vars(self).items() if key not in ("name", "init")}
-        return layer(features, schedule, init=(self.init[0], self.init[1]), **axes)
+        return layer(features, run.schedule, init=(self.init[0], self.init[1]), **axes)
 
 
 @choice("norm", "ln", "LN")
@@ -131,7 +145,7 @@ class LayerNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
         if spatial:  # one group over (C, H, W), with gamma and beta a channel
@@ -150,7 +164,7 @@ class GroupNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
         return nn.GroupNorm(math.gcd(self.num_groups, features), features, eps=self.eps, affine=self.affine)
@@ -163,7 +177,7 @@ class NoNorm(Norm):
 
     stacks = True
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
         return nn.Identity()
@@ -172,7 +186,7 @@ class NoNorm(Norm):
 @choice("norm", "custom")
 @dataclass
 class CustomNorm(Own, Norm):
-    """A class of your own: Mine(features, **options), with `spatial` and `schedule` where it asks for them."""
+    """A class of your own: Mine(features, **options), with `spatial`, `schedule` and `run` where it asks for them."""
 
     # Found out from the signature.
     scheduled: bool = False
@@ -191,10 +205,16 @@ class CustomNorm(Own, Norm):
     def protocol(self) -> str:
         return self.slug if self.scheduled else ""
 
-    def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
-        layer = self.made(features, spatial=spatial, schedule=schedule)
+        # The cell of a class that does not ask for the schedule leaves it out.
+        told = run if self.scheduled else replace(run, schedule=_not_asked_for)
+        layer = self.made(features, spatial=spatial, schedule=run.schedule, run=told)
         if not isinstance(layer, nn.Module):
             raise UserError(f"norm.target={self.target}: made {type(layer).__name__}, expected a torch.nn.Module.")
         return layer
+
+
+def _not_asked_for(_m: Any) -> Any:
+    raise UserError("run.schedule: expected a class that has a parameter `schedule`; add one to its signature.")

@@ -16,7 +16,7 @@ MODULE = '''
 from dataclasses import dataclass
 
 from dbnrun.config.registry import choice, option
-from dbnrun.norm.options import Norm
+from dbnrun.norm.options import Norm, RunFacts
 
 
 @choice("norm", "rms", "RMS norm")
@@ -26,7 +26,7 @@ class RMSNorm(Norm):
 
     eps: float = option(1e-5, above=0)
 
-    def build(self, features, spatial, schedule):
+    def build(self, features, spatial, run):
         from torch import nn
 
         return nn.RMSNorm(features, eps=self.eps)

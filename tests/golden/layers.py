@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.config import registry
-from dbnrun.norm.options import Norm
+from dbnrun.norm.options import Norm, RunFacts
 from dbnrun.norm.schedules import Constant, Schedule
 
 LAYERS = Path(__file__).with_name("layers.json")
@@ -25,6 +25,7 @@ RTOL, ATOL = 1e-10, 1e-12
 
 Numbers = dict[str, list[float]]
 FEATURES, STEPS_PER_EPOCH = 4, 5
+RUN = RunFacts(Constant(alpha=0.25), STEPS_PER_EPOCH, epochs=2, batch_size=3)
 COUNTS = (1, 2, 3, 5, 6, 10, 11, 100)  # the m at which each schedule is asked
 
 
@@ -64,7 +65,7 @@ def schedules() -> Iterator[Schedule]:
 
 def step(config: Norm, shape: tuple[int, ...]) -> Numbers:
     """Output, gradients and statistics of a layer's training step, and its output in evaluation afterwards."""
-    layer = config.build(FEATURES, len(shape) - 2, Constant(alpha=0.25)).double()
+    layer = config.build(FEATURES, len(shape) - 2, RUN).double()
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = waves(parameter.shape, 0.9 + number) + 0.3
     x = (2 * waves(shape, 1.1) + 0.5).requires_grad_()

@@ -10,11 +10,12 @@ from dbnrun.config import registry
 from dbnrun.models.layers import ACTIVATIONS, Dropout, initialize
 from dbnrun.models.two_layer import TwoLayer
 from dbnrun.norm import DiminishingBatchNorm1d
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Power
 from dbnrun.train.rng import Rngs
 
 NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
+RUN = RunFacts(Power(exponent=1.0), steps_per_epoch=10, epochs=3, batch_size=4)
 SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 
 
@@ -22,7 +23,7 @@ def build(name, norm="bn", seed=0, **changes):
     widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
     model = registry.make("model", name, **{"widths": widths, **changes})
     rngs = Rngs.of(seed)
-    network = model.build(SHAPES[name], 10, Normalizers(NORMS[norm], Power(exponent=1.0)), rngs.dropout)
+    network = model.build(SHAPES[name], 10, Normalizers(NORMS[norm], RUN), rngs.dropout)
     initialize(network, rngs.init)
     return network
 
