@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from dbnrun.norm import functional
 from dbnrun.norm import sync as ranks
+from dbnrun.norm.layer import ChannelNorm
 from dbnrun.norm.schedules import Alpha, Constant
 
 
-class DiminishingBatchNorm(nn.Module):
+class DiminishingBatchNorm(ChannelNorm):
     r"""Diminishing batch normalization over every axis but the second, arXiv:1705.08011.
 
     At update m = 1, 2, … (training-mode forwards), with the batch's mean mu_B and biased standard deviation
@@ -64,8 +65,6 @@ class DiminishingBatchNorm(nn.Module):
         RuntimeError: activation checkpointing or double backward, as above.
     """
 
-    dims: tuple[int, ...] = ()  # accepted numbers of dimensions of x; empty: two or more
-
     mu: Tensor
     spread: Tensor
     m: Tensor
@@ -87,30 +86,24 @@ class DiminishingBatchNorm(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
         _check("train_stats", train_stats, ("lambda", "batch"))
         _check("average", average, ("std", "var", "inv_std"))
         _check("eps_at", eps_at, ("std", "var"))
-        self.num_features = num_features
         self.schedule = schedule if callable(schedule) else Constant(alpha=float(schedule))
         check_schedule(self.schedule)
         self.train_stats = train_stats
         self.stats_grad = stats_grad
         self.average = average
-        self.eps = eps
         self.eps_at = eps_at
-        self.affine = affine
         self.init = init
         self.sync = sync
         self.process_group = process_group
         # Told each training batch's mean and spread: how further lambdas follow the same run.
         self.on_moments: Callable[[Tensor, Tensor], None] | None = None
-        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
-        self.register_buffer("spread", torch.empty(num_features, device=device, dtype=wide))
+        self.hold("mu", num_features)
+        self.hold("spread", num_features)
         self.register_buffer("m", torch.zeros((), device=device, dtype=torch.int64))
-        self.weight = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -118,9 +111,7 @@ class DiminishingBatchNorm(nn.Module):
         mu, sigma = self.init
         self.set_statistics(torch.full_like(self.mu, mu), torch.full_like(self.mu, sigma**2))
         self.m.zero_()
-        if self.weight is not None and self.bias is not None:
-            nn.init.ones_(self.weight)
-            nn.init.zeros_(self.bias)
+        self.reset_affine()
 
     @property
     def sigma(self) -> Tensor:
@@ -134,7 +125,7 @@ class DiminishingBatchNorm(nn.Module):
         self.spread.copy_(functional.spread(var, self.average, self.eps))
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
+        self.check_input(x)
         if not self.training:
             return functional.normalize(x, self.weight, self.bias, self.mu, self._rate(self.spread))
         joined = self.sync and ranks.world_size(self.process_group) > 1
@@ -185,23 +176,6 @@ class DiminishingBatchNorm(nn.Module):
 
     def _rate(self, spread: Tensor) -> Tensor:
         return functional.rate(spread, self.average, self.eps, self.eps_at)
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() < 2 or (self.dims and x.dim() not in self.dims):
-            wanted = " or ".join(f"{d}-D" for d in self.dims) or "at least 2-D"
-            raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiminishingBatchNorm:
-        before = {"mu": self.mu, "spread": self.spread}
-        super()._apply(fn, recurse)
-        # .half() and .to(bfloat16) must not round lambda: an average of 1/m steps would stop moving.
-        for name, old in before.items():
-            now = getattr(self, name)
-            if torch.promote_types(now.dtype, torch.float32) != now.dtype:
-                setattr(self, name, old.to(device=now.device, dtype=torch.float32))
-        return self
 
     def extra_repr(self) -> str:
         return (

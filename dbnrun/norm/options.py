@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,7 @@ from dbnrun.config.own import Own
 from dbnrun.config.registry import Choice, UserError, choice, in_range, option
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dbnrun.norm.schedules import Alpha
 
@@ -51,6 +52,15 @@ class Norm(Choice):
         """The layer for inputs (N, features), or (N, features, H, W) where spatial is 2."""
         raise NotImplementedError
 
+    def of_weights(self) -> Callable[[Tensor], Tensor] | None:
+        """What the linear map or convolution before it applies to its weights in each forward pass, if anything."""
+        return None
+
+
+def layer_options(norm: Norm) -> dict[str, Any]:
+    """The options of a normalizer by name, for a layer that takes them all."""
+    return {key: value for key, value in vars(norm).items() if key != "name"}
+
 
 @dataclass(frozen=True)
 class Normalizers:
@@ -63,6 +73,10 @@ class Normalizers:
     @property
     def centers(self) -> bool:
         return self.norm.centers
+
+    @property
+    def of_weights(self) -> Callable[[Tensor], Tensor] | None:
+        return self.norm.of_weights()
 
     def __call__(self, features: int, spatial: int) -> nn.Module:
         self.built.append(self.norm.build(features, spatial, self.run))
@@ -181,6 +195,158 @@ class NoNorm(Norm):
         from torch import nn
 
         return nn.Identity()
+
+
+@choice("norm", "online_norm", "Online Norm")
+@dataclass
+class OnlineNorm(Norm):
+    """Online Normalization, Chiley et al. 2019, arXiv:1905.05894: running statistics, a controlled gradient."""
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    affine: bool = True
+    forward_decay: float = option(0.999, at_least=0, at_most=1)
+    backward_decay: float = option(0.99, at_least=0, at_most=1)
+    guard: str = option("layer_scaling", among=("layer_scaling", "clamp", "none"))
+    clamp: float = option(5.0, above=0)
+
+    centers = True
+
+    def identity(self) -> dict[str, Any]:
+        options = super().identity()
+        if self.guard != "clamp":
+            del options["clamp"]
+        return options
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import online
+
+        return online.OnlineNorm(features, **layer_options(self))
+
+
+@choice("norm", "mabn", "MABN")
+@dataclass
+class MovingAverageBatchNorm(Norm):
+    """Moving Average Batch Normalization, Yan et al. 2020, arXiv:2001.06838: for small batches."""
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    affine: bool = True
+    memory: int = option(16, at_least=1, at_most=1024)
+    decay: float = option(0.98, at_least=0, at_most=1)
+    limit: float = option(5.0, at_least=1)
+    warmup: int = option(100, at_least=0)
+    centralize: bool = True
+
+    def of_weights(self) -> Callable[[Tensor], Tensor] | None:
+        from dbnrun.norm import weights
+
+        return weights.centralized if self.centralize else None
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import mabn
+
+        options = layer_options(self)
+        del options["centralize"]
+        return mabn.MovingAverageBatchNorm(features, **options)
+
+
+@choice("norm", "powernorm", "PowerNorm")
+@dataclass
+class PowerNorm(Norm):
+    """Power Normalization, Shen et al. 2020, arXiv:2003.07845: a running second moment, a controlled gradient."""
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    affine: bool = True
+    forward_decay: float = option(0.9, at_least=0, at_most=1)
+    backward_decay: float = option(0.9, at_least=0, at_most=1)
+    warmup: int = option(0, at_least=0)
+    layer_scale: bool = False
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from torch import nn
+
+        from dbnrun.norm import powernorm, rms
+
+        options = layer_options(self)
+        scaled = options.pop("layer_scale")
+        layer = powernorm.PowerNorm(features, **options)
+        return nn.Sequential(rms.RMSNorm(features, eps=self.eps, affine=False), layer) if scaled else layer
+
+
+@choice("norm", "rms", "RMSNorm")
+@dataclass
+class RMSNorm(Norm):
+    """Root mean square normalization over a record's features, Zhang and Sennrich 2019, arXiv:1910.07467."""
+
+    eps: float = option(1e-8, above=0, at_most=1)
+    affine: bool = True
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import rms
+
+        return rms.RMSNorm(features, **layer_options(self))
+
+
+@choice("norm", "dyt", "DyT")
+@dataclass
+class DynamicTanh(Norm):
+    """Dynamic Tanh, Zhu et al. 2025, arXiv:2503.10622: no statistics, a tanh with a learned slope."""
+
+    alpha: float = option(0.5, above=0)
+    affine: bool = True
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import dyt
+
+        return dyt.DynamicTanh(features, **layer_options(self))
+
+
+@choice("norm", "frn", "FRN")
+@dataclass
+class FilterResponseNorm(Norm):
+    """Filter Response Normalization, Singh and Krishnan 2019, arXiv:1911.09737, with its own rectifier, the TLU."""
+
+    eps: float = option(1e-6, above=0, at_most=1)
+    learned_eps: float = option(1e-4, above=0, at_most=1)
+    tlu: bool = True
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import frn
+
+        learned = None if spatial else self.learned_eps
+        return frn.FilterResponseNorm(features, eps=self.eps, learned_eps=learned, tlu=self.tlu)
+
+
+@choice("norm", "evonorm_s0", "EvoNorm-S0")
+@dataclass
+class EvoNormS0(Norm):
+    """EvoNorm-S0, Liu et al. 2020, arXiv:2004.02967: Swish over a group's standard deviation."""
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    num_groups: int = option(32, at_least=1)
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm import evonorm
+
+        groups = math.gcd(self.num_groups, features)
+        if not spatial and groups == features:
+            raise UserError(
+                f"norm.num_groups={self.num_groups}: a layer of {features} units would have groups of one, whose "
+                f"variance is 0; use a smaller number, such as norm.num_groups={max(1, features // 4)}."
+            )
+        return evonorm.EvoNormS0(features, num_groups=groups, eps=self.eps)
+
+
+@choice("norm", "gn_ws", "GN + WS")
+@dataclass
+class WeightStandardizedGroupNorm(GroupNorm):
+    """Group normalization behind weight standardization, Qiao et al. 2019, arXiv:1903.10520."""
+
+    stacks = False
+
+    def of_weights(self) -> Callable[[Tensor], Tensor] | None:
+        from dbnrun.norm import weights
+
+        return weights.standardized
 
 
 @choice("norm", "custom")

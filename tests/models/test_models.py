@@ -9,7 +9,6 @@ from torch import nn
 from dbnrun.config import registry
 from dbnrun.models.layers import ACTIVATIONS, Dropout, initialize
 from dbnrun.models.two_layer import TwoLayer
-from dbnrun.norm import DiminishingBatchNorm1d
 from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Power
 from dbnrun.train.rng import Rngs
@@ -141,9 +140,8 @@ def test_algorithm_1_on_the_two_layer_network_equals_a_numpy_program_over_20_ite
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
     alpha, eta, eps = lambda m: m**-1.5, lambda m: 0.8 / m, 1e-3
-    model = TwoLayer(
-        6, 5, 3, lambda c, _: DiminishingBatchNorm1d(c, Power(exponent=1.5), stats_grad=False, eps=eps), activation
-    ).double()
+    norm = registry.make("norm", "dbn", stats_grad=False, eps=eps)
+    model = TwoLayer(6, 5, 3, Normalizers(norm, RunFacts(Power(exponent=1.5), 1, 20, 40)), activation).double()
     w1, w2 = (w.weight.detach().numpy().copy() for w in (model.w1, model.w2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for m in range(1, 21):
