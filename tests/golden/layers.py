@@ -53,6 +53,17 @@ def norms() -> Iterator[tuple[str, Norm]]:
     yield "ln", registry.make("norm", "ln")
     yield "gn", registry.make("norm", "gn", num_groups=2)
     yield "none", registry.make("norm", "none")
+    for guard in ("layer_scaling", "clamp", "none"):
+        yield f"online_norm, guard={guard}", registry.make("norm", "online_norm", guard=guard, clamp=1.5)
+    yield "mabn", registry.make("norm", "mabn")
+    yield "powernorm", registry.make("norm", "powernorm")
+    yield "powernorm, warmup=1, layer_scale=true", registry.make("norm", "powernorm", warmup=1, layer_scale=True)
+    yield "rms", registry.make("norm", "rms", eps=1e-3)
+    yield "dyt", registry.make("norm", "dyt")
+    yield "frn", registry.make("norm", "frn", eps=1e-3)
+    yield "frn, tlu=false", registry.make("norm", "frn", eps=1e-3, tlu=False)
+    yield "evonorm_s0", registry.make("norm", "evonorm_s0", num_groups=2)
+    yield "gn_ws", registry.make("norm", "gn_ws", num_groups=2)
 
 
 def schedules() -> Iterator[Schedule]:

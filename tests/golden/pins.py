@@ -130,6 +130,26 @@ PINS = {
         f"norm=gn norm.num_groups=4 norm.affine=false model.norm_position=after {ADAGRAD} model.activation=sigmoid"
     ),
     "none": Pin(f"norm=none {SGD} model.activation=tanh", ("", "seed=1")),
+    "online_norm": Pin(
+        f"norm=online_norm {ADAGRAD} model.activation=tanh", ("", "norm.guard=clamp norm.clamp=2 seed=1")
+    ),
+    "online_norm eps": Pin(
+        f"norm=online_norm norm.eps=0.1 norm.forward_decay=0.99 norm.guard=none {SGD} model.activation=gelu"
+    ),
+    "mabn": Pin(
+        f"norm=mabn norm.memory=2 norm.warmup=0 {ADAGRAD} model.activation=tanh",
+        ("", "norm.eps=0.1 norm.centralize=false seed=1"),
+    ),
+    "powernorm": Pin(
+        f"norm=powernorm {ADAGRAD} model.activation=tanh", ("", "norm.warmup=3 norm.layer_scale=true seed=1")
+    ),
+    "rms": Pin(f"norm=rms {ADAM} model.activation=gelu"),
+    "dyt": Pin(f"norm=dyt {ADAM} model.activation=gelu"),
+    "frn": Pin(
+        f"norm=frn norm.eps=0.1 {ADAGRAD} model.activation=tanh", ("", "norm.tlu=false norm.learned_eps=0.01"), KINKS
+    ),
+    "evonorm_s0": Pin(f"norm=evonorm_s0 {ADAGRAD} model.activation=identity"),
+    "gn_ws": Pin(f"norm=gn_ws {ADAGRAD} model.activation=tanh", ("", "model.norm_position=after")),
     "two_layer dbn": Pin(
         f"model=two_layer model.activation=tanh norm=dbn {ADAGRAD}",
         ("schedule=harmonic", "schedule=alpha_0.25 seed=1"),
@@ -160,6 +180,22 @@ PINS = {
     "cnn ln": Pin(f"{CNN} norm=ln model.dropout=[0,0,0] {ADAGRAD}", rtol=KINKS),
     "cnn gn": Pin(f"{CNN} norm=gn norm.num_groups=2 {ADAMW}", rtol=KINKS),
     "cnn none": Pin(f"{CNN} norm=none {SGD}", rtol=KINKS),
+    "cnn of records": Pin(
+        f"{CNN} {ADAGRAD}",
+        (
+            "norm=rms",
+            "norm=dyt",
+            "norm=frn norm.eps=0.1 norm.learned_eps=0.1",
+            "norm=evonorm_s0 norm.num_groups=8",
+            "norm=gn_ws norm.num_groups=2",
+        ),
+        KINKS,
+    ),
+    "cnn of running statistics": Pin(
+        f"{CNN} {ADAGRAD}",
+        ("norm=online_norm norm.eps=0.1", "norm=mabn norm.eps=0.1 norm.warmup=0", "norm=powernorm norm.eps=0.1"),
+        KINKS,
+    ),
     "torchvision": Pin(
         "model=torchvision model.arch=resnet18 train.batch_size=16 train.limit_batches=2 train.limit_eval=32 norm=dbn "
         f"norm.eps=1 {SGD} optimizer.lr=1e-4",  # twenty normalizers, some of them over 16 values
