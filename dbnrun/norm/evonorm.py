@@ -22,7 +22,7 @@ class EvoNormS0(nn.Module):
     Raises: ValueError where the channels do not divide into the groups, or a group has a single value (variance 0).
     """
 
-    def __init__(self, num_features: int, *, num_groups: int = 32, eps: float = 1e-5, **place: Any) -> None:
+    def __init__(self, num_features: int, *, num_groups: int = 8, eps: float = 1e-5, **place: Any) -> None:
         super().__init__()
         if num_features % num_groups:
             raise ValueError(f"num_groups={num_groups}: expected a divisor of the {num_features} channels")

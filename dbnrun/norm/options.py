@@ -322,7 +322,7 @@ class EvoNormS0(Norm):
     """EvoNorm-S0, Liu et al. 2020, arXiv:2004.02967: Swish over a group's standard deviation."""
 
     eps: float = option(1e-5, above=0, at_most=1)
-    num_groups: int = option(32, at_least=1)
+    num_groups: int = option(8, at_least=1)
 
     def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from dbnrun.norm import evonorm

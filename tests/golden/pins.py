@@ -146,9 +146,9 @@ PINS = {
     "rms": Pin(f"norm=rms {ADAM} model.activation=gelu"),
     "dyt": Pin(f"norm=dyt {ADAM} model.activation=gelu"),
     "frn": Pin(
-        f"norm=frn norm.eps=0.1 {ADAGRAD} model.activation=tanh", ("", "norm.tlu=false norm.learned_eps=0.01"), KINKS
+        f"norm=frn norm.eps=0.1 {SGD} model.activation=tanh", ("", "norm.tlu=false norm.learned_eps=0.01"), KINKS
     ),
-    "evonorm_s0": Pin(f"norm=evonorm_s0 {ADAGRAD} model.activation=identity"),
+    "evonorm_s0": Pin(f"norm=evonorm_s0 norm.num_groups=4 norm.eps=0.1 {SGD} model.activation=identity"),
     "gn_ws": Pin(f"norm=gn_ws {ADAGRAD} model.activation=tanh", ("", "model.norm_position=after")),
     "two_layer dbn": Pin(
         f"model=two_layer model.activation=tanh norm=dbn {ADAGRAD}",
@@ -181,18 +181,18 @@ PINS = {
     "cnn gn": Pin(f"{CNN} norm=gn norm.num_groups=2 {ADAMW}", rtol=KINKS),
     "cnn none": Pin(f"{CNN} norm=none {SGD}", rtol=KINKS),
     "cnn of records": Pin(
-        f"{CNN} {ADAGRAD}",
+        f"{CNN} {SGD}",
         (
             "norm=rms",
             "norm=dyt",
             "norm=frn norm.eps=0.1 norm.learned_eps=0.1",
-            "norm=evonorm_s0 norm.num_groups=8",
+            "norm=evonorm_s0 norm.num_groups=4 norm.eps=0.1",
             "norm=gn_ws norm.num_groups=2",
         ),
         KINKS,
     ),
     "cnn of running statistics": Pin(
-        f"{CNN} {ADAGRAD}",
+        f"{CNN} {SGD}",
         ("norm=online_norm norm.eps=0.1", "norm=mabn norm.eps=0.1 norm.warmup=0", "norm=powernorm norm.eps=0.1"),
         KINKS,
     ),

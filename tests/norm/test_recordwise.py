@@ -87,7 +87,7 @@ def test_groups_that_evonorm_cannot_divide_by_are_refused():
     with pytest.raises(ValueError, match="groups of more than one value"):
         EvoNormS0(6, num_groups=6)(rand(2, 6))
     with pytest.raises(UserError, match=r"^norm.num_groups=32: a layer of 16 units .* such as norm.num_groups=4\.$"):
-        registry.make("norm", "evonorm_s0").build(16, 0, None)
+        registry.make("norm", "evonorm_s0", num_groups=32).build(16, 0, None)
 
 
 CHANGES = {
