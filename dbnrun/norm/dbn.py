@@ -36,7 +36,9 @@ class DiminishingBatchNorm(ChannelNorm):
         train_stats: "lambda" normalizes a training batch by lambda(m), which includes it; "batch" by the
             batch's own statistics, lambda then serving at evaluation only.
         stats_grad: let a gradient flow through the batch's statistics (scaled by alpha under "lambda");
-            False holds them constant, as equation 2 does.
+            False holds them constant, as equation 2 does. "mean" lets it flow through the batch's mean alone, "var"
+            through its variance alone, and each whole, as though lambda's were the batch's: d mu / d mu_B = 1, or the
+            same of sigma, whatever alpha is.
         average: what lambda averages: "std" (the paper), "var" (PyTorch), "inv_std" (Lasagne:
             1/sqrt(sigma^2 + eps) is averaged and multiplied by, so eps_at does not apply).
         eps: keeps the divisor above 0; never part of lambda but under "inv_std".
@@ -75,7 +77,7 @@ class DiminishingBatchNorm(ChannelNorm):
         schedule: float | Alpha = 1.0,
         *,
         train_stats: str = "lambda",
-        stats_grad: bool = True,
+        stats_grad: bool | str = True,
         average: str = "std",
         eps: float = 1e-4,
         eps_at: str = "std",
@@ -88,6 +90,7 @@ class DiminishingBatchNorm(ChannelNorm):
     ) -> None:
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
         _check("train_stats", train_stats, ("lambda", "batch"))
+        _check("stats_grad", stats_grad, (True, False, "mean", "var"))
         _check("average", average, ("std", "var", "inv_std"))
         _check("eps_at", eps_at, ("std", "var"))
         self.schedule = schedule if callable(schedule) else Constant(alpha=float(schedule))
@@ -133,23 +136,23 @@ class DiminishingBatchNorm(ChannelNorm):
             mu_b, var_b, count = ranks.joined_moments(x, self.process_group)
         else:
             (mu_b, var_b), count = functional.batch_moments(x), x.numel() // x.shape[1]
-        if count <= 1:
-            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+        functional.check_count(x, count)
         spread_b = functional.spread(var_b, self.average, self.eps)
         alpha, mu, spread = self._statistics(mu_b, spread_b)
         r = self._rate(spread)
         if not self.stats_grad:
             return functional.normalize(x, self.weight, self.bias, mu, r)
+        mean_grad, spread_grad = {"mean": (1.0, 0.0), "var": (0.0, 1.0)}.get(str(self.stats_grad), (alpha, alpha))
         slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
+        depends = {"mean_grad": mean_grad, "rate_grad": spread_grad * slope}
         if joined:
-            ours = {"mu_b": mu_b, "mean_grad": alpha, "rate_grad": alpha * slope}
             group = self.process_group
-            return ranks.normalize(x, self.weight, self.bias, mu, r, **ours, count=count, group=group)
-        # mu_b is None where it is mu itself: no tensor enters an autograd function twice, so that it compiles.
-        batch_mean = None if self.train_stats == "batch" else mu_b
-        return functional.normalize(
-            x, self.weight, self.bias, mu, r, mu_b=batch_mean, mean_grad=alpha, rate_grad=alpha * slope
-        )
+            return ranks.normalize(x, self.weight, self.bias, mu, r, mu_b=mu_b, **depends, count=count, group=group)
+        # No tensor enters an autograd function twice, so that it compiles: mu_b is None where it is mu itself, which
+        # stands for mean_grad = 1, or a copy.
+        if self.train_stats == "batch":
+            mu_b = mu_b.clone() if self.stats_grad == "var" else None
+        return functional.normalize(x, self.weight, self.bias, mu, r, mu_b=mu_b, **depends)
 
     def _statistics(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
         """Move lambda. Returns alpha, mean and spread that normalize the batch."""
@@ -180,12 +183,12 @@ class DiminishingBatchNorm(ChannelNorm):
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, schedule={self.schedule}, train_stats={self.train_stats!r}, "
-            f"stats_grad={self.stats_grad}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
+            f"stats_grad={self.stats_grad!r}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
             f"affine={self.affine}" + (", sync=True" if self.sync else "")
         )
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check(name: str, value: Any, known: tuple[Any, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
 

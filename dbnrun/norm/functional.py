@@ -38,6 +38,12 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
 
 
+def check_count(x: Tensor, count: int | None = None) -> None:
+    """Raise ValueError where a training batch has too few values a channel; `count`: over all ranks together."""
+    if (x.numel() // x.shape[1] if count is None else count) <= 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
     # torch has no public way to ask; torch.utils.checkpoint asks the same. While a compiler traces, `kept` asks later.
@@ -49,8 +55,8 @@ def refuse_second_run() -> None:
     if in_backward():
         raise RuntimeError(
             "activation checkpointing runs this layer's forward pass a second time, but its statistics have moved "
-            "since the first; call the layer outside torch.utils.checkpoint (a DBN layer may stay there, uncompiled, "
-            'with train_stats="batch").'
+            "since the first; call the layer outside torch.utils.checkpoint, or a DBN layer uncompiled with "
+            'train_stats="batch".'
         )
 
 

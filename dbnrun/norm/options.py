@@ -102,6 +102,58 @@ class BatchNorm(Norm):
         return layer(features, eps=self.eps, momentum=self.momentum, affine=self.affine)
 
 
+@choice("norm", "batch_renorm", "Batch Renorm")
+@dataclass
+class BatchRenorm(Norm):
+    """Batch Renormalization, Ioffe 2017, arXiv:1702.03275. `warmup`, `r_full`, `d_full`: shares of the run's updates.
+
+    The paper's 5,000, 40,000 and 25,000 updates of some 130,000.
+    """
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    affine: bool = True
+    momentum: float = option(0.01, at_least=0, at_most=1)
+    r_max: float = option(3.0, at_least=1)
+    d_max: float = option(5.0, at_least=0)
+    warmup: float = option(0.04, at_least=0, at_most=1)
+    r_full: float = option(0.31, at_least=0, at_most=1)
+    d_full: float = option(0.19, at_least=0, at_most=1)
+
+    centers = True
+
+    def check(self) -> None:
+        for name in ("r_full", "d_full"):
+            in_range(f"norm.{name}", getattr(self, name), self.warmup, 1)
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm.batch_renorm import BatchRenorm1d, BatchRenorm2d
+
+        layer = BatchRenorm2d if spatial else BatchRenorm1d
+        updates = {name: round(getattr(self, name) * run.steps) for name in ("warmup", "r_full", "d_full")}
+        bounds = {"r_max": self.r_max, "d_max": self.d_max}
+        return layer(features, **bounds, **updates, momentum=self.momentum, eps=self.eps, affine=self.affine)
+
+
+@choice("norm", "momentum_bn", "Momentum BN")
+@dataclass
+class MomentumBatchNorm(Norm):
+    """Momentum Batch Normalization, Yong et al., ECCV 2020."""
+
+    eps: float = option(1e-5, above=0, at_most=1)
+    affine: bool = True
+    m0: int = option(32, at_least=1)
+    tau0: float = option(0.9, at_least=0, at_most=1)
+
+    centers = True
+
+    def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
+        from dbnrun.norm.momentum_bn import MomentumBatchNorm1d, MomentumBatchNorm2d
+
+        layer = MomentumBatchNorm2d if spatial else MomentumBatchNorm1d
+        length = {"batch_size": run.batch_size, "epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
+        return layer(features, **length, m0=self.m0, tau0=self.tau0, eps=self.eps, affine=self.affine)
+
+
 @choice("norm", "dbn", "DBN")
 @dataclass
 class DiminishingBatchNorm(Norm):
@@ -110,7 +162,7 @@ class DiminishingBatchNorm(Norm):
     eps: float = option(1e-4, above=0, at_most=1)
     affine: bool = True
     train_stats: str = option("lambda", among=("lambda", "batch"))
-    stats_grad: bool = True
+    stats_grad: Any = option(True, among=(True, False, "mean", "var"))
     average: str = option("std", among=("std", "var", "inv_std"))
     eps_at: str = option("std", among=("std", "var"))
     init: list[float] = option([0.0, 1.0], length=2)
@@ -129,9 +181,10 @@ class DiminishingBatchNorm(Norm):
 
     @property
     def protocol(self) -> str:
-        return self.slug if self.stats_grad else f"{self.slug}, stats_grad=false"
+        return self.slug if self.stats_grad is True else f"{self.slug}, stats_grad={str(self.stats_grad).lower()}"
 
     def check(self) -> None:
+        self.stats_grad = {0: False, 1: True}.get(self.stats_grad, self.stats_grad)  # one signature for 1 and true
         in_range("norm.init mu", self.init[0], -1e6, 1e6)
         in_range("norm.init sigma", self.init[1], 0, 1e6)
 

@@ -42,7 +42,9 @@ def computed() -> dict[str, Numbers]:
 
 def norms() -> Iterator[tuple[str, Norm]]:
     """Every normalizer with every combination of its choices, by name."""
-    axes = itertools.product(("lambda", "batch"), (True, False), ("std", "var", "inv_std"), ("std", "var"))
+    axes = itertools.product(
+        ("lambda", "batch"), (True, False, "mean", "var"), ("std", "var", "inv_std"), ("std", "var")
+    )
     for train_stats, stats_grad, average, eps_at in axes:
         if average == "inv_std" and eps_at == "var":
             continue  # eps_at means nothing to it
@@ -50,6 +52,8 @@ def norms() -> Iterator[tuple[str, Norm]]:
         name = ", ".join(["dbn", *(f"{axis}={value}" for axis, value in chosen.items())])
         yield name, registry.make("norm", "dbn", init=[0.5, 2.0], **chosen)
     yield "bn", registry.make("norm", "bn")
+    yield "batch_renorm", registry.make("norm", "batch_renorm")
+    yield "momentum_bn", registry.make("norm", "momentum_bn")
     yield "ln", registry.make("norm", "ln")
     yield "gn", registry.make("norm", "gn", num_groups=2)
     yield "none", registry.make("norm", "none")

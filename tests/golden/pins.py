@@ -107,6 +107,10 @@ PINS = {
         f"norm=dbn norm.stats_grad=false norm.average=inv_std norm.eps=0.1 schedule=alpha_0.25 {SGD} "
         "optimizer.momentum=0 model.activation=elu"
     ),
+    "dbn through mean": Pin(f"norm=dbn norm.stats_grad=mean schedule=alpha_0.25 {ADAGRAD} model.activation=tanh"),
+    "dbn through variance": Pin(f"norm=dbn norm.stats_grad=var schedule=alpha_0.25 {ADAGRAD} model.activation=tanh"),
+    "dbn_inference through mean": Pin(f"norm=dbn_inference norm.stats_grad=mean {ADAGRAD} model.activation=tanh"),
+    "dbn_inference through variance": Pin(f"norm=dbn_inference norm.stats_grad=var {ADAGRAD} model.activation=tanh"),
     "dbn_inference": Pin(
         f"norm=dbn_inference {ADAGRAD} model.activation=tanh",
         (
@@ -124,6 +128,13 @@ PINS = {
     "dbn_inference var": Pin(
         f"norm=dbn_inference norm.average=var norm.eps_at=var norm.stats_grad=false train.batch_size=50 {ADAGRAD} "
         "model.activation=tanh"
+    ),
+    "batch_renorm": Pin(f"norm=batch_renorm {ADAGRAD} model.activation=tanh"),
+    "batch_renorm eps": Pin(
+        f"norm=batch_renorm norm.eps=0.1 norm.warmup=0 norm.momentum=0.1 {SGD} model.activation=elu"
+    ),
+    "momentum_bn": Pin(
+        f"norm=momentum_bn norm.eps=0.1 train.batch_size=16 train.limit_batches=20 {ADAGRAD} model.activation=tanh"
     ),
     "ln": Pin(f"norm=ln {ADAM} model.activation=gelu", ("", "seed=1")),
     "gn": Pin(
@@ -177,6 +188,8 @@ PINS = {
         ("schedule=alpha_0.1", "schedule=harmonic"),
         KINKS,
     ),
+    "cnn batch_renorm": Pin(f"{CNN} norm=batch_renorm {SGD}", rtol=KINKS),
+    "cnn momentum_bn": Pin(f"{CNN} norm=momentum_bn norm.m0=128 norm.tau0=0.8 {SGD}", rtol=KINKS),
     "cnn ln": Pin(f"{CNN} norm=ln model.dropout=[0,0,0] {ADAGRAD}", rtol=KINKS),
     "cnn gn": Pin(f"{CNN} norm=gn norm.num_groups=2 {ADAMW}", rtol=KINKS),
     "cnn none": Pin(f"{CNN} norm=none {SGD}", rtol=KINKS),

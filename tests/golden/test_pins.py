@@ -77,7 +77,7 @@ def test_the_pins_have_every_choice_and_every_way_of_running():
     assert {config.schedule.name for config in steered} == built_in["schedule"]
     assert {config.schedule.unit for config in steered} == {"step", "epoch"}
     assert {(own.train_stats, own.stats_grad) for own in dbn} == {
-        (s, g) for s in ("lambda", "batch") for g in (True, False)
+        (s, g) for s in ("lambda", "batch") for g in (True, False, "mean", "var")
     }
     assert {(own.train_stats, own.average) for own in dbn} == {
         (stats, average) for stats in ("lambda", "batch") for average in ("std", "var", "inv_std")
