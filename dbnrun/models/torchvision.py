@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from dbnrun.config.registry import UserError, nearest
 from dbnrun.models.convert import SPATIAL, convert_norm, replace
-from dbnrun.models.layers import Dropout, Network, NormFactory
+from dbnrun.models.layers import Dropout, Network, NormFactory, map_before
 from dbnrun.torchvision_shim import torchvision
 
 # Images of fewer pixels a side get the CIFAR stem: a 3x3 convolution of stride 1, and no pooling after it. These
@@ -40,6 +41,8 @@ class TorchvisionNetwork(Network):
         self._fresh = functools.partial(_parts, arch, stem, shape, num_classes)
         parts = self._fresh()
         _check_images(arch, parts, shape)
+        for conv in _normalized(parts):
+            map_before(norm, conv)
         convert_norm(parts, norm)
         replace(parts, functools.partial(_drawing_from, generator=dropout_rngs))
         self.stem, self.net = parts
@@ -111,6 +114,13 @@ def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn
         first = _first(shape[0], first.out_channels, first.kernel_size, first.stride, first.padding, bias=bias)
     net.set_submodule(place, nn.Identity())
     return nn.Sequential(first, net)
+
+
+def _normalized(net: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions after which a batch norm comes next: torchvision's networks name their layers in that order."""
+    leaves = [layer for layer in net.modules() if not any(layer.children()) and not isinstance(layer, nn.Identity)]
+    pairs = itertools.pairwise(leaves)
+    return [layer for layer, after in pairs if isinstance(layer, nn.Conv2d) and type(after) in SPATIAL]
 
 
 def _cifar_stem(arch: str, net: nn.Module, shape: tuple[int, ...]) -> tuple[str, str]:

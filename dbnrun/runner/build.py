@@ -19,7 +19,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
 from dbnrun.models.layers import Network
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
 from dbnrun.train import eager
@@ -104,9 +104,10 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
             f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
             "training records after the validation split; choose a smaller batch."
         )
-    schedule = config.schedule.of_steps(steps_per_epoch(len(data.train), config.train))
+    steps = steps_per_epoch(len(data.train), config.train)
+    schedule = config.schedule.of_steps(steps)
     rngs = Rngs.of(config.seed, device)
-    norm = Normalizers(config.norm, schedule)
+    norm = Normalizers(config.norm, RunFacts(schedule, steps, config.train.epochs, config.train.batch_size))
     model = config.model.build(data.input_shape, data.num_classes, norm, rngs.dropout)
     model.initialize(rngs.init)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster

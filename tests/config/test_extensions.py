@@ -33,7 +33,7 @@ class Mine(Norm):
 
     eps: float = option(1e-5, above=0)
 
-    def build(self, features, spatial, schedule):
+    def build(self, features, spatial, run):
         from mylab.layers import RMS
 
         return RMS(features, self.eps)

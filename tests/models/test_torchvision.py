@@ -15,7 +15,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import fixed_shuffle
 from dbnrun.models.layers import Dropout
 from dbnrun.models.torchvision import StochasticDepth
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Constant
 from dbnrun.report.tables import describe
 from dbnrun.runner import plan
@@ -29,6 +29,7 @@ from dbnrun.train.rng import Rngs
 
 NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
 BATCH = 16
+RUN = RunFacts(Constant(alpha=0.1), steps_per_epoch=10, epochs=3, batch_size=BATCH)
 TINY = ["model=torchvision", f"train.batch_size={BATCH}", "device=cpu", "progress=false"]
 RESNET = [*TINY, "model.arch=resnet18"]
 
@@ -41,7 +42,7 @@ def cell(tmp_path):
 def build(arch, shape, norm="bn", seed=0, stem="auto"):
     rngs = Rngs.of(seed)
     options = registry.make("model", "torchvision", arch=arch, stem=stem)
-    network = options.build(shape, 10, Normalizers(NORMS[norm], Constant(alpha=0.1)), rngs.dropout)
+    network = options.build(shape, 10, Normalizers(NORMS[norm], RUN), rngs.dropout)
     network.initialize(rngs.init)
     return network
 
@@ -144,7 +145,7 @@ def test_every_normalizer_stands_in_every_place_and_learns(norm):
     assert logits.shape == (4, 10)
     logits.square().sum().backward()
     assert all(weight.grad is not None for weight in network.parameters())
-    kind = type(NORMS[norm].build(64, 2, Constant(alpha=0.1)))
+    kind = type(NORMS[norm].build(64, 2, RUN))
     assert sum(type(layer) is kind for layer in network.net.modules()) == 20 + 2 * (norm == "none")
 
 

@@ -9,6 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
+from dbnrun.norm.options import RunFacts
+from dbnrun.norm.schedules import Constant
+
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
 FILES = dict(re.findall(r"Save\s+this\s+as\s+`([\w./]+)`[^`]*?:\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
 COMMANDS = re.findall(r"^    dbnrun (.*)$", PAGE, flags=re.MULTILINE)
@@ -175,6 +180,24 @@ def test_a_normalizer_of_ones_own_is_tried_on_images_that_are_kept_as_bytes(here
             Image.new("L", (6, 6), shade + number).save(here / "images" / name / f"{number}.png")
     done = dbnrun("dataset=folder", "dataset.path=images", *OWN, "train.batch_size=4", *QUICK)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_normalizer_of_ones_own_knows_its_run_and_no_schedule_that_its_signature_leaves_out(tmp_path):
+    (tmp_path / "asks.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Run(nn.Module):\n    def __init__(self, features, run):\n"
+        "        super().__init__()\n        self.run = run\n\n\n"
+        "class Both(Run):\n    def __init__(self, features, run, schedule):\n        super().__init__(features, run)\n"
+    )
+    facts = RunFacts(Constant(alpha=0.25), steps_per_epoch=7, epochs=3, batch_size=50)
+    of_run, of_both = (
+        registry.make("norm", "custom", target=f"{tmp_path}/asks.py:{name}").build(4, 0, facts).run
+        for name in ("Run", "Both")
+    )
+    assert (of_run.steps_per_epoch, of_run.epochs, of_run.batch_size, of_run.steps) == (7, 3, 50, 21)
+    with pytest.raises(UserError, match="a class that has a parameter `schedule`"):
+        of_run.schedule(1)
+    assert of_both.schedule(1) == 0.25
 
 
 def test_a_cell_of_ones_own_data_bears_the_name_of_its_function(here, dbnrun):
