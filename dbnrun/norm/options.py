@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbnrun.config.own import Own
-from dbnrun.config.registry import Choice, UserError, choice, in_range, option
+from dbnrun.config.registry import Choice, choice, in_range, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +21,7 @@ class Norm(Choice):
 
     stacks: ClassVar[bool] = False  # whether train/stack knows how to stack its layers; else its runs train alone
     scheduled: ClassVar[bool] = False  # whether a schedule means something to it
+    normalizes: ClassVar[bool] = True
     centers: ClassVar[bool] = False  # whether it subtracts each unit's mean: a bias right before it would be idle
 
     @property
@@ -40,10 +41,14 @@ class Norm(Choice):
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built."""
+    """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built.
+
+    What a layer's constructor draws depends on `seed` and its place alone, and moves none of the network's own draws.
+    """
 
     norm: Norm
     schedule: Alpha
+    seed: int = 0
     built: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -51,7 +56,11 @@ class Normalizers:
         return self.norm.centers
 
     def __call__(self, features: int, spatial: int) -> nn.Module:
-        self.built.append(self.norm.build(features, spatial, self.schedule))
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed + len(self.built))
+            self.built.append(self.norm.build(features, spatial, self.schedule))
         return self.built[-1]
 
 
@@ -162,6 +171,7 @@ class NoNorm(Norm):
     """No normalization."""
 
     stacks = True
+    normalizes = False
 
     def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
         from torch import nn
@@ -192,9 +202,4 @@ class CustomNorm(Own, Norm):
         return self.slug if self.scheduled else ""
 
     def build(self, features: int, spatial: int, schedule: Alpha) -> nn.Module:
-        from torch import nn
-
-        layer = self.made(features, spatial=spatial, schedule=schedule)
-        if not isinstance(layer, nn.Module):
-            raise UserError(f"norm.target={self.target}: made {type(layer).__name__}, expected a torch.nn.Module.")
-        return layer
+        return self.made_module(features, spatial=spatial, schedule=schedule)
