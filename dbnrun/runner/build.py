@@ -111,8 +111,9 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     model.initialize(rngs.init)
     if config.norm.normalizes and not norm.built:
         raise UserError(
-            f"model={config.model.slug}: there is no place for norm={config.norm.name} in it; expected batch norms, such "
-            "as nn.BatchNorm2d, or a parameter `norm` that it calls as norm(features, spatial). Without, use norm=none."
+            f"model={config.model.slug}: there is no place for norm={config.norm.name} in it; expected batch norms, "
+            "such as nn.BatchNorm2d, or a parameter `norm` that it calls as norm(features, spatial). Without, use "
+            "norm=none."
         )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     compiled = config.compile and not config.lr_schedule.varies  # an update whose rates change is not compiled

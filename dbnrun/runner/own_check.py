@@ -52,8 +52,8 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
     twin.model.train()
     if not torch.equal(_step(cell, x, y, classes), _logits(twin, x, classes)):
         raise _Unfit(
-            "two networks of one seed differ in their first step; expected weights, and whatever training draws, from "
-            f"torch's global generator of the {device.type} alone."
+            "two networks of one seed differ in their first step; expected draws from torch's global generator of the "
+            f"{device.type} alone, and by a normalizer in its constructor alone."
         )
     _step(cell, *second, classes)
     other.restore(cell.state(0))

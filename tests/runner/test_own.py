@@ -10,9 +10,13 @@ import yaml
 from PIL import Image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
-FILES = dict(zip(("mynorm.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True))
+FILES = dict(
+    zip(("mynorm.py", "mynet.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True)
+)
 COMMANDS = re.findall(r"^    dbnrun (.*)$", PAGE, flags=re.MULTILINE)
 OWN = ["norm=custom", "norm.target=mynorm.py:BatchRenorm"]
+DATA = ["dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20"]
+NET = ["model=custom", "model.target=mynet.py:Net"]
 QUICK = ["train.epochs=2", "train.limit_batches=3", "threads=1", "progress=false"]
 
 WRONG = """
@@ -37,7 +41,7 @@ class Raises(Layer):
 
 class Random(Layer):
     def forward(self, x):
-        return x + torch.rand_like(x)
+        return x + (not self.training) * torch.rand_like(x)
 
 
 class Hidden(Layer):
@@ -51,6 +55,11 @@ class Hidden(Layer):
 class Fails(nn.Module):
     def __init__(self, features):
         raise RuntimeError("no such luck")
+
+
+class Noise(Layer):
+    def forward(self, x):
+        return x + self.training * torch.rand_like(x)
 
 
 def number(features):
@@ -69,12 +78,111 @@ def ragged(data_dir):
 constant = 3
 """
 
+WRONG_NETS = """
+import functools
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Linear(nn.Module):
+    def __init__(self, num_classes, out=None):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.out = nn.Linear(64, out or num_classes)
+
+    def forward(self, x):
+        return self.out(self.norm(x).flatten(1))
+
+
+class Bare(nn.Linear):
+    def __init__(self, num_classes):
+        super().__init__(8, num_classes)
+
+
+class Idle(Linear):
+    def __init__(self, num_classes, norm):
+        super().__init__(num_classes)
+
+
+class Asks(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm(1)
+
+
+class Other(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.SyncBatchNorm(1)
+
+
+class Scaled(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class Empty(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+class Pair(Linear):
+    def forward(self, x):
+        return super().forward(x), 0
+
+
+class Infinite(Linear):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
+class Numpy(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.out.weight.data.copy_(torch.from_numpy(np.random.randn(num_classes, 64)))
+
+
+class Noise(Linear):
+    def forward(self, x):
+        return super().forward(x + self.training * torch.from_numpy(np.random.randn(*x.shape)).float())
+
+
+class Awake(Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5))
+
+
+class Hidden(Linear):
+    n = 0
+
+    def forward(self, x):
+        self.n += self.training
+        return super().forward(x) * self.n
+
+
+class Fails(nn.Module):
+    def __init__(self, num_classes):
+        raise RuntimeError("no such luck")
+
+
+def number(num_classes):
+    return 3
+
+
+def refuses(**options):
+    return Linear(**options, width=3)
+"""
+
 
 @pytest.fixture
 def here(tmp_path):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "nets.py").write_text(WRONG_NETS)
     (tmp_path / "imports.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "syntax.py").write_text("def (\n")
     return tmp_path
@@ -149,6 +257,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
+        (["norm=custom", "norm.target=wrong.py:Noise"], "two networks of one seed differ in their first step"),
         (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict evaluates otherwise"),
         (["norm=custom", "norm.target=wrong.py:Fails"], "RuntimeError: no such luck"),
         (["norm=custom", "norm.target=wrong.py:number"], "made int, expected a torch.nn.Module"),
@@ -158,6 +267,36 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["dataset=custom", "dataset.target=wrong.py:no_data"], "returned int; expected"),
         (["dataset=custom", "dataset.target=wrong.py:ragged"], "expected data sets of pairs (x, class)"),
         (["dataset=custom", "dataset.target=mydata.py:load", "dataset.options.size=1"], "load takes no size"),
+        (["model=custom"], "model.target is missing: expected FILE.py:NAME"),
+        (["model=custom", "model.target=there.py:A"], "there is no file there.py"),
+        (["model=custom", "model.target=mynet.py:Nett"], "mynet.py has no Nett. Did you mean 'Net'?"),
+        ([*NET, "model.options.widht=3"], "model.options.widht: Net takes no widht. Did you mean 'width'?"),
+        ([*NET, "model.options.num_classes=3"], "Net takes no num_classes. It takes width, dropout."),
+        ([*NET, "model.widths=[3]"], "model 'custom' takes no widths; it belongs to fnn, cnn, two_layer"),
+        (["model=fnn", "model.target=mynet.py:Net"], "model 'fnn' takes no target; it belongs to custom"),
+        ([*NET, *DATA], "mynet.py, line 9: ValueError"),
+        *(
+            (["model=custom", f"model.target=nets.py:{name}"], said)
+            for name, said in {
+                "Bare": "model=Bare: there is no place for norm=bn in it; expected batch norms",
+                "Idle": "model=Idle: there is no place for norm=bn in it",
+                "Asks": "nets.py, line 32: TypeError: Normalizers.__call__() missing 1 required positional argument",
+                "Other": "norm is a SyncBatchNorm; expected nn.BatchNorm1d, 2d or 3d itself.",
+                "Scaled": "miss 1 parameter(s), first 'net.scale'; groups tried",
+                "Pair": "gave tuple for 100 records of 10 classes; expected logits (100, 10).",
+                "Infinite": "is not finite in the first two steps",
+                "Numpy": "two networks of one seed differ in their first step",
+                "Noise": "two networks of one seed differ in their first step",
+                "Awake": "two evaluations of one batch differ",
+                "Hidden": "restored from state_dict evaluates otherwise",
+                "Fails": "RuntimeError: no such luck",
+                "number": "made int, expected a torch.nn.Module",
+                "refuses": "TypeError: Linear.__init__() got an unexpected keyword argument 'width'",
+            }.items()
+        ),
+        (["model=custom", "model.target=nets.py:Linear", "model.options.out=7"], "gave (100, 7) for 100 records of 10"),
+        (["model=custom", "model.target=nets.py:Empty", "norm=none"], "the network has no parameters"),
+        (["-m", "model=fnn,custom", "model.target=nets.py:Pair"], "gave tuple"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, dbnrun, words, said):
