@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+
+from dbnrun.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
 FILES = dict(
@@ -299,10 +302,14 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["-m", "model=fnn,custom", "model.target=nets.py:Pair"], "gave tuple"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, dbnrun, words, said):
-    refused = dbnrun(*words, *QUICK)
-    lines = [line for line in refused.stderr.splitlines() if not re.match(r"\d+ cells?: ", line)]
-    assert refused.returncode == 2 and len(lines) == 1 and said in lines[0], refused.stderr
+def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", ["dbnrun"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert main([*words, *QUICK]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ cells?: ", line)]
+    assert said in line
     assert not list((here / "results").glob("runs/*"))
 
 
