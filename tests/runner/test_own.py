@@ -326,3 +326,62 @@ def test_a_cell_of_ones_own_data_bears_the_name_of_its_function(here, dbnrun):
     assert dbnrun("dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20", *QUICK).returncode == 0
     (folder,) = (here / "results" / "runs").iterdir()
     assert folder.name.startswith("load-fnn-bn-seed0-")
+
+
+SCHEDULED = """
+import torch
+from torch import nn
+
+
+class Mean(nn.Module):
+    def __init__(self, features, schedule):
+        super().__init__()
+        self.schedule = schedule
+        self.register_buffer("mu", torch.zeros(features))
+        self.register_buffer("m", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            self.m += 1
+            self.mu.lerp_(x.detach().mean(0), float(self.schedule(int(self.m))))
+        return x - self.mu
+"""
+
+
+def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules(here, dbnrun):
+    (here / "mean.py").write_text(SCHEDULED)
+    words = ["norm=bn,custom", "norm.target=mean.py:Mean", "schedule=alpha_0.5,harmonic", *QUICK]
+    planned = dbnrun("plan", *words)
+    assert planned.returncode == 0 and "3 cells, 1 duplicate folded" in planned.stdout, planned.stderr
+    swept = dbnrun("-m", *words)
+    assert swept.returncode == 0 and "3 cells: 3 done" in swept.stderr, swept.stderr
+    found = {}
+    for folder in (here / "results" / "runs").glob("digits-fnn-Mean-*"):
+        cell = yaml.safe_load((folder / "config.yaml").read_text())
+        assert cell["norm"]["scheduled"] is True
+        found[cell["schedule"]["name"]] = pd.read_csv(folder / "metrics.csv"), folder.name
+    constant, harmonic = found["constant"], found["harmonic"]
+    assert constant[1].startswith("digits-fnn-Mean-alpha0.5-seed0-")
+    assert list(constant[0]["alpha"]) == [0.5, 0.5] and list(harmonic[0]["alpha"]) == [1 / 3, 1 / 6]
+    assert not (constant[0]["train_loss"] == harmonic[0]["train_loss"]).any()
+    assert "1/m" in dbnrun("report", "results").stdout
+
+
+def test_networks_of_ones_own_are_swept_beside_those_of_the_project_and_named_in_tables(here, dbnrun):
+    words = ["model=fnn,custom", "model.target=mynet.py:Net", "model.options.width=4,8", "norm=bn,dbn", *QUICK]
+    swept = dbnrun("-m", *words)
+    assert swept.returncode == 0 and "6 cells: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
+    assert "model=custom: these runs train one by one" in dbnrun("plan", *words).stdout
+    names = {folder.name.partition("-seed")[0] for folder in (here / "results" / "runs").iterdir()}
+    assert names == {f"digits-{model}-{norm}" for model in ("fnn", "Net") for norm in ("bn", "dbn-alpha0.1")}
+    (kept,) = {file.read_text() for file in (here / "results" / "runs").glob("*/source/model/mynet.py")}
+    assert kept == FILES["mynet.py"]
+    said = dbnrun("report", "results").stdout
+    assert "Net (width=4), adagrad" in said and "Net (width=8), adagrad" in said
+
+
+def test_a_parameter_that_fits_no_group_is_trained_with_the_group_that_the_refusal_names(here, dbnrun):
+    words = ["model=custom", "model.target=nets.py:Scaled", *QUICK]
+    (group,) = re.findall(r"such as '(\S.*)'\.\n", dbnrun(*words).stderr)
+    assert dbnrun(*words, group).returncode == 0
+    assert dbnrun("-m", *words, group, "seed=1,2").returncode == 0
