@@ -322,6 +322,11 @@ def test_a_normalizer_of_ones_own_is_tried_on_images_that_are_kept_as_bytes(here
     assert done.returncode == 0, done.stderr
 
 
+def test_a_batch_may_hold_all_training_records(here, dbnrun):
+    done = dbnrun(*OWN, *DATA, "train.batch_size=360", *QUICK)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_cell_of_ones_own_data_bears_the_name_of_its_function(here, dbnrun):
     assert dbnrun("dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20", *QUICK).returncode == 0
     (folder,) = (here / "results" / "runs").iterdir()
