@@ -142,7 +142,7 @@ def _imported(key: str, target: str, where: str, path: Path | None, _changed: in
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look their module up there
-        _with_torchvision(lambda: spec.loader.exec_module(module))
+        _with_torchvision(functools.partial(spec.loader.exec_module, module))
         return module
     except UserError:
         raise

@@ -77,8 +77,10 @@ def global_draws_from(generator: Generator) -> Iterator[None]:
 
     So layers that others wrote draw from a cell's own stream.
     """
-    device = generator.device
-    ours = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    ours = torch.default_generator
+    if generator.device.type == "cuda":
+        index = generator.device.index  # None: the current one
+        ours = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
     before = ours.get_state()
     ours.set_state(generator.get_state())
     try:
