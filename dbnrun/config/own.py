@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from dbnrun.config.registry import UserError, nearest
 
+T = TypeVar("T")
 EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as mynorm.py:BatchRenorm"
 
 
@@ -70,9 +71,22 @@ class Own:
         """The class called with `positional`, those of `offered` that its signature asks for, and the options."""
         return call(self.key, self.target, positional, offered, self.options)
 
+    def made_module(self, *positional: Any, **offered: Any) -> Any:
+        """The same, where a torch.nn.Module is expected."""
+        module = self.made(*positional, **offered)
+        if not hasattr(module, "named_modules"):
+            raise UserError(f"{self.key}={self.target}: made {type(module).__name__}, expected a torch.nn.Module.")
+        return module
+
     def asks_for(self, name: str) -> bool:
         """Whether the class has a parameter of this name."""
         return name in parameters(load(self.key, self.target))
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether it is a function that takes keywords beside those it names, such as torchvision's of a network."""
+        made = load(self.key, self.target)
+        return not isinstance(made, type) and takes_any(parameters(made))
 
 
 def source(key: str, target: str) -> str:
@@ -135,19 +149,31 @@ def _imported(asked: str, where: str, path: Path | None, _changed: int) -> Modul
     try:
         if path is None:
             _spec(asked, where)
-            return importlib.import_module(where)
+            return _with_torchvision(lambda: importlib.import_module(where))
         _on_path(path.parent)
         name = f"dbnrun_own_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look their module up there
-        spec.loader.exec_module(module)
+        _with_torchvision(functools.partial(spec.loader.exec_module, module))
         return module
     except UserError:
         raise
     except Exception as error:
         raise refusal(asked, error) from None
+
+
+def _with_torchvision(load: Callable[[], T]) -> T:
+    """load(), once more after our own import of torchvision where torchvision's stops beside a CPU-only torch."""
+    try:
+        return load()
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        from dbnrun import torchvision_shim  # noqa: F401, PLC0415 - torch
+
+        return load()
 
 
 def call(
@@ -158,7 +184,7 @@ def call(
     positional = tuple(positional)
     takes = parameters(made)
     prefix = key.rpartition(".")[0]
-    if not any(kind is inspect.Parameter.VAR_KEYWORD for kind in takes.values()):
+    if not takes_any(takes):
         # The first parameters are given by position and are not the user's to choose.
         choosable = [name for name in list(takes)[len(positional) :] if name not in offered]
         for name in options:
@@ -182,9 +208,14 @@ def parameters(made: Callable[..., Any]) -> dict[str, Any]:
         return {"options": inspect.Parameter.VAR_KEYWORD}
 
 
+def takes_any(kinds: Mapping[str, Any]) -> bool:
+    """Whether one of these kinds of parameters is **keywords."""
+    return inspect.Parameter.VAR_KEYWORD in kinds.values()
+
+
 def refusal(what: str, error: BaseException) -> UserError:
     """One line for an error in a user's own code, with the last line of that code that it passed through."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     if isinstance(error, SyntaxError) and error.filename:
         return UserError(f"{what}: {Path(error.filename).name}, line {error.lineno}: {said}.")
     ours = Path(__file__).parents[1]
@@ -214,7 +245,7 @@ def _file(asked: str, where: str) -> Path:
 def _spec(asked: str, where: str) -> Any:
     _on_path(Path.cwd())
     try:
-        spec = importlib.util.find_spec(where)
+        spec = _with_torchvision(lambda: importlib.util.find_spec(where))
     except (ImportError, ValueError):
         spec = None
     except Exception as error:  # of a package that holds the module, and is imported to find it

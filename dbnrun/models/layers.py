@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -101,6 +102,25 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+@contextlib.contextmanager
+def global_draws_from(generator: Generator) -> Iterator[None]:
+    """Within the block torch's global generator of this one's device is this one; afterwards it stands where it stood.
+
+    So layers that others wrote draw from a cell's own stream.
+    """
+    ours = torch.default_generator
+    if generator.device.type == "cuda":
+        index = generator.device.index  # None: the current one
+        ours = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+    before = ours.get_state()
+    ours.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(ours.get_state())
+        ours.set_state(before)
 
 
 def block(linear: nn.Module, norm: nn.Module, activation: str, norm_position: str) -> nn.ModuleDict:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from dbnrun.config.registry import UserError, nearest
 from dbnrun.models.convert import SPATIAL, convert_norm, replace
-from dbnrun.models.layers import Dropout, Network, NormFactory, map_before
+from dbnrun.models.layers import Dropout, Network, NormFactory, global_draws_from, map_before
 from dbnrun.torchvision_shim import torchvision
 
 # Images of fewer pixels a side get the CIFAR stem: a 3x3 convolution of stride 1, and no pooling after it. These
@@ -56,7 +54,7 @@ class TorchvisionNetwork(Network):
     @torch.no_grad()
     def initialize(self, generator: Generator) -> None:
         """Draw the weights as torchvision's constructor does, which knows nothing of the normalizer."""
-        with _global_draws_from(generator):
+        with global_draws_from(generator):
             stem, net = self._fresh()
         for own, fresh in ((self.stem, stem), (self.net, net)):
             for name, layer in fresh.named_modules():
@@ -81,15 +79,6 @@ def _drawing_from(layer: nn.Module, generator: Generator) -> nn.Module | None:
     if isinstance(layer, torchvision.ops.StochasticDepth):
         return StochasticDepth(layer.p, generator)
     return None
-
-
-@contextlib.contextmanager
-def _global_draws_from(generator: Generator) -> Iterator[None]:
-    """Within the block torch's global generator of the CPU is this one; afterwards it stands where it stood."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())
-        yield
-        generator.set_state(torch.get_rng_state())
 
 
 def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn.Sequential:

@@ -36,6 +36,7 @@ class Norm(Choice):
 
     stacks: ClassVar[bool] = False  # whether train/stack knows how to stack its layers; else its runs train alone
     scheduled: ClassVar[bool] = False  # whether a schedule means something to it
+    normalizes: ClassVar[bool] = True
     centers: ClassVar[bool] = False  # whether it subtracts each unit's mean: a bias right before it would be idle
 
     @property
@@ -64,10 +65,14 @@ def layer_options(norm: Norm) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built."""
+    """What a network calls as norm(features, spatial) for each layer to normalize; keeps what it has built.
+
+    What a layer's constructor draws depends on `seed` and its place alone, and moves none of the network's own draws.
+    """
 
     norm: Norm
     run: RunFacts
+    seed: int = 0
     built: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -79,7 +84,11 @@ class Normalizers:
         return self.norm.of_weights()
 
     def __call__(self, features: int, spatial: int) -> nn.Module:
-        self.built.append(self.norm.build(features, spatial, self.run))
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed + len(self.built))
+            self.built.append(self.norm.build(features, spatial, self.run))
         return self.built[-1]
 
 
@@ -243,6 +252,7 @@ class NoNorm(Norm):
     """No normalization."""
 
     stacks = True
+    normalizes = False
 
     def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
@@ -425,14 +435,9 @@ class CustomNorm(Own, Norm):
         return self.slug if self.scheduled else ""
 
     def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
-        from torch import nn
-
         # The cell of a class that does not ask for the schedule leaves it out.
         told = run if self.scheduled else replace(run, schedule=_not_asked_for)
-        layer = self.made(features, spatial=spatial, schedule=run.schedule, run=told)
-        if not isinstance(layer, nn.Module):
-            raise UserError(f"norm.target={self.target}: made {type(layer).__name__}, expected a torch.nn.Module.")
-        return layer
+        return self.made_module(features, spatial=spatial, schedule=run.schedule, run=told)
 
 
 def _not_asked_for(_m: Any) -> Any:

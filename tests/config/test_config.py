@@ -23,7 +23,8 @@ MUST_BE_GIVEN = {"torchvision": ["model.arch=resnet18"]}  # options without a de
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_choice_composes_and_passes_the_schema(composed, group, name):
-    own = {"dataset": "torch:zeros", "norm": "torch.nn:BatchNorm1d", "optimizer": "torch.optim:SGD"}
+    own = {"dataset": "torch:zeros", "model": "torch.nn:Linear", "norm": "torch.nn:BatchNorm1d"}
+    own["optimizer"] = "torch.optim:SGD"
     given = [f"{group}.target='{own[group]}'"] if name == "custom" else MUST_BE_GIVEN.get(name, [])
     config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *given)
     assert isinstance(config, RunConfig)

@@ -23,7 +23,6 @@ from dbnrun.runner.build import build_cell, load_data
 from dbnrun.runner.execute import run, run_all
 from dbnrun.runner.grouping import grouped
 from dbnrun.runs import metrics
-from dbnrun.runs.run_dir import RunDir
 from dbnrun.torchvision_shim import torchvision
 from dbnrun.train.rng import Rngs
 
@@ -243,27 +242,6 @@ def test_the_group_norm_holds_every_parameter_of_the_normalizers_and_nothing_els
     assert len(norm["params"]) == 40 and "net.bn1.weight" in {names[id(parameter)] for parameter in norm["params"]}
     assert [names[id(parameter)] for parameter in biases["params"]] == ["net.fc.bias"]
     assert len(weights["params"]) == 21
-
-
-def test_a_run_that_is_cut_inside_an_epoch_goes_on_byte_for_byte(cell, monkeypatch):
-    words = [
-        *TINY, "model.arch=mobilenet_v3_small", "model.stem=imagenet", "norm=dbn", "schedule=harmonic",
-        "train.epochs=2", "train.limit_batches=2", "train.limit_eval=32", "checkpoint.minutes=0",
-    ]  # fmt: skip
-    whole = run(cell(*words, results="whole"))
-    save, written = RunDir.checkpoint, []
-
-    def cut(self, state):
-        save(self, state)
-        written.append(state)
-        if len(written) == 4:  # after the first update of the second epoch
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunDir, "checkpoint", cut)
-        run(cell(*words, results="cut"))
-    assert written[-1]["epoch"] == 1 and written[-1]["under_way"]["steps"] == 1
-    assert numbers_of(run(cell(*words, results="cut"))) == numbers_of(whole)
 
 
 def test_cells_that_share_a_run_have_the_numbers_that_each_has_alone(cell):
