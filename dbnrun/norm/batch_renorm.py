@@ -92,7 +92,7 @@ class BatchRenorm(ChannelNorm):
         r, d = self._corrections(mu_b, sigma_b)
         # r and d carry no gradient, so they are part of gamma and beta: the rest is batch normalization.
         gamma = r if self.weight is None else self.weight * r
-        beta = d if self.weight is None else self.weight * d + self.bias
+        beta = d if self.weight is None else self.weight * d + self.bias  # pyright: ignore[reportOperatorIssue]
         rate = sigma_b.reciprocal()
         return functional.normalize(x, gamma, beta, mu_b, rate, mean_grad=1.0, rate_grad=rate**3)
 

@@ -159,8 +159,16 @@ class MomentumBatchNorm(Norm):
         from dbnrun.norm.momentum_bn import MomentumBatchNorm1d, MomentumBatchNorm2d
 
         layer = MomentumBatchNorm2d if spatial else MomentumBatchNorm1d
-        length = {"batch_size": run.batch_size, "epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
-        return layer(features, **length, m0=self.m0, tau0=self.tau0, eps=self.eps, affine=self.affine)
+        return layer(
+            features,
+            batch_size=run.batch_size,
+            epochs=run.epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            m0=self.m0,
+            tau0=self.tau0,
+            eps=self.eps,
+            affine=self.affine,
+        )
 
 
 @choice("norm", "dbn", "DBN")
