@@ -19,7 +19,7 @@ import yaml
 
 from dbnrun.config import registry
 from dbnrun.config.identity import SETTINGS, slug_of
-from dbnrun.config.registry import GROUPS, UserError, conf_dir, defaults_of, files, nearest, one_of
+from dbnrun.config.registry import GROUPS, UserError, choosable, conf_dir, defaults_of, nearest, one_of
 from dbnrun.config.schema import RunConfig, TrainConfig, known_keys
 
 Cell = Mapping[str, Any]
@@ -62,7 +62,8 @@ def _recorded(cell: Cell, group: str) -> Mapping[str, Any] | None:
 
 @functools.cache
 def _defaults(group: str, name: str) -> dict[str, Any]:
-    return {key: value for key, value in defaults_of(registry.of(group)[name]).items() if value not in (None, "")}
+    kind = registry.of(group).get(name)  # None: of a plugin that is not loaded
+    return {key: value for key, value in defaults_of(kind).items() if value not in (None, "")} if kind else {}
 
 
 def _flatten(key: str, value: Any, found: dict[str, Any]) -> None:
@@ -104,9 +105,10 @@ def _check_key(word: str, key: str, facts: Iterable[str]) -> None:
 
 def _choice(group: str, name: str) -> Test:
     """Whether a cell has this choice of the group."""
-    one_of(group, name, files()[group])
+    known = choosable()[group]
+    one_of(group, name, known)
     plain, stated = _preset(group, name)
-    others = {each for each in files()[group] if each != name}
+    others = set(known) - {name}
 
     def test(cell: Cell) -> bool:
         recorded = _recorded(cell, group)
@@ -121,8 +123,9 @@ def _choice(group: str, name: str) -> Test:
 
 def _preset(group: str, name: str) -> tuple[str, dict[str, Any]]:
     """The plain choice that a file of conf/ names, and the values that a preset of it states; {} for the plain one."""
-    content = cast(dict[str, Any], yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")))
-    if content.get("name") == name:
+    file = conf_dir() / group / f"{name}.yaml"
+    content = cast(dict[str, Any], yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    if not content or content.get("name") == name:
         return name, {}
     defaults = content.pop("defaults", [])
     (below,) = [each for each in defaults if isinstance(each, str) and each != "_self_"]

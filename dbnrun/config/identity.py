@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dbnrun.config import registry
+from dbnrun.config import own, registry
 from dbnrun.config.registry import GROUPS
 from dbnrun.config.schema import RunConfig
 
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
     "results_dir", "data_dir", "device", "threads", "compile", "cuda_graphs", "debug", "progress", "save_weights",
-    "checkpoint", "retry", "force", "fail_fast", "skip_recorded", "theory",
+    "checkpoint", "retry", "force", "fail_fast", "skip_recorded", "theory", "plugins",
 )  # fmt: skip
 
 
@@ -23,6 +23,8 @@ def cell_of(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers of a run, as plain data: settings and the keys its choices ignore left out."""
     cell = {key: value for key, value in vars(config).items() if key not in (*SETTINGS, *GROUPS, "train")}
     cell |= {group: getattr(config, group).identity() for group in GROUPS}
+    for group, choice in config.own.items():
+        cell[group]["source"] = own.source(f"{group}.target", choice.code)
     if not config.norm.scheduled:
         del cell["schedule"]
     if not config.lr_schedule.varies:
@@ -82,6 +84,7 @@ def readable_name(cell: Mapping[str, Any]) -> str:
 
 def slug_of(group: str, recorded: Mapping[str, Any]) -> str:
     """What folders call a recorded choice, such as 'resnet18' or 'alpha0.25'; of the user's own classes, their name."""
-    if group in ("dataset", "optimizer"):  # their cells leave out options that they cannot be made without
+    # Cells of the first two leave out options that they cannot be made without; a plugin's choice may not be loaded.
+    if group in ("dataset", "optimizer") or recorded["name"] not in registry.of(group):
         return recorded.get("target", recorded["name"])
     return choice_of(group, recorded).slug

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbnrun import interrupt
-from dbnrun.config import overrides, own, registry
+from dbnrun.config import extensions, overrides, own, registry
 from dbnrun.config.compose import composed
 from dbnrun.config.identity import SETTINGS, cell_of, signature
 from dbnrun.config.registry import GROUPS, UserError
@@ -87,6 +87,7 @@ def _composed(settings: Mapping[str, Any]) -> RunConfig:
     if refused := [key for key in settings if key == "experiment" or key.startswith("hydra")]:
         raise UserError(f"{refused[0]}: belongs to sweeps; expected the keys of one run.")
     words = overrides.prepared([f"{key}={_spelled(value)}" for key, value in settings.items()], sweep=False)
+    extensions.load(words)
     overrides.check_overrides(words)
     try:
         return composed(words)
@@ -111,13 +112,15 @@ def _spelled(value: Any) -> str:
 def _recorded(folder: Path, settings: dict[str, Any]) -> RunConfig:
     """The configuration of a recorded run. Raises UserError where what it stands on is not there, or has changed."""
     cell, manifest = read_cell(folder), layout.read_manifest(folder)
-    elsewhere = {**manifest.get("outside_cell", {}), **settings}
+    recorded = manifest.get("outside_cell", {})
+    extensions.load([f"plugins=[{','.join(settings.get('plugins', recorded.get('plugins', [])))}]"])
     config = _composed({key: value for key, value in settings.items() if key.partition(".")[0] in SETTINGS})
     for key in settings:
         group, _, name = key.partition(".")
         if group not in SETTINGS and (group not in GROUPS or name not in ("path", "test_path", "target")):
             raise UserError(f"{key}: is the run's own; expected data_dir, or where data and classes lie now.")
-    choices = {group: _choice(folder, group, cell[group], elsewhere) for group in GROUPS if group in cell}
+    paths = {**recorded, **_kept(folder, cell), **settings}
+    choices = {group: _choice(group, cell[group], paths) for group in GROUPS if group in cell}
     others = {key: cell[key] for key in ("seed", "precision", "deterministic")}
     config = replace(config, **choices, **others, train=TrainConfig(**cell["train"]))
     found = signature(cell_of(config), config.dataset.digest_in(Path(config.data_dir)))
@@ -126,25 +129,27 @@ def _recorded(folder: Path, settings: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _choice(folder: Path, group: str, recorded: Mapping[str, Any], elsewhere: Mapping[str, Any]) -> Any:
+def _choice(group: str, recorded: Mapping[str, Any], paths: Mapping[str, Any]) -> Any:
     """The choice that a run has recorded, with the options that its cell leaves out."""
     known = registry.options_of(registry.of(group)[recorded["name"]])
     found = {key: recorded[key] for key in ("name", *known) if key in recorded}
-    found |= {name: elsewhere[f"{group}.{name}"] for name in known if f"{group}.{name}" in elsewhere}
-    if "target" in recorded and f"{group}.target" not in elsewhere:
-        found["target"] = _kept(folder, group, recorded)
+    found |= {name: paths[key] for name in known if (key := f"{group}.{name}") in paths}
     if group == "optimizer":  # only the default of each group's rate
         found["lr"] = next(iter(recorded["groups"].values()))["lr"]
+    if "target" in found and f"{group}.target" not in paths:
+        raise UserError(
+            f"{group}: the run's folder keeps no {found['target']} as it was when the run was trained; say where it "
+            f"lies, {group}.target=FILE.py:NAME or package.module:NAME."
+        )
     return registry.make(group, **found)
 
 
-def _kept(folder: Path, group: str, recorded: Mapping[str, Any]) -> str:
-    """The target of a user's own class among the sources that its run keeps; they must be what the run recorded."""
-    for path in sorted((folder / "source" / group).glob("*.py")):
-        target = f"{path}:{recorded['target']}"
-        if own.source(f"{group}.target", target) == recorded["source"]:
-            return target
-    raise UserError(
-        f"{folder / 'source' / group}: keeps no {recorded['target']} as it was when the run was trained; say where it "
-        f"lies, {group}.target=FILE.py:NAME or package.module:NAME."
-    )
+def _kept(folder: Path, cell: Mapping[str, Any]) -> dict[str, str]:
+    """The targets of the user's own classes among the sources in the run's folder that are still what it recorded."""
+    found = {}
+    for group in GROUPS:
+        for path in sorted((folder / "source" / group).glob("*.py")):
+            key, target = f"{group}.target", f"{path}:{cell[group].get('target')}"
+            if "target" in cell[group] and own.source(key, target) == cell[group]["source"]:
+                found[key] = target
+    return found

@@ -79,7 +79,7 @@ class CellSweeper(Sweeper):
                 "fail_fast=true: other launchers submit all cells at once, so none can be stopped; leave it out, or "
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
-        _check_own([cell.config for cell in cells])
+        _check_inputs([cell.config for cell in cells])
         for cell, how in new:
             if how.name == "forced":
                 RunDir(cell.config).begin_anew()
@@ -117,14 +117,20 @@ def _without_force(job: Sequence[str]) -> list[str]:
     return [line for line in job if not line.startswith("force=")]
 
 
-def _check_own(configs: Sequence[RunConfig]) -> None:
-    """Try classes of the user's own before the first cell: a mistake in the last one shows at once."""
-    if not (own := [config for config in configs if config.own]):
+def _check_inputs(configs: Sequence[RunConfig]) -> None:
+    """Load the user's own files and try their classes before the first cell: a mistake in the last one shows at once.
+
+    Files alone are loaded on the CPU: the device may be another machine's.
+    """
+    inputs = [config for config in configs if config.own or config.dataset.test_records is None]
+    if not inputs:
         return
+    import torch  # noqa: PLC0415
+
     from dbnrun.runner import build, own_check  # noqa: PLC0415 - torch
 
-    for config in own:
-        device = build.prepare_device(config)
+    for config in sorted(inputs, key=lambda config: str(config.dataset)):  # one data set is kept at a time
+        device = build.prepare_device(config) if config.own else torch.device("cpu")
         own_check.check(config, build.load_data(config, device), device)
 
 

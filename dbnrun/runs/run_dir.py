@@ -160,7 +160,7 @@ class RunDir:
     def _keep_sources(self) -> None:
         """Keep the code of classes of the user's own beside what it produced, in the folder `source`."""
         for group, choice in self.config.own.items():
-            for name, path in own.files(choice.key, choice.target).items():
+            for name, path in own.files(f"{group}.target", choice.code).items():
                 kept = self.folder / "source" / group / name
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 layout.write_atomic(kept, path.read_bytes())
@@ -302,7 +302,7 @@ class RunDir:
             "seed": self.config.seed,
             **{key: began[key] for key in ("threads", "compile") if key in began},
             "data_digest": self.digest,
-            "outside_cell": _outside_cell(self.config),
+            **_outside_cell(self.config),
             "versions": {
                 "dbnrun": dbnrun.__version__,
                 "python": platform.python_version(),
@@ -317,14 +317,16 @@ class RunDir:
         }
 
 
-def _outside_cell(config: RunConfig) -> dict[str, str]:
-    """Where the run's data and installed classes are found, by keys: cells leave that out, and `load_run` needs it."""
+def _outside_cell(config: RunConfig) -> dict[str, Any]:
+    """Where the run's data and modules are found, by keys: a cell leaves that out, and `load_run` needs it."""
     paths = {name: getattr(config.dataset, name, None) for name in ("path", "test_path")}
-    found = {f"dataset.{name}": str(Path(path).expanduser().absolute()) for name, path in paths.items() if path}
-    installed = {
-        choice.key: choice.target for choice in config.own.values() if not own.files(choice.key, choice.target)
+    found: dict[str, Any] = {
+        f"dataset.{name}": str(Path(path).expanduser().absolute()) for name, path in paths.items() if path
     }
-    return found | installed
+    targets = {f"{group}.target": choice.target for group, choice in config.own.items() if isinstance(choice, own.Own)}
+    found |= {key: target for key, target in targets.items() if ".py:" not in target}
+    found |= {"plugins": config.plugins} if config.plugins else {}
+    return {"outside_cell": found} if found else {}
 
 
 def finished_before(config: RunConfig) -> Outcome | None:

@@ -8,18 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from test_own import FILES
 
 import dbnrun
 from dbnrun import interrupt
 from dbnrun.runner import execute
 from dbnrun.runs import load, metrics
 
-DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 TINY = {"train.epochs": 2, "train.limit_batches": 2, "threads": 1, "save_weights": True}
-
-
-def code_of(page):
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -31,11 +28,11 @@ def here(tmp_path, monkeypatch):
 
 def test_every_block_of_the_page_works_and_gives_what_it_says(here, capsys):
     names = {}
-    for block in code_of("python.md"):
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(block, names)
     status, refused, error = capsys.readouterr().out.splitlines()
     assert status.startswith("done results/runs/digits-fnn-dbn-harmonic-seed0-")
-    assert refused.startswith("norm=dnb: expected one of bn, custom, dbn, ") and "Did you mean 'dbn'?" in refused
+    assert refused.startswith("norm=dnb: expected one of batch_renorm, bn, ") and "Did you mean 'dbn'?" in refused
     assert float(error) == names["run"].metrics["test_error_pct"].iloc[-1]
     assert list(names["curves"].columns) == ["bn", "dbn"] and len(names["curves"]) == 3
     assert sorted(zip(names["runs"]["norm"], names["runs"]["seed"], strict=True)) == [("bn", 0), ("bn", 1), ("dbn", 0)]
@@ -61,10 +58,9 @@ def test_tables_hold_what_the_files_hold(here):
 
 
 def test_a_loaded_network_of_a_users_own_comes_from_the_runs_sources_and_gives_its_test_error(here):
-    (norm, data) = code_of("your-own.md")
-    (here / "helper.py").write_text(norm)
+    (here / "helper.py").write_text(FILES["mynorm.py"])
     (here / "mynorm.py").write_text("from helper import BatchRenorm\n")
-    (here / "mydata.py").write_text(data)
+    (here / "mydata.py").write_text(FILES["mydata.py"])
     own = {"norm": "custom", "norm.target": "mynorm.py:BatchRenorm", "norm.options.r_max": 2.0, "optimizer": "custom"}
     own |= {"optimizer.target": "torch.optim:RMSprop", "dataset": "custom", "dataset.target": "mydata.py:load"}
     run = dbnrun.train({**TINY, **own, "train.batch_size": 20})
@@ -76,8 +72,24 @@ def test_a_loaded_network_of_a_users_own_comes_from_the_runs_sources_and_gives_i
     assert error_of(model, data) == run.metrics["test_error_pct"].iloc[-1]
     kept = run.folder / "source" / "norm" / "helper.py"
     kept.write_text(kept.read_text() + "# changed\n")
-    with pytest.raises(dbnrun.UserError, match="keeps no BatchRenorm as it was when the run was trained"):
+    with pytest.raises(
+        dbnrun.UserError, match="norm: the run's folder keeps no BatchRenorm as it was when the run was trained"
+    ):
         dbnrun.load_run(run.folder)
+
+
+def test_a_run_with_a_plugins_choice_and_a_class_of_a_package_is_loaded_while_they_can_be_imported(here):
+    (here / "mylab").mkdir()
+    (here / "mylab" / "norms.py").write_text(FILES["mylab/norms.py"])
+    (here / "mylab" / "net.py").write_text(FILES["mynet.py"])
+    own = {"model": "custom", "model.target": "mylab.net:Plain", "model.options.width": 4, "norm": "gn"}
+    run = dbnrun.train({**TINY, **own})
+    model, data, config = dbnrun.load_run(run.folder)
+    assert config.model.target == "mylab.net:Plain" and config.model.options == {"width": 4}
+    assert error_of(model, data) == run.metrics["test_error_pct"].iloc[-1]
+    scaled = dbnrun.train({**TINY, "plugins": ["mylab.norms"], "norm": "rms_scaled", "norm.scale": 0.5})
+    model, data, config = dbnrun.load_run(scaled.folder.name)
+    assert config.norm.scale == 0.5 and error_of(model, data) == scaled.metrics["test_error_pct"].iloc[-1]
 
 
 def error_of(model, data):
