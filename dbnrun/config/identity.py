@@ -76,6 +76,12 @@ def schedule_key(cell: Mapping[str, Any]) -> str:
 
 def readable_name(cell: Mapping[str, Any]) -> str:
     """A name for people, such as 'mnist-fnn-dbn-alpha0.25-seed0'; the signature makes it unique."""
-    dataset = cell["dataset"].get("target", cell["dataset"]["name"])
-    slugs = (choice_of(group, cell[group]).slug for group in ("model", "norm", "schedule") if group in cell)
-    return "-".join([dataset, *slugs, f"seed{cell['seed']}"])
+    slugs = (slug_of(group, cell[group]) for group in ("dataset", "model", "norm", "schedule") if group in cell)
+    return "-".join([*slugs, f"seed{cell['seed']}"])
+
+
+def slug_of(group: str, recorded: Mapping[str, Any]) -> str:
+    """What folders call a recorded choice, such as 'resnet18' or 'alpha0.25'; of the user's own classes, their name."""
+    if group in ("dataset", "optimizer"):  # their cells leave out options that they cannot be made without
+        return recorded.get("target", recorded["name"])
+    return choice_of(group, recorded).slug

@@ -1,0 +1,193 @@
+"""Filters of recorded runs, such as `norm=dbn_inference dataset=mnist seed=0,1 train.epochs=10`. Imports no torch.
+
+Every filter must hold; of several values after one `=`, any. A group's name means what choosing it composes: a plain
+choice (`schedule=constant`) with whatever options, a preset of it (`schedule=alpha_1`, `norm=dbn_inference`) with the
+values that its file states. Any other key is compared with the run's config.yaml; what that leaves out has its default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+import yaml
+
+from dbnrun.config import registry
+from dbnrun.config.identity import SETTINGS, slug_of
+from dbnrun.config.registry import GROUPS, UserError, conf_dir, defaults_of, files, nearest, one_of
+from dbnrun.config.schema import RunConfig, TrainConfig, known_keys
+
+Cell = Mapping[str, Any]
+Test = Callable[[Cell], bool]
+_TRAIN = {each.name: each.default for each in fields(TrainConfig) if each.default is not MISSING}
+
+
+def matcher(words: Sequence[str], **facts: Iterable[str]) -> Test:
+    """What says whether a cell, as its config.yaml holds it, passes every filter.
+
+    `facts`: keys that are no configuration, such as status, with their known values; a cell has them beside its own.
+    Raises UserError for a word that is no filter, a key or a choice that there is none of, or a value of another type.
+    """
+    tests = [_test(word, {key: list(known) for key, known in facts.items()}) for word in words]
+    return lambda cell: all(test(cell) for test in tests)
+
+
+def options(cell: Cell) -> dict[str, Any]:
+    """What a cell is made of, by the keys of a command, defaults included. A group's own key has its name in folders.
+
+    `optimizer.lr` is the learning rate that all groups of parameters share, if they do.
+    """
+    found: dict[str, Any] = {}
+    for group in GROUPS:
+        recorded = _recorded(cell, group)
+        if recorded is not None:
+            found[group] = slug_of(group, recorded)
+            _flatten(group, {**_defaults(group, recorded["name"]), **recorded}, found)
+            del found[f"{group}.name"]
+    rates = {group["lr"] for group in cell["optimizer"]["groups"].values()}
+    if len(rates) == 1:
+        found["optimizer.lr"] = rates.pop()
+    _flatten("train", {**_TRAIN, **cell["train"]}, found)
+    return found | {key: value for key, value in cell.items() if key not in (*GROUPS, "train")}
+
+
+def _recorded(cell: Cell, group: str) -> Mapping[str, Any] | None:
+    """What a cell holds of a group; None where it has no part in the cell."""
+    return cell.get(group, {"name": "constant"} if group == "lr_schedule" else None)  # older cells lack that group
+
+
+@functools.cache
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    return {key: value for key, value in defaults_of(registry.of(group)[name]).items() if value not in (None, "")}
+
+
+def _flatten(key: str, value: Any, found: dict[str, Any]) -> None:
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            _flatten(f"{key}.{name}", below, found)
+    else:
+        found[key] = value
+
+
+def _test(word: str, facts: Mapping[str, list[str]]) -> Test:
+    key, equals, text = word.partition("=")
+    if not equals or not key or not text:
+        raise UserError(f"{word}: expected a filter KEY=VALUE or KEY=VALUE,VALUE, such as norm=bn or seed=0,1.")
+    if key in facts:
+        wanted = text.split(",")
+        for value in wanted:
+            one_of(key, value, facts[key])
+        return lambda cell: cell[key] in wanted
+    if key in GROUPS:
+        choices = [_choice(key, name) for name in text.split(",")]
+        return lambda cell: any(choice(cell) for choice in choices)
+    _check_key(word, key, facts)
+    values = [_typed(key, value) for value in _values(text)]
+    return lambda cell: any(_same(options(cell).get(key), value) for value in values)
+
+
+def _check_key(word: str, key: str, facts: Iterable[str]) -> None:
+    if key.partition(".")[0] in SETTINGS:
+        raise UserError(f"{word}: {key} changes no number, and runs do not record it.")
+    if ".options." in key or key.startswith("optimizer.groups."):
+        return  # the user's own names
+    known = [each for each in (*facts, *known_keys()) if each.partition(".")[0] not in SETTINGS]
+    if key not in known:
+        leaves = {each.rpartition(".")[2]: each for each in reversed(known)}
+        hint = nearest(leaves.get(key, key), known) or nearest(key, leaves)
+        raise UserError(f"{word}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
+
+
+def _choice(group: str, name: str) -> Test:
+    """Whether a cell has this choice of the group."""
+    one_of(group, name, files()[group])
+    plain, stated = _preset(group, name)
+    others = {each for each in files()[group] if each != name}
+
+    def test(cell: Cell) -> bool:
+        recorded = _recorded(cell, group)
+        if recorded is None or recorded["name"] != plain:
+            return False
+        if stated:
+            return all(_same(recorded.get(key), value) for key, value in stated.items())
+        return slug_of(group, recorded) not in others  # norm=dbn is not dbn_inference, which is a choice of its own
+
+    return test
+
+
+def _preset(group: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The plain choice that a file of conf/ names, and the values that a preset of it states; {} for the plain one."""
+    content = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    if content.get("name") == name:
+        return name, {}
+    defaults = content.pop("defaults", [])
+    (below,) = [each for each in defaults if isinstance(each, str) and each != "_self_"]
+    plain, stated = _preset(group, below)
+    return plain, stated | content
+
+
+def _values(text: str) -> list[Any]:
+    """The values after a filter's `=`, as YAML types them: 0,1 are two, [300,300] is one."""
+    with contextlib.suppress(yaml.YAMLError):
+        found = yaml.safe_load(f"[{text}]")
+        if isinstance(found, list) and not any(isinstance(value, Mapping) for value in found):
+            return found
+    return text.split(",")
+
+
+def _typed(key: str, value: Any) -> Any:
+    """The value as its key has it. Raises UserError where it is of a type, or none of the words, that the key takes."""
+    takes = _kinds(key)
+    if key.endswith(".target"):
+        return str(value).rpartition(":")[2]  # cells hold the name alone
+    if isinstance(value, str) and str not in takes:
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML takes 1e-3, without a point, for a text
+    wrong = isinstance(value, str) and not takes & {str, Any}
+    if wrong or (takes == {bool} and not isinstance(value, bool)):
+        wanted = "true or false" if takes == {bool} else "numbers in brackets" if list in takes else "a number"
+        raise UserError(f"{key}={value}: expected {wanted}.")
+    if isinstance(value, str) and (words := _words(key)):
+        one_of(key, value, words)
+    return value
+
+
+def _holders(key: str) -> list[tuple[type, str]]:
+    """The dataclasses that have a key as a field, and the field's name."""
+    group, dot, name = key.rpartition(".")
+    kinds = {"": [RunConfig], "train": [TrainConfig]}.get(group) or (
+        list(registry.of(group).values()) if group in GROUPS else []
+    )
+    name = name if dot else key
+    return [(kind, name) for kind in kinds if any(each.name == name for each in fields(kind))]
+
+
+def _kinds(key: str) -> set[Any]:
+    """The types that a key takes; Any where nobody says."""
+    found: set[Any] = set()
+    for kind, name in _holders(key):
+        hint = typing.get_type_hints(kind)[name]
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        found |= {typing.get_origin(part) or part for part in parts}
+    return found or {Any}
+
+
+def _words(key: str) -> list[str]:
+    """The words that an option is one of; [] where it takes any."""
+    found = [
+        list(each.metadata.get("among", ()))
+        for kind, name in _holders(key)
+        for each in fields(kind)
+        if each.name == name
+    ]
+    return list(dict.fromkeys(word for words in found for word in words)) if all(found) else []
+
+
+def _same(recorded: Any, wanted: Any) -> bool:
+    """Whether two values are equal; true is not 1."""
+    return recorded == wanted and isinstance(recorded, bool) == isinstance(wanted, bool)
