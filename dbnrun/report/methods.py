@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dbnrun.config import registry
 from dbnrun.config.filters import options
 from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, number_text, one_of
@@ -24,7 +25,6 @@ from dbnrun.runs import archive, load, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
 from dbnrun.runs.metrics import EpochRow
 
-Test = Callable[[Mapping[str, Any]], bool]  # of a cell
 SELECTIONS = {"last": "last", "best_val": "best_on_val", "best_test": "best_on_test"}  # as `stats` calls them
 CHOOSERS = {"best_val": "val_error_pct", "best_test": "test_error_pct"}
 METRICS = [each.name for each in fields(EpochRow) if each.name != "epoch"]
@@ -136,35 +136,28 @@ class Method:
         return replace(self, runs={seed: self.runs[seed] for seed in seeds if seed in self.runs})
 
 
-def read(paths: Sequence[Path], passes: Test, columns: Sequence[str]) -> list[Method]:
-    """The methods of the runs under `paths` whose cells pass; of several copies of a run the first finished one counts.
-
-    A path with records has those before its run folders. Only one run's rows are held at a time. Raises UserError where
-    no run is finished.
-    """
-    copies: dict[str, list[RunRecord]] = defaultdict(list)
-    found: list[Mapping[str, Any]] = []
-    for run in map(load.as_auto, _runs(paths)):
-        found.append(run.cell)
-        if passes(run.cell):
-            copies[run.signature].append(run)
-    methods = _methods(_distinct(copies.values()), columns)
-    if not any(method.n for method in methods):
-        where = ", ".join(map(str, paths))
-        if not found:
-            raise UserError(f"{where}: no runs; {HOW_TO_RECORD}.")
-        raise UserError(f"{where}: none of {len(found)} runs is finished and passes the filters.")
-    return methods
-
-
-def _runs(paths: Sequence[Path]) -> Iterator[RunRecord]:
-    """The recorded runs, then the run folders, those without their rows."""
+def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
+    """The recorded runs under `paths`, then the run folders, those without their rows; UserError where there are none."""
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: there is no such folder; {HOW_TO_RECORD}.")
-    for path in paths:
-        yield from archive.read(path / "records")
-    yield from load.readable(load.described, load.folders(paths))
+    recorded = itertools.chain.from_iterable(archive.read(path / "records") for path in paths)
+    found = itertools.chain(recorded, load.readable(load.described, load.folders(paths)))
+    runs = list(map(load.as_auto, found))
+    if not runs:
+        raise UserError(f"{', '.join(map(str, paths))}: no runs; {HOW_TO_RECORD}.")
+    return runs
+
+
+def methods_of(runs: Iterable[RunRecord], columns: Sequence[str]) -> list[Method]:
+    """The methods that runs make. Of several copies of a run the first finished one counts.
+
+    The rows of a run folder are read here, and only one run's are held at a time.
+    """
+    copies: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        copies[run.signature].append(run)
+    return _methods(_distinct(copies.values()), columns)
 
 
 def _distinct(copies: Iterable[Sequence[RunRecord]]) -> Iterator[RunRecord]:
@@ -280,12 +273,15 @@ def _chosen(family: Sequence[Method], tuning: Tuning, reading: Reading) -> Metho
 
 def _sortable(method: Method, keys: Sequence[str]) -> list[tuple[bool, Any]]:
     values = [method.options.get(key) for key in keys]
-    return [(not isinstance(value, int | float), value if isinstance(value, int | float) else str(value)) for value in values]
+    return [
+        (not isinstance(value, int | float), value if isinstance(value, int | float) else str(value))
+        for value in values
+    ]
 
 
 def _values(method: Method, keys: Sequence[str]) -> str:
     """'lr=0.03', or the values of several keys."""
-    return ", ".join(_said(key, method) for key in keys)
+    return ", ".join(said(key, method) for key in keys)
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -302,7 +298,7 @@ def name_all(methods: Sequence[Method], always: Sequence[str] = (), without: Seq
     """
     keys = [key for key in differing(methods) if not under(key, without) and key not in always]
     for method in methods:
-        own = [_said(key, method) for key in (*keys, *always) if key in method.options]
+        own = [said(key, method) for key in (*keys, *always) if key in method.options]
         method.label = ", ".join([method_name(method), *own]) + (" (trial)" if method.is_trial else "")
     for label, count in Counter(method.label for method in methods).items():
         alike = [method for method in methods if method.label == label]
@@ -320,8 +316,9 @@ def method_name(method: Method) -> str:
 def norm_name(cell: Mapping[str, Any]) -> str:
     """'DBN', or 'DBN (inference)'; of a class of the user's own, its name."""
     name, slug = cell["norm"]["name"], slug_of("norm", cell["norm"])
-    rest = slug.removeprefix(f"{name}_")
-    return name_of(name) if slug == name else f"{name_of(name)} ({rest})" if rest != slug else slug
+    kind = registry.of("norm").get(name)
+    label, rest = kind.label if kind else name, slug.removeprefix(f"{name}_")
+    return label if slug == name else f"{label} ({rest})" if rest != slug else slug
 
 
 def differing(methods: Sequence[Method]) -> list[str]:
@@ -347,7 +344,7 @@ def _differs(key: str, methods: Sequence[Method]) -> bool:
     return any(len(values) > 1 for values in among.values())
 
 
-def _said(key: str, method: Method) -> str:
+def said(key: str, method: Method) -> str:
     """'lr=0.03', 'epochs=20', 'weights.weight_decay=0.001', or the name of a choice."""
     if key == "dataset":
         return dataset_of(method.cell)

@@ -16,7 +16,7 @@ LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # a corrected p-value below this rejects
 EXACT_UP_TO = 16  # differences; beyond, 9,999 sign flips are drawn
 POWER = 0.8  # with which the seeds needed would show an effect
-MOST_SEEDS = 100_000  # looked for
+MOST_SEEDS = 10_000  # looked for
 SELECTIONS = {
     "last": "last epoch",
     "best_on_val": "best epoch on the validation part",
