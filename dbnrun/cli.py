@@ -325,6 +325,6 @@ def _theory(arguments: list[str]) -> int:
 
 
 VERBS = {
-    "plan": _plan, "status": _status, "report": _report, "compare": _compare, "data": _data, "theory": _theory, "doctor": _doctor,
-    "bench": _bench,
+    "plan": _plan, "status": _status, "report": _report, "compare": _compare, "data": _data, "theory": _theory,
+    "doctor": _doctor, "bench": _bench,
 }  # fmt: skip

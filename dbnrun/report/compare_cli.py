@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import shlex
 import sys
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from dbnrun.report import contrast_text as texts
 from dbnrun.report.contrast_text import Comparison
 from dbnrun.report.contrasts import tables
 from dbnrun.report.methods import (
-    SELECTIONS, Method, Reading, method_name, methods_of, runs_under, tuned, under, value_text,
+    SELECTIONS,
+    Method,
+    Reading,
+    method_name,
+    methods_of,
+    runs_under,
+    tuned,
+    under,
+    value_text,
 )  # fmt: skip
 from dbnrun.report.tables import write_texts
 
@@ -35,7 +43,7 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Pat
         if path is not None:
             _write(path, lambda path=path, content=content: write_texts(path.parent, {path.name: content(found)}))
     if asked.figure is not None:
-        from dbnrun.report import forest
+        from dbnrun.report import forest  # noqa: PLC0415 - matplotlib takes a second to import
 
         _write(asked.figure, lambda: forest.draw(found, asked.figure))
     return 0

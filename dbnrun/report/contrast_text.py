@@ -13,7 +13,7 @@ import pandas as pd
 
 from dbnrun.report import stats
 from dbnrun.report.contrasts import Row, Table
-from dbnrun.report.methods import Method, Reading, Tuning, method_name
+from dbnrun.report.methods import Method, Reading, Tuning
 from dbnrun.report.tables import markdown
 
 FIELDS = (
@@ -68,7 +68,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
             {"name": table.name, "title": table.title, "rows": [_json_row(row) for row in table.rows]}
             for table in found.tables
         ],
-        "not_compared": [f"{table_name(method)}" for method in found.alone],
+        "not_compared": [method.label for method in found.alone],
         "tuned": {"keys": tuning.keys, "seeds": tuning.seeds, "methods": tuning.lines} if tuning else None,
     }
 
@@ -85,10 +85,6 @@ def _json_row(row: Row) -> dict[str, Any]:
         "options": row.method.options,
     }
     return fields(row) | more
-
-
-def table_name(method: Method) -> str:
-    return f"{method.options.get('dataset')}: {method_name(method)}"
 
 
 # What a reader sees
@@ -179,13 +175,13 @@ def caption(table: Table, found: Comparison) -> list[str]:
 def _of_tests(table: Table) -> list[str]:
     welch = [row for row in table.compared if row.unpaired]
     pairs = [row for row in table.compared if not row.unpaired]
-    base = table.baseline
+    base, made = table.baseline, table.compared[0].made
     how = "paired by seed (same data, network and batches)" if pairs else "unpaired"
     said = [f"Difference: minus {base.label if base else ''}, {how}{', but where noted' if welch and pairs else ''}."]
     tests = (["exact sign-flip test"] if pairs else []) + (["Welch's t test where unpaired"] if welch else [])
     if any(row.difference.n > stats.EXACT_UP_TO for row in pairs):
         tests[0] = f"sign-flip test (exact up to {stats.EXACT_UP_TO} seeds, beyond 9,999 drawn flips)"
-    return [*said, f"p: {', '.join(tests)}; Holm's correction over {table.compared[0].made} comparisons."]
+    return [*said, f"p: {', '.join(tests)}; Holm's correction over {made} comparison{'s' * (made != 1)}."]
 
 
 def remarks(found: Comparison) -> list[str]:
@@ -199,7 +195,7 @@ def remarks(found: Comparison) -> list[str]:
         )
         said += [f"  {line}" for line in tuning.lines]
     if found.alone:
-        names = "; ".join(table_name(method) for method in found.alone[:6])
+        names = "; ".join(method.label for method in found.alone[:6])
         more = f"; and {len(found.alone) - 6} more" if len(found.alone) > 6 else ""
         said.append(f"Not compared, as no baseline is on their data or two fit equally well: {names}{more}.")
     return said
@@ -222,13 +218,12 @@ def _aligned(frame: pd.DataFrame) -> list[str]:
 
 
 def as_markdown(found: Comparison) -> str:
-    parts = [
-        f"**{table.title}**\n\n{markdown(columns(table, found).map(_escaped_pipe))}\n\n{' '.join(caption(table, found))}\n"
-        for table in found.tables
-    ]
-    return (
-        "\n".join([*parts, *("\n".join(f"{line.strip()}\n" for line in remarks(found)).splitlines())]).rstrip() + "\n"
-    )
+    parts = []
+    for table in found.tables:
+        shown = columns(table, found).map(_escaped_pipe)
+        parts += [f"**{table.title}**", markdown(shown), " ".join(caption(table, found))]
+    listed = [line.replace("  ", "- ", 1) if line.startswith("  ") else f"{line}\n" for line in remarks(found)]
+    return "\n\n".join([*parts, *filter(None, ["\n".join(listed)])]).rstrip() + "\n"
 
 
 def _escaped_pipe(text: str) -> str:

@@ -122,6 +122,9 @@ def tables(
         for (value, place), group in sorted(groups.items(), key=lambda item: item[0][::-1])
     ]
     _name(made, keys)
+    name_all(alone)
+    for method in alone:
+        method.label = f"{dataset_of(method.cell)}: {method.label}"
     return made, alone
 
 

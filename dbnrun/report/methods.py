@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,6 +28,7 @@ from dbnrun.runs.metrics import EpochRow
 
 SELECTIONS = {"last": "last", "best_val": "best_on_val", "best_test": "best_on_test"}  # as `stats` calls them
 CHOOSERS = {"best_val": "val_error_pct", "best_test": "test_error_pct"}
+MANY = 6  # values that are listed, of those that were tried
 METRICS = [each.name for each in fields(EpochRow) if each.name != "epoch"]
 
 
@@ -60,8 +62,9 @@ class Reading:
     @property
     def quantity(self) -> str:
         """'test error [%]'."""
-        name = self.metric.replace("_pct_population", "_pct, population statistics").replace("_pct", "")
-        return name.replace("_", " ") + (f" [{self.unit}]" if self.unit else "")
+        name, population, _ = self.metric.partition("_population")
+        words = name.replace("_pct", "").replace("val_", "validation_").replace("_", " ")
+        return words + (" with population statistics" if population else "") + (f" [{self.unit}]" if self.unit else "")
 
     @property
     def when(self) -> str:
@@ -137,7 +140,7 @@ class Method:
 
 
 def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
-    """The recorded runs under `paths`, then the run folders, those without their rows; UserError where there are none."""
+    """The recorded runs under `paths`, then the run folders without their rows. UserError where there are none."""
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: there is no such folder; {HOW_TO_RECORD}.")
@@ -207,9 +210,10 @@ def _identity(cell: Mapping[str, Any], without: Sequence[str] = ()) -> str:
 
 
 def under(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a dotted key is one of those, or below one of those; `optimizer.lr` is that of each group."""
-    spelled = ("optimizer.groups.*.lr" if pattern == "optimizer.lr" else pattern for pattern in patterns)
-    return any(fnmatchcase(key, pattern) or key.startswith(f"{pattern}.") for pattern in spelled)
+    """Whether a dotted key is one of those, or below one of those; `optimizer.lr` is that of each group, too."""
+    patterns = list(patterns)
+    patterns += ["optimizer.groups.*.lr"] if "optimizer.lr" in patterns else []
+    return any(fnmatchcase(key, pattern) or key.startswith(f"{pattern}.") for pattern in patterns)
 
 
 # Tuning
@@ -242,11 +246,14 @@ def tuned(
         raise UserError(
             f"--tune-seeds {_listed(tuning.seeds)}: no other seeds are finished, and the comparison needs some."
         )
-    chosen = [_chosen(family, tuning, reading) for family in families.values()]
+    heads = [replace(family[0]) for family in families.values()]
+    name_all(heads, without=keys)
+    labelled = zip(families.values(), heads, strict=True)
+    chosen = [_chosen(family, head.label, tuning, reading) for family, head in labelled]
     return [method for method in chosen if method is not None], tuning
 
 
-def _chosen(family: Sequence[Method], tuning: Tuning, reading: Reading) -> Method | None:
+def _chosen(family: Sequence[Method], name: str, tuning: Tuning, reading: Reading) -> Method | None:
     """The family's best method on the other seeds; None, and a line that says why, where there is none."""
     validation = replace(reading, metric="val_error_pct")
     scores = {}
@@ -255,18 +262,20 @@ def _chosen(family: Sequence[Method], tuning: Tuning, reading: Reading) -> Metho
             score = float(np.mean(list(validation.of(method.only(tuning.seeds)).values())))
             if np.isfinite(score):
                 scores[_values(method, tuning.keys)] = (score, method)
-    name = method_name(family[0])
     if not scores:
         tuning.lines.append(f"{name}: left out; no value has finished runs of the seeds {_listed(tuning.seeds)}")
         return None
     value, (score, method) = min(scores.items(), key=lambda item: item[1][0])
-    others = [f"{other}: {scores[other][0]:.2f} %" for other in scores if other != value]
-    skipped = sorted({_values(one, tuning.keys) for one in family} - scores.keys())
-    line = f"{name}: {value} (validation error {score:.2f} %{'; ' + ', '.join(others) if others else ''})"
-    line += f"; not finished on these seeds: {', '.join(skipped)}" if skipped else ""
+    line = f"{name}: {value}, with a validation error of {score:.2f} %"
+    if others := [f"{other} {scores[other][0]:.2f} %" for other in scores if other != value]:
+        line += f"; {', '.join(others[:MANY])}" + (f" and {len(others) - MANY} more" if len(others) > MANY else "")
+    if len(scores) > 2 and value in (next(iter(scores)), next(reversed(scores))):
+        line += "; it is at the edge of what was tried"
+    if skipped := [said for said in map(lambda one: _values(one, tuning.keys), family) if said not in scores]:
+        line += f"; not finished on these seeds: {', '.join(skipped[:MANY])}" + (", …" if len(skipped) > MANY else "")
     rest = method.only(set(method.seeds) - set(tuning.seeds))
     if not rest.n:
-        line += "; left out: no other seed is finished with that value"
+        line += "; left out, as no other seed is finished with that value"
     tuning.lines.append(line)
     return rest if rest.n else None
 
@@ -353,7 +362,7 @@ def said(key: str, method: Method) -> str:
     below = {each: value for each, value in method.options.items() if under(each, [key])}
     if key in method.options or not below:
         below = {key: method.options.get(key)}
-    short = {each.partition(".")[2].removeprefix("groups.") or each: value for each, value in below.items()}
+    short = {re.sub(r"^\w+\.(groups\.|options\.)?", "", each): value for each, value in below.items()}
     return ", ".join(f"{name}={value_text(value)}" for name, value in short.items())
 
 
