@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,8 @@ def _keys(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0,1,2")
     return sorted({int(seed) for seed in text.split(",")})
 
 

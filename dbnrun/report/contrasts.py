@@ -118,8 +118,8 @@ def tables(
     if is_baseline is not None and not groups:
         groups = {("", place): [] for place in range(len(bases))}
     made = [
-        _table(bases[place] if bases else None, group, value, reading, effect, (by, always))
-        for (value, place), group in sorted(groups.items(), key=lambda item: item[0][::-1])
+        _table(bases[place] if bases else None, group, reading, effect, (by, always))
+        for (_, place), group in sorted(groups.items(), key=lambda item: item[0][::-1])
     ]
     _name(made, keys)
     name_all(alone)
@@ -149,7 +149,6 @@ def _same_data(one: Method, other: Method) -> bool:
 def _table(
     base: Method | None,
     group: Sequence[Method],
-    value: str,
     reading: Reading,
     effect: float,
     keys: tuple[Sequence[str], Sequence[str]],
@@ -161,7 +160,9 @@ def _table(
     name_all(members, always, without=by)
     rows = _rows(members, reading, effect) if base else [Row(one, _summary(reading.of(one))) for one in members]
     shared = members[0].cell
-    return Table(rows, ", ".join(filter(None, [dataset_of(shared), value])), describe(shared))
+    # The last is one of the group: a baseline may lack the keys that the tables are made by.
+    name = ", ".join([dataset_of(shared), *(said(key, members[-1]) for key in by if key != "dataset")])
+    return Table(rows, name, describe(shared))
 
 
 def _rows(members: Sequence[Method], reading: Reading, effect: float) -> list[Row]:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.contrast_text import Comparison, columns, with_intervals
 from dbnrun.report.contrasts import Row, Table
@@ -28,6 +29,7 @@ from dbnrun.report.tables import from_to
 # Inches. The plot keeps its width, and the figure is as wide as the longest label asks.
 EDGE, SAMPLE, GAP, PLOT = 0.12, 0.36, 0.12, 3.6
 LINE, ROW, HEAD, AXIS, CURVES, Y_AXIS = 0.18, 0.225, 0.26, 0.56, 2.9, 0.62
+TALLEST = 400  # matplotlib draws no more than 65,535 pixels
 TEXT_PT, TITLE_PT = 8.2, 9.5
 FAR = 6  # a row that reaches so many times as far as the median row is cut off, and an arrow says so
 BANDS = 6  # more curves than that are drawn without their bands
@@ -54,6 +56,8 @@ def _figure(found: Comparison) -> Figure:
         for table in found.tables
     ]
     heights = [_height(table, title) for table, title in zip(found.tables, titles, strict=True)]
+    if sum(heights) > TALLEST:
+        raise UserError(f"--figure: {len(heights)} tables make too tall a figure; ask for fewer with filters.")
     figure = Figure(figsize=(width, sum(heights) + EDGE), dpi=150)
     FigureCanvasAgg(figure)
     top = sum(heights) + EDGE

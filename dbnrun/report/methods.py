@@ -21,7 +21,6 @@ from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, number_text, one_of
 from dbnrun.report import stats
 from dbnrun.report.names import dataset_of, name_of
-from dbnrun.report.series import dotted
 from dbnrun.runs import archive, load, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
 from dbnrun.runs.metrics import EpochRow
@@ -179,7 +178,7 @@ def _methods(runs: Iterable[RunRecord], columns: Sequence[str]) -> list[Method]:
     for run in runs:
         method = found[_identity(run.cell)].setdefault(run.data_digest, Method(run.cell, run.data_digest))
         if run.status == "done":
-            method.runs[run.cell["seed"]] = {name: _column(run, name) for name in columns}
+            method.runs.setdefault(run.cell["seed"], {name: _column(run, name) for name in columns})
         else:
             method.left_out[run.status or "unfinished"] += 1
     return [method for alike in found.values() for method in _joined(alike)]
@@ -202,11 +201,16 @@ def _joined(alike: dict[str, Method]) -> list[Method]:
 
 
 def _identity(cell: Mapping[str, Any], without: Sequence[str] = ()) -> str:
-    """What decides a method's numbers, as text: its cell without the seed and without the keys to tune."""
-    flat = dotted({key: value for key, value in cell.items() if key != "seed"})
+    """What decides a method's numbers, as text: its options without the seed and without the keys to tune."""
+    kept = {
+        key: value
+        for key, value in options(cell).items()
+        # A group's own key is its name in folders, which says the options below it, too.
+        if key != "seed" and not under(key, without) and not any(each.startswith(f"{key}.") for each in without)
+    }
+    names = [cell[group]["name"] for group in GROUPS if group in cell and group not in without]
     # A parameter joins the first group that fits, so that their order matters too.
-    flat["optimizer.order"] = list(cell["optimizer"]["groups"])
-    return json.dumps({key: value for key, value in flat.items() if not under(key, without)}, sort_keys=True)
+    return json.dumps([kept, names, list(cell["optimizer"]["groups"])], sort_keys=True)
 
 
 def under(key: str, patterns: Iterable[str]) -> bool:
