@@ -31,7 +31,6 @@ ASKED = {
     "configuration": ["--cfg", "job", "norm=dbn"],
     "finished": FINISHED,
     "plan": ["plan", "experiment=paper_mnist_a"],
-    "compare": ["compare", "--baseline", "norm=bn"],
 }
 SCRIPT = """
 import json, sys
@@ -69,7 +68,6 @@ def started(tmp_path_factory, warm_command):
         ("configuration", {"hydra"}),
         ("finished", {"hydra"}),
         ("plan", {"hydra"}),
-        ("compare", {"hydra", "numpy", "pandas", "scipy"}),
         ("trained", {"hydra", "numpy", "torch"}),
         ("compiler", {"hydra", "numpy", "torch", "torch._dynamo", "torch._inductor", "sympy"}),  # what was left out
     ],

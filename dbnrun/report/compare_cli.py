@@ -15,7 +15,7 @@ from pathlib import Path
 from dbnrun.config.filters import Cell, Test, matcher, options
 from dbnrun.config.registry import GROUPS, UserError, files, nearest
 from dbnrun.report import contrast_text as texts
-from dbnrun.report.contrast_text import Comparison
+from dbnrun.report.contrast_text import Compared
 from dbnrun.report.contrasts import tables
 from dbnrun.report.methods import (
     SELECTIONS,
@@ -86,7 +86,7 @@ def _seeds(text: str) -> list[int]:
     return sorted({int(seed) for seed in text.split(",")})
 
 
-def compared(asked: argparse.Namespace, results: Path) -> Comparison:
+def compared(asked: argparse.Namespace, results: Path) -> Compared:
     """What the command asks for. Raises UserError where there is nothing to compare."""
     reading = Reading(asked.metric, asked.select, asked.at)
     filters = [word for word in asked.words if _is_filter(word)]
@@ -110,7 +110,7 @@ def compared(asked: argparse.Namespace, results: Path) -> Comparison:
     made, alone = tables(methods, is_baseline if baseline else None, reading, effect, asked.by, asked.tune)
     if not any(math.isfinite(row.mean.mean) for table in made for row in table.rows):
         raise UserError(f"--metric {reading.metric}: no run has a number there, {reading.when}.")
-    return Comparison(made, alone, reading, effect, tuning, remarks)
+    return Compared(made, alone, reading, effect, tuning, remarks)
 
 
 def _is_filter(word: str) -> bool:

@@ -23,7 +23,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compared:
     """What a command asked for, and what came of it."""
 
     tables: list[Table]
@@ -34,7 +34,7 @@ class Comparison:
     remarks: Sequence[str] = ()  # what else was left out
 
 
-def csv(found: Comparison) -> str:
+def csv(found: Compared) -> str:
     """A row a method; of several tables each label begins with its table's name."""
     rows = [fields(row) for table in found.tables for row in table.rows]
     if len(found.tables) > 1:
@@ -46,17 +46,17 @@ def csv(found: Comparison) -> str:
 
 def fields(row: Row) -> dict[str, Any]:
     """A row as numbers, by the names of the CSV's columns; None where there is none."""
-    d = row.difference
+    d = row.contrast.difference
     values = (
-        row.mean.n, row.mean.mean, row.mean.low, row.mean.high, d.mean, d.low, d.high, row.p, row.p_holm,
-        row.p_improvement, row.seeds_needed,
+        row.mean.n, row.mean.mean, row.mean.low, row.mean.high, d.mean, d.low, d.high, row.contrast.p,
+        row.contrast.p_holm, row.p_improvement, row.seeds_needed,
     )  # fmt: skip
     return {"label": row.label} | {
         name: value if math.isfinite(value) else None for name, value in zip(FIELDS[1:], values, strict=True)
     }
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: Compared) -> dict[str, Any]:
     reading, tuning = found.reading, found.tuning
     return {
         "metric": reading.metric,
@@ -76,9 +76,9 @@ def as_json(found: Comparison) -> dict[str, Any]:
 def _json_row(row: Row) -> dict[str, Any]:
     more = {
         "baseline": row.is_baseline,
-        "test": "" if not row.is_compared else "welch" if row.unpaired else "sign_flip",
-        "pairs": row.difference.n if row.is_compared and not row.unpaired else None,
-        "verdict": row.word,
+        "test": "" if not row.is_compared else "welch" if row.contrast.unpaired else "sign_flip",
+        "pairs": row.contrast.difference.n if row.is_compared and not row.contrast.unpaired else None,
+        "verdict": row.contrast.word if row.is_compared else "",
         "note": row.note,
         "trial": row.method.is_trial,
         "seeds": row.method.seeds,
@@ -90,10 +90,10 @@ def _json_row(row: Row) -> dict[str, Any]:
 # What a reader sees
 
 
-def columns(table: Table, found: Comparison) -> pd.DataFrame:
+def columns(table: Table, found: Compared) -> pd.DataFrame:
     """The cells of a table as texts; a column that is empty throughout is left out."""
     unit, rows = found.reading.difference_unit, table.rows
-    means, differences = [row.mean for row in rows], [row.difference for row in rows]
+    means, differences = [row.mean for row in rows], [row.contrast.difference for row in rows]
     heads = {
         "": [row.label for row in rows],
         "n": [str(row.mean.n) for row in rows],
@@ -102,7 +102,7 @@ def columns(table: Table, found: Comparison) -> pd.DataFrame:
             "baseline" if row.is_baseline else text
             for row, text in zip(rows, with_intervals(differences, "{:+.{}f}"), strict=True)
         ],
-        "p": [_p(row.p) for row in rows],
+        "p": [_p(row.contrast.p) for row in rows],
         "p (Holm)": [_p_holm(row) for row in rows],
         "P(better)": [f"{row.p_improvement:.2f}" if math.isfinite(row.p_improvement) else "" for row in rows],
         "seeds needed": [_seeds(row) for row in rows],
@@ -133,27 +133,28 @@ def _p(p: float) -> str:
 
 def _p_holm(row: Row) -> str:
     """The corrected p-value, or in a few words why there is none."""
-    if row.is_compared and (row.difference.n < 2 or not row.can_reject or not math.isfinite(row.p_holm)):
-        return row.word.partition(":")[0]
-    return _p(row.p_holm)
+    if row.is_compared and (
+        row.contrast.difference.n < 2 or not row.contrast.can_reject or not math.isfinite(row.contrast.p_holm)
+    ):
+        return row.contrast.word.partition(":")[0]
+    return _p(row.contrast.p_holm)
 
 
 def _seeds(row: Row) -> str:
     """'14 (4 more)', or a word where there is no number."""
-    if not row.is_compared:
-        return ""
-    if row.difference.n < 2:
+    n = row.contrast.difference.n
+    if row.is_compared and n < 2:
         return "unknown: one seed"
     if math.isinf(row.seeds_needed):
         return f"> {stats.MOST_SEEDS:,}"
     if math.isnan(row.seeds_needed):
         return ""
-    more = int(row.seeds_needed) - row.difference.n
-    can = "" if row.can_reject else f"; {row.difference.n} can never reject"
-    return f"{row.seeds_needed:,.0f} ({f'{more:,} more' if more > 0 else 'enough'}{can})"
+    more = max(0, int(row.seeds_needed) - n)
+    can = "" if row.contrast.can_reject else f"; {n} can never reject"
+    return f"{row.seeds_needed:,.0f} ({f'{more:,} more' if more else 'enough'}{can})"
 
 
-def caption(table: Table, found: Comparison) -> list[str]:
+def caption(table: Table, found: Compared) -> list[str]:
     """What the numbers of a table are, in sentences."""
     reading, unit = found.reading, found.reading.difference_unit
     said = [
@@ -173,18 +174,18 @@ def caption(table: Table, found: Comparison) -> list[str]:
 
 
 def _of_tests(table: Table) -> list[str]:
-    welch = [row for row in table.compared if row.unpaired]
-    pairs = [row for row in table.compared if not row.unpaired]
-    base, made = table.baseline, table.compared[0].made
+    welch = [row for row in table.compared if row.contrast.unpaired]
+    pairs = [row for row in table.compared if not row.contrast.unpaired]
+    base, made = table.baseline, table.compared[0].contrast.made
     how = "paired by seed (same data, network and batches)" if pairs else "unpaired"
     said = [f"Difference: minus {base.label if base else ''}, {how}{', but where noted' if welch and pairs else ''}."]
     tests = (["exact sign-flip test"] if pairs else []) + (["Welch's t test where unpaired"] if welch else [])
-    if any(row.difference.n > stats.EXACT_UP_TO for row in pairs):
+    if any(row.contrast.difference.n > stats.EXACT_UP_TO for row in pairs):
         tests[0] = f"sign-flip test (exact up to {stats.EXACT_UP_TO} seeds, beyond 9,999 drawn flips)"
     return [*said, f"p: {', '.join(tests)}; Holm's correction over {made} comparison{'s' * (made != 1)}."]
 
 
-def remarks(found: Comparison) -> list[str]:
+def remarks(found: Compared) -> list[str]:
     """What is said beside the tables: how methods were tuned, and which are not compared."""
     said = list(found.remarks)
     if found.tuning:
@@ -201,7 +202,7 @@ def remarks(found: Comparison) -> list[str]:
     return said
 
 
-def text(found: Comparison) -> str:
+def text(found: Compared) -> str:
     """For a terminal."""
     blocks = ["\n".join([table.title, *_aligned(columns(table, found))]) for table in found.tables]
     captions = [caption(table, found) for table in found.tables]
@@ -217,7 +218,7 @@ def _aligned(frame: pd.DataFrame) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(found: Compared) -> str:
     parts = []
     for table in found.tables:
         shown = columns(table, found).map(_escaped_pipe)
@@ -239,17 +240,17 @@ SPECIAL = {
 }  # fmt: skip
 
 
-def latex(found: Comparison) -> str:
+def latex(found: Compared) -> str:
     """A booktabs table each, for `\\usepackage{booktabs}`."""
     head = "% \\usepackage{booktabs}; where it is too wide, \\usepackage{graphicx} and \\resizebox{\\textwidth}{!}{…}\n"
     parts = [_latex_table(table, found, number) for number, table in enumerate(found.tables, 1)]
     return head + "\n".join(parts) + "".join(f"% {line.strip()}\n" for line in remarks(found))
 
 
-def _latex_table(table: Table, found: Comparison, number: int) -> str:
+def _latex_table(table: Table, found: Compared, number: int) -> str:
     frame = columns(table, found)
     align = "l" + "".join("r" if head in ("n", "p", "P(better)") else "l" for head in frame.columns[1:])
-    lines = [_latex_line(frame.columns), r"\midrule", *(map(_latex_line, frame.to_numpy()))]
+    lines = [_latex_line(list(frame.columns)), r"\midrule", *(map(_latex_line, frame.to_numpy()))]
     return "\n".join(
         [
             r"\begin{table}",

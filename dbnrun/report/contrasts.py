@@ -12,26 +12,22 @@ import numpy as np
 from dbnrun.config import registry
 from dbnrun.config.identity import slug_of
 from dbnrun.report import stats
-from dbnrun.report.compare import paired
+from dbnrun.report.compare import Comparison, paired
 from dbnrun.report.methods import Method, Reading, differing, name_all, said
 from dbnrun.report.names import alpha_of, dataset_of
 from dbnrun.report.tables import describe
 
-NOTHING = stats.Summary(0, *[float("nan")] * 4)
+NOTHING = Comparison("", stats.Summary(0, *[float("nan")] * 4), float("nan"), float("nan"), 0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, and how it compares with its table's baseline; below 0 it has less than the baseline."""
+    """A method, and how it compares with its table's baseline."""
 
     method: Method
     mean: stats.Summary
     is_baseline: bool = False
-    difference: stats.Summary = NOTHING
-    unpaired: str = ""  # why it could not be paired; '' where it is, or is not compared
-    p: float = float("nan")
-    p_holm: float = float("nan")
-    made: int = 0  # comparisons in the table
+    contrast: Comparison = NOTHING
     p_improvement: float = float("nan")
     seeds_needed: float = float("nan")
 
@@ -41,32 +37,15 @@ class Row:
 
     @property
     def is_compared(self) -> bool:
-        return self.difference.n > 0
-
-    @property
-    def can_reject(self) -> bool:
-        """Whether so few pairs could reach a corrected p below 0.05 at all."""
-        return bool(self.unpaired) or stats.least_p(self.difference.n) * self.made < stats.ALPHA
-
-    @property
-    def word(self) -> str:
-        """What the test says, in plain words; '' where nothing is compared."""
-        if not self.is_compared:
-            return ""
-        if self.difference.n < 2:
-            return "n too small: no test"
-        if not np.isfinite(self.p_holm):
-            return "no test: a number is missing"
-        if not self.can_reject:
-            return f"n too small: {self.difference.n} seeds can never reject here"
-        return "differs" if self.p_holm < stats.ALPHA else "no difference shown"
+        return self.contrast is not NOTHING
 
     @property
     def note(self) -> str:
         """What else a reader must know: how it is not paired, and which runs are left out."""
-        notes = [f"unpaired: {self.unpaired} (Welch)"] if self.unpaired else []
-        if self.is_compared and not self.unpaired and self.difference.n < self.mean.n:
-            notes.append(f"paired over {self.difference.n} seeds")
+        unpaired, pairs = self.contrast.unpaired, self.contrast.difference.n
+        notes = [f"unpaired: {unpaired} (Welch)"] if unpaired else []
+        if self.is_compared and not unpaired and pairs < self.mean.n:
+            notes.append(f"paired over {pairs} seeds")
         notes += [f"{count} {status} left out" for status, count in sorted(self.method.left_out.items())]
         return "; ".join(notes)
 
@@ -169,24 +148,27 @@ def _rows(members: Sequence[Method], reading: Reading, effect: float) -> list[Ro
     """The baseline, which comes first, and the others against it."""
     base, others = members[0], members[1:]
     zero = reading.of(base)
-    rows = [_compared(base, zero, method, reading) for method in others]
-    corrected = stats.holm([row.p for row in rows])
-    made = int(np.isfinite([row.p for row in rows]).sum())
-    rows = [replace(row, p_holm=float(p), made=made) for row, p in zip(rows, corrected, strict=True)]
-    rows = [replace(row, seeds_needed=_seeds_needed(row, effect)) for row in rows]
-    return [Row(base, _summary(zero), is_baseline=True), *rows]
+    contrasts = [_contrast(base, zero, method, reading) for method in others]
+    raw = [one.p for one in contrasts]
+    made = int(np.isfinite(raw).sum())
+    rows = [Row(base, _summary(zero), is_baseline=True)]
+    for method, one, p_holm in zip(others, contrasts, stats.holm(raw), strict=True):
+        corrected = replace(one, p_holm=float(p_holm), made=made)
+        values = reading.of(method)
+        improvement = stats.p_improvement(_array(values), _array(zero))
+        rows.append(Row(method, _summary(values), False, corrected, improvement, _seeds_needed(corrected, effect)))
+    return rows
 
 
-def _compared(base: Method, zero: Mapping[int, float], method: Method, reading: Reading) -> Row:
-    values = reading.of(method)
-    improvement = stats.p_improvement(_array(values), _array(zero))
-    unpaired = why_unpaired(method, base, reading)
+def _contrast(base: Method, zero: Mapping[int, float], method: Method, reading: Reading) -> Comparison:
+    """The method minus the baseline, paired where that can be; not yet corrected."""
+    values, unpaired = reading.of(method), why_unpaired(method, base, reading)
     if unpaired:
         difference, p = stats.welch(_array(values), _array(zero))
     else:
         differences = paired(dict(values), dict(zero))
         difference, p = stats.summarize(differences), stats.sign_flip_p(differences)
-    return Row(method, _summary(values), False, difference, unpaired, p, p_improvement=improvement)
+    return Comparison(method.label, difference, p, p, 0, unpaired)
 
 
 def why_unpaired(method: Method, base: Method, reading: Reading) -> str:
@@ -206,12 +188,12 @@ def why_unpaired(method: Method, base: Method, reading: Reading) -> str:
     return "fewer than two seeds in common" if len(shared) < 2 <= min(method.n, base.n) else ""
 
 
-def _seeds_needed(row: Row, effect: float) -> float:
+def _seeds_needed(one: Comparison, effect: float) -> float:
     """Seeds in all to show the effect at the seen spread; never fewer than Holm's correction lets reject."""
-    if not np.isfinite(effect) or not np.isfinite(row.p):
+    if not np.isfinite(effect) or not np.isfinite(one.p):
         return float("nan")
-    least = 2 if row.unpaired else stats.least_seeds(row.made)
-    return stats.seeds_needed(effect, row.difference.sd, paired=not row.unpaired, least=least)
+    least = 2 if one.unpaired else stats.least_seeds(one.made)
+    return stats.seeds_needed(effect, one.difference.sd, paired=not one.unpaired, least=least)
 
 
 def _summary(values: Mapping[int, float]) -> stats.Summary:

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from dbnrun.config.registry import UserError
 from dbnrun.report import stats
-from dbnrun.report.contrast_text import Comparison, columns, with_intervals
+from dbnrun.report.contrast_text import Compared, columns, with_intervals
 from dbnrun.report.contrasts import Row, Table
 from dbnrun.report.figures import OTHER, STYLE, line_style, save
 from dbnrun.report.methods import Reading
@@ -38,14 +38,14 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1, 1)))
 
 
-def draw(found: Comparison, path: Path) -> Path:
+def draw(found: Compared, path: Path) -> Path:
     """The figure, in the format of the path's ending: PNG, SVG or PDF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE | {"pdf.fonttype": 42}):
         return save(_figure(found), path)
 
 
-def _figure(found: Comparison) -> Figure:
+def _figure(found: Compared) -> Figure:
     labels = [row.label for table in found.tables for row in table.rows]
     beside = [texts for table in found.tables for texts in _numbers(table, found)]
     left = EDGE + SAMPLE + GAP + _widest(labels) + GAP
@@ -82,9 +82,7 @@ def _height(table: Table, title: str) -> float:
     return LINE * (title.count("\n") + 1) + HEAD + ROW * len(table.rows) + AXIS + CURVES + AXIS
 
 
-def _block(
-    figure: Figure, top: float, places: tuple[float, float], table: Table, title: str, found: Comparison
-) -> None:
+def _block(figure: Figure, top: float, places: tuple[float, float], table: Table, title: str, found: Compared) -> None:
     """A table's title, forest plot and curves, from `top` inches down; the plot and the p-values begin at `places`."""
     width, tall = figure.get_size_inches()
     figure.text(EDGE / width, top / tall, title, fontsize=TITLE_PT, va="top", linespacing=1.25)
@@ -123,7 +121,7 @@ def _shown(row: Row, table: Table) -> stats.Summary:
     """What the forest plot shows of a row: its difference, 0 for the baseline, or its mean where there is none."""
     if table.baseline is None:
         return row.mean
-    return stats.Summary(row.mean.n, 0.0, 0.0, 0.0, 0.0) if row.is_baseline else row.difference
+    return stats.Summary(row.mean.n, 0.0, 0.0, 0.0, 0.0) if row.is_baseline else row.contrast.difference
 
 
 def _forest(ax: Axes, table: Table, styles: Sequence[dict[str, Any]], reading: Reading) -> list[bool]:
@@ -180,11 +178,11 @@ def _point(ax: Axes, place: int, one: stats.Summary, color: str, span: tuple[flo
             ax.plot([end], [place], marker, color=color, ms=5, clip_on=False, zorder=3)
 
 
-def _numbers(table: Table, found: Comparison) -> list[tuple[str, str]]:
+def _numbers(table: Table, found: Compared) -> list[tuple[str, str]]:
     """What stands right of the heading and of each row: the number with its interval, and the p-value."""
     shown, unit = columns(table, found), found.reading.difference_unit if table.baseline else found.reading.unit
     form = "{:+.{}f}" if table.baseline else "{:.{}f}"
-    texts = with_intervals([row.difference if table.baseline else row.mean for row in table.rows], form)
+    texts = with_intervals([row.contrast.difference if table.baseline else row.mean for row in table.rows], form)
     numbers = ["baseline" if row.is_baseline else text for row, text in zip(table.rows, texts, strict=True)]
     p = list(shown["p (Holm)"]) if "p (Holm)" in shown else [""] * len(numbers)
     head = f"[{unit}], 95 % interval" if unit else "95 % interval"
@@ -192,7 +190,7 @@ def _numbers(table: Table, found: Comparison) -> list[tuple[str, str]]:
 
 
 def _beside(
-    ax: Axes, places: tuple[float, float], table: Table, styles: Sequence[dict[str, Any]], found: Comparison
+    ax: Axes, places: tuple[float, float], table: Table, styles: Sequence[dict[str, Any]], found: Compared
 ) -> None:
     """Left of each row a sample of its line and its label, right of it its numbers and p-value."""
     across = ax.get_yaxis_transform()  # x in widths of the axes, y in rows

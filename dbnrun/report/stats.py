@@ -133,7 +133,7 @@ def welch(values: np.ndarray, others: np.ndarray) -> tuple[Summary, float]:
         return Summary(n, mean, 0.0, float("nan"), float("nan")), float("nan")
     found = stats.ttest_ind(values, others, equal_var=False)
     low, high = found.confidence_interval(LEVEL)
-    return Summary(n, mean, sd, float(low), float(high)), float(found.pvalue)
+    return Summary(n, mean, sd, float(low), float(high)), float(found[1])
 
 
 def p_improvement(values: np.ndarray, others: np.ndarray) -> float:

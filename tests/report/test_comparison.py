@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +91,8 @@ def test_the_records_give_the_numbers_of_their_own_statistics(
             if row.is_baseline and key not in published.index:
                 continue  # BN beside the schedules stands under "baselines"
             theirs = published.loc[key]
-            ours = (
-                row.mean.mean,
-                row.mean.low,
-                row.mean.high,
-                row.difference.mean,
-                row.difference.low,
-                row.p,
-                row.p_holm,
-            )
+            one, d = row.contrast, row.contrast.difference
+            ours = (row.mean.mean, row.mean.low, row.mean.high, d.mean, d.low, one.p, one.p_holm)
             names = ("mean", "low", "high", *(f"{reference}_{name}" for name in ("diff", "low", "p", "p_holm")))
             assert ours == pytest.approx([theirs[name] for name in names], rel=2e-5, abs=1e-6, nan_ok=True), key
             assert row.mean.n == theirs["n"]
@@ -399,7 +393,7 @@ def test_no_text_of_the_figure_overlaps_another_or_leaves_it(tmp_path, rows):
         synthetic.write_run(tmp_path, cell, level + np.random.default_rng(place * 9 + seed).normal(0, 0.1, 4))
     made = methods.methods_of(methods.runs_under([tmp_path]), Reading().columns)
     found = tables(made, matcher(["norm=bn"]), Reading(), 0.1)
-    figure = forest._figure(contrast_text.Comparison(*found, Reading(), 0.1))
+    figure = forest._figure(contrast_text.Compared(*found, Reading(), 0.1))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     texts = list(figure.texts)
@@ -478,3 +472,10 @@ def test_of_more_than_16_seeds_the_drawn_flips_agree_with_scipys():
     ).pvalue
     # Five binomial standard errors of 9,999 flips.
     assert stats.sign_flip_p(differences) == pytest.approx(reference, abs=5 * (reference / 9_999) ** 0.5)
+
+
+def test_a_comparison_with_its_figure_imports_no_torch(made_once):
+    words = ["compare", str(made_once[0]), "--baseline", "norm=bn", "--figure", str(made_once[0] / "alone.svg")]
+    script = f"import sys; from dbnrun.cli import main; assert main({words}) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
