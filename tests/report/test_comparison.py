@@ -4,6 +4,8 @@ import csv
 import io
 import itertools
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -409,6 +411,21 @@ def test_no_text_of_the_figure_overlaps_another_or_leaves_it(tmp_path, rows):
         assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text
     for (a, one), (b, two) in itertools.combinations(zip(boxes, shown, strict=True), 2):
         assert not (a.x0 < b.x1 and b.x0 < a.x1 and a.y0 + 1 < b.y1 and b.y0 + 1 < a.y1), (one, two)
+
+
+# The page
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^(?:    )?dbnrun compare (.*)$", (ROOT / "docs" / "compare.md").read_text(), flags=re.M)
+)
+def test_every_command_on_the_page_runs_on_the_records(monkeypatch, tmp_path, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DBNRUN_RESULTS", str(ROOT / "results"))
+    code, out, err = compare(capsys, *shlex.split(command))
+    assert code == 0 and "[95 % t interval]" in out, err
+    files = re.findall(r"\w+\.(?:csv|tex|svg)", command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
 # What is refused
