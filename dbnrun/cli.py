@@ -161,13 +161,14 @@ def _plan(arguments: list[str]) -> int:
     parser = _verb_parser("plan", "Say what a command would train, by the same overrides as the sweep; trains nothing.")
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
     parser.add_argument("--all", action="store_true", help="list every cell")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 
     from dbnrun.runner import plan
 
-    found = plan.asked(options.overrides)
+    found = plan.asked(options.overrides, options.config_dir)
     statuses = plan.statuses(found.cells)
     if options.json:
         print(json.dumps(plan.as_json(found, statuses), indent=1))

@@ -1,29 +1,26 @@
 """How the scales of weights and of lambda move while a cell trains, and which gradient keeps them: a row an epoch.
 
-    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8 --through mean
+    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8 norm.stats_grad=mean
 
 Takes the overrides of one cell. Columns: the running training error and the test error [%]; for each normalizer
 lambda's sigma and its |mu| / sigma, means over units, and the norm of the weights before it. Three interventions:
 
---through mean  takes each unit's batch mean out of the gradient that leaves a normalizer, as batch normalization's own
-                gradient has it: a step can then gain nothing by moving the mean.
---through var   takes out its part along the centered input: nothing by scaling it.
---hold          each unit's weights before a normalizer keep, after each step, the norm that they began with.
+norm.stats_grad=mean  a step can gain nothing by moving a unit's mean, as in batch normalization.
+norm.stats_grad=var   nothing by scaling it.
+--hold                each unit's weights before a normalizer keep, after each step, the norm that they began with.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbnrun.config.compose import composed
 from dbnrun.config.overrides import check_overrides, refusal
@@ -36,7 +33,6 @@ from dbnrun.runner.build import Cell, build_cell, load_data, prepare_device, tra
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="of one cell, norm=dbn and model=fnn")
-    parser.add_argument("--through", action="append", choices=list(TAKEN_OUT), default=[])
     parser.add_argument("--hold", action="store_true")
     parser.add_argument("--csv", type=Path, help="put the rows into this file too")
     given = parser.parse_intermixed_args(arguments)
@@ -47,9 +43,6 @@ def main(arguments: list[str]) -> None:
     cell = build_cell(config, data, device)
     if not dbn_layers(cell.model) or not isinstance(cell.model, FNN):
         raise UserError(f"norm={config.norm.name}, model={config.model.name}: expected norm=dbn and model=fnn.")
-    for layer in dbn_layers(cell.model):
-        for name in given.through:
-            layer.register_forward_pre_hook(intervening(TAKEN_OUT[name]))
     hold = holding(weights_of(cell)) if given.hold else lambda: None
     training = training_of([[cell]], data)
     rows = []
@@ -69,8 +62,7 @@ def main(arguments: list[str]) -> None:
             print(" ".join(f"{name:>15}" for name in rows[-1]))
         print(" ".join(f"{value:15.4g}" for value in rows[-1].values()), flush=True)
     if given.csv:
-        interventions = [f"--through {name}" for name in given.through] + ["--hold"] * given.hold
-        put(given.csv, rows, " ".join([*given.overrides, *interventions]))
+        put(given.csv, rows, " ".join([*given.overrides, *["--hold"] * given.hold]))
 
 
 def weights_of(cell: Cell) -> list[Tensor]:
@@ -85,30 +77,6 @@ def scales(cell: Cell) -> dict[str, float]:
         numbers[f"|mu|/sigma{n}"] = (layer.mu.abs() / layer.sigma.clamp_min(1e-6)).mean()
         numbers[f"|W{n}|"] = weight.detach().norm()
     return {name: round(float(value), 4) for name, value in numbers.items()}
-
-
-def without_mean(g: Tensor, x: Tensor) -> Tensor:  # noqa: ARG001
-    return g - g.mean(0)
-
-
-def without_scale(g: Tensor, x: Tensor) -> Tensor:
-    centered = x - x.mean(0)
-    return g - centered * (g * centered).mean(0) / centered.square().mean(0).clamp_min(1e-12)
-
-
-# What an intervention makes of the gradient g at a normalizer's input x, both (N, C).
-TAKEN_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": without_mean, "var": without_scale}
-
-
-def intervening(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Any], None]:
-    """A hook before a normalizer that changes the gradient at its input."""
-
-    def before(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        (x,) = inputs
-        if x.requires_grad:
-            x.register_hook(functools.partial(change, x=x.detach()))
-
-    return before
 
 
 def holding(weights: list[Tensor]) -> Callable[[], None]:

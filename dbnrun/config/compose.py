@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import ConfigDefault
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,6 +34,15 @@ def composed(overrides: Sequence[str]) -> RunConfig:
     store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return checked(compose("config", list(overrides)))
+
+
+def loader_over(folders: Iterable[str]) -> ConfigLoader:
+    """The loader of an initialized Hydra, for the user's `folders`, too, as --config-dir adds them."""
+    loader = GlobalHydra.instance().config_loader()
+    path = loader.get_search_path()
+    for folder in folders:
+        path.prepend("command-line", Path(folder).absolute().as_uri(), SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(path)
 
 
 class Composer:

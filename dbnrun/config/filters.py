@@ -8,12 +8,13 @@ values that its file states. Any other key is compared with the run's config.yam
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from typing import Any, cast
 
 import yaml
 
@@ -49,9 +50,8 @@ def options(cell: Cell) -> dict[str, Any]:
             found[group] = slug_of(group, recorded)
             _flatten(group, {**_defaults(group, recorded["name"]), **recorded}, found)
             del found[f"{group}.name"]
-    rates = {group["lr"] for group in cell["optimizer"]["groups"].values()}
-    if len(rates) == 1:
-        found["optimizer.lr"] = rates.pop()
+        if group == "optimizer" and len(rates := {part["lr"] for part in cell[group]["groups"].values()}) == 1:
+            found["optimizer.lr"] = rates.pop()
     _flatten("train", {**_TRAIN, **cell["train"]}, found)
     return found | {key: value for key, value in cell.items() if key not in (*GROUPS, "train")}
 
@@ -88,7 +88,15 @@ def _test(word: str, facts: Mapping[str, list[str]]) -> Test:
         return lambda cell: any(choice(cell) for choice in choices)
     _check_key(word, key, facts)
     values = [_typed(key, value) for value in _values(text)]
+    if "*" in key:
+        return lambda cell: any(_all_are(cell, key, value) for value in values)
     return lambda cell: any(_same(options(cell).get(key), value) for value in values)
+
+
+def _all_are(cell: Cell, pattern: str, value: Any) -> bool:
+    """Whether a cell has keys that fit the pattern, such as optimizer.groups.*.lr, and all of them have this value."""
+    found = [each for key, each in options(cell).items() if fnmatch.fnmatchcase(key, pattern)]
+    return bool(found) and all(_same(each, value) for each in found)
 
 
 def _check_key(word: str, key: str, facts: Iterable[str]) -> None:
@@ -122,7 +130,7 @@ def _choice(group: str, name: str) -> Test:
 
 def _preset(group: str, name: str) -> tuple[str, dict[str, Any]]:
     """The plain choice that a file of conf/ names, and the values that a preset of it states; {} for the plain one."""
-    content = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = cast(dict[str, Any], yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")))
     if content.get("name") == name:
         return name, {}
     defaults = content.pop("defaults", [])
@@ -157,21 +165,18 @@ def _typed(key: str, value: Any) -> Any:
     return value
 
 
-def _holders(key: str) -> list[tuple[type, str]]:
-    """The dataclasses that have a key as a field, and the field's name."""
-    group, dot, name = key.rpartition(".")
-    kinds = {"": [RunConfig], "train": [TrainConfig]}.get(group) or (
-        list(registry.of(group).values()) if group in GROUPS else []
-    )
-    name = name if dot else key
-    return [(kind, name) for kind in kinds if any(each.name == name for each in fields(kind))]
+def _holders(key: str) -> list[tuple[type, Field[Any]]]:
+    """The dataclasses that have a key as a field, and the field."""
+    group, _, name = key.rpartition(".")
+    kinds = {"": [RunConfig], "train": [TrainConfig]} | {g: list(registry.of(g).values()) for g in GROUPS if g == group}
+    return [(kind, each) for kind in kinds.get(group, []) for each in fields(kind) if each.name == name]
 
 
 def _kinds(key: str) -> set[Any]:
     """The types that a key takes; Any where nobody says."""
     found: set[Any] = set()
-    for kind, name in _holders(key):
-        hint = typing.get_type_hints(kind)[name]
+    for kind, each in _holders(key):
+        hint = typing.get_type_hints(kind)[each.name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         found |= {typing.get_origin(part) or part for part in parts}
     return found or {Any}
@@ -179,12 +184,7 @@ def _kinds(key: str) -> set[Any]:
 
 def _words(key: str) -> list[str]:
     """The words that an option is one of; [] where it takes any."""
-    found = [
-        list(each.metadata.get("among", ()))
-        for kind, name in _holders(key)
-        for each in fields(kind)
-        if each.name == name
-    ]
+    found = [list(each.metadata.get("among", ())) for _, each in _holders(key)]
     return list(dict.fromkeys(word for words in found for word in words)) if all(found) else []
 
 

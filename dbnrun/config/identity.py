@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dbnrun.config import registry
+from dbnrun.config import own, registry
 from dbnrun.config.registry import GROUPS
 from dbnrun.config.schema import RunConfig
 
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
     "results_dir", "data_dir", "device", "threads", "compile", "cuda_graphs", "debug", "progress", "save_weights",
-    "checkpoint", "retry", "fail_fast", "skip_recorded", "theory",
+    "checkpoint", "retry", "fail_fast", "skip_recorded", "theory", "plugins",
 )  # fmt: skip
 
 
@@ -23,6 +23,8 @@ def cell_of(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers of a run, as plain data: settings and the keys its choices ignore left out."""
     cell = {key: value for key, value in vars(config).items() if key not in (*SETTINGS, *GROUPS, "train")}
     cell |= {group: getattr(config, group).identity() for group in GROUPS}
+    for group, choice in config.own.items():
+        cell[group]["source"] = own.source(f"{group}.target", choice.code)
     if not config.norm.scheduled:
         del cell["schedule"]
     if not config.lr_schedule.varies:

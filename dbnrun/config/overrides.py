@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from dbnrun.config.registry import Choice, UserError, files, nearest, owners
+from dbnrun.config.registry import Choice, UserError, choosable, nearest, owners
 from dbnrun.config.schema import RunConfig, known_keys
 
 OWN_OPTION = re.compile(r"\+{0,2}((?:dataset|model|norm|optimizer)\.options\.[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+PLUGINS = re.compile(r"plugins=([\w.,/]+)")  # one, or several, without brackets
 SWEEP = re.compile(r"(choice|range|interval|glob)\(")
 TEXT = re.compile(r"((?:dataset|model|norm|optimizer)\.(?:target|path|test_path|label))=(.*)", re.DOTALL)
 
@@ -33,6 +36,8 @@ def _prepared(word: str, sweep: bool) -> str:
         key, value = match[1], match[2]
         if value and value[0] not in "'\"[{" and not SWEEP.match(value):
             value = ",".join(quoted(key, part).partition("=")[2] for part in value.split(","))
+    elif match := PLUGINS.fullmatch(word):
+        return f"plugins=[{match[1]}]"
     else:
         return word
     return f"{key}=choice({value})" if sweep and not SWEEP.match(value) else f"{key}={value}"
@@ -44,8 +49,11 @@ def quoted(key: str, text: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def check_overrides(typed: Sequence[str]) -> None:
-    """Raise UserError at the first override that names an unknown key, group or choice, or adds or deletes a key."""
+def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
+    """Raise UserError at the first override that names an unknown key, group or choice, or adds or deletes a key.
+
+    `folders` are the user's own, beside conf/.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(list(typed))
     except OverrideParseException as error:
@@ -53,7 +61,7 @@ def check_overrides(typed: Sequence[str]) -> None:
             f"{error.override!r}: expected key=value, of plain letters unless quoted. "
             "A verb, such as report, comes first; quote a value with special characters: 'key=\"value\"'."
         ) from None
-    known = files()
+    known = choosable(folders)
     for override in parsed:
         if override.is_delete():
             raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
@@ -111,6 +119,8 @@ def refusal(error: BaseException) -> UserError | None:
     """The one line to show for an error that the user's input caused; None where it did not."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        return UserError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if line := _not_installed(str(error)):
@@ -141,10 +151,15 @@ def _said(error: BaseException, cause: BaseException) -> str:
     text = str(error)
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
         return f"{match[1]}: several values; expected one, or -m in front of them to sweep."
+    if match := re.match(r"In '(.*)': ConfigKeyError .*\nKey '(.*)' not in", text):
+        begun = "the file begins with defaults: [base_<name>, _self_] and states options of that choice"
+        return f"{match[1]}.yaml: its choice takes no {match[2]}; {begun}."
     kind = getattr(cause, "object_type", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(kind, type) and issubclass(kind, Choice):
         typed = re.search(r"use \+(.*)$", text)
         return _not_an_option(typed[1] if typed else str(cause.full_key), kind)
+    if isinstance(cause, MissingMandatoryValue) and (named := re.fullmatch(r"(\w+)\.name", str(cause.full_key))):
+        return f"{named[1]}: its YAML file has no options of a choice; begin it with defaults: [base_<name>, _self_]."
     override = re.match(r"Error merging override (.*)", text)
     typed = f"{override[1].rstrip('.')}: " if override else ""
     key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""

@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from dbnrun.config.registry import UserError, nearest
 
+T = TypeVar("T")
 EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as mynorm.py:BatchRenorm"
 
 
@@ -36,14 +37,18 @@ class Own:
     options: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """The class by name and source; a recorded `target` is the name alone."""
+        """The class by its name; a cell holds its source beside it."""
         known = super().identity()  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
-        known |= {"target": self.slug, "source": source(self.key, self.target)}
+        known |= {"target": self.slug}
         return {key: value for key, value in known.items() if value != {} or key != "options"}
 
     @property
     def key(self) -> str:
         return f"{self.group}.target"  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
+
+    @property
+    def code(self) -> str:
+        return self.target
 
     @property
     def slug(self) -> str:
@@ -66,17 +71,31 @@ class Own:
         """The class called with `positional`, those of `offered` that its signature asks for, and the options."""
         return call(self.key, self.target, positional, offered, self.options)
 
+    def made_module(self, *positional: Any, **offered: Any) -> Any:
+        """The same, where a torch.nn.Module is expected."""
+        module = self.made(*positional, **offered)
+        if not hasattr(module, "named_modules"):
+            raise UserError(f"{self.key}={self.target}: made {type(module).__name__}, expected a torch.nn.Module.")
+        return module
+
     def asks_for(self, name: str) -> bool:
         """Whether the class has a parameter of this name."""
         return name in parameters(load(self.key, self.target))
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether it is a function that takes keywords beside those it names, such as torchvision's of a network."""
+        made = load(self.key, self.target)
+        return not isinstance(made, type) and takes_any(parameters(made))
 
 
 def source(key: str, target: str) -> str:
     """What identifies the code behind a target: 'sha256:…', or an installed distribution and its version."""
     where, name = _split(key, target)
-    if (package := where.partition(".")[0]) and not where.endswith(".py") and _is_installed(key, target, where):
+    if _is_installed(f"{key}={target}", where):
         from importlib import metadata  # noqa: PLC0415 - takes its time, and few cells ask
 
+        package = where.partition(".")[0]
         (distribution, *_) = metadata.packages_distributions().get(package, [package])
         return f"{distribution} {metadata.version(distribution).partition('+')[0]}"  # not which device it is built for
     digest = hashlib.sha256(name.encode())
@@ -86,54 +105,75 @@ def source(key: str, target: str) -> str:
 
 
 def files(key: str, target: str) -> dict[str, Path]:
-    """The source files of a target by name relative to its folder; {} for an installed package."""
+    """The source files of a target by name relative to the folder it is imported from; {} for an installed package."""
     where, _ = _split(key, target)
-    if not where.endswith(".py") and _is_installed(key, target, where):
+    asked = f"{key}={target}"
+    if _is_installed(asked, where):
         return {}
-    first = _file(key, target, where)
-    found = {first.name: first}
-    waiting = [first]
+    first = _file(asked, where)
+    # A module of a package is imported from the folder that holds the package.
+    depth = 0 if where.endswith(".py") else where.count(".") + (first.name == "__init__.py")
+    folder = first.parents[depth]
+    waiting = [first, *(file for level in range(depth) if (file := first.parents[level] / "__init__.py").is_file())]
+    found = {}
     while waiting:
-        for path in _local_imports(waiting.pop(), first.parent):
-            name = path.relative_to(first.parent).as_posix()
-            if name not in found:
-                found[name] = path
-                waiting.append(path)
+        path = waiting.pop()
+        name = path.relative_to(folder).as_posix()
+        if name not in found:
+            found[name] = path
+            waiting += _local_imports(path, folder)
     return dict(sorted(found.items()))
 
 
 def load(key: str, target: str) -> Any:
     """What a target names. Raises UserError, with the line of the user's code that raised, where it cannot be had."""
     where, name = _split(key, target)
-    path = _file(key, target, where) if where.endswith(".py") else None
-    module = _imported(key, target, where, path, path.stat().st_mtime_ns if path else 0)
-    if not hasattr(module, name):
-        defined = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+    found = module(f"{key}={target}", where)
+    if not hasattr(found, name):
+        defined = [each for each, value in vars(found).items() if callable(value) and not each.startswith("_")]
         raise UserError(f"{key}={target}: {where} has no {name}.{nearest(name, defined)}")
-    made = getattr(module, name)
+    made = getattr(found, name)
     if not callable(made):
         raise UserError(f"{key}={target}: {name} is {type(made).__name__}, expected a class or a function.")
     return made
 
 
+def module(asked: str, where: str) -> ModuleType:
+    """The module `where`, a file or a dotted name. Raises UserError that begins with `asked` where it cannot be had."""
+    path = _file(asked, where) if where.endswith(".py") else None
+    return _imported(asked, where, path, path.stat().st_mtime_ns if path else 0)
+
+
 @functools.lru_cache(maxsize=64)
-def _imported(key: str, target: str, where: str, path: Path | None, _changed: int) -> ModuleType:
+def _imported(asked: str, where: str, path: Path | None, _changed: int) -> ModuleType:
     try:
         if path is None:
-            _spec(key, target, where)
-            return importlib.import_module(where)
+            _spec(asked, where)
+            return _with_torchvision(lambda: importlib.import_module(where))
         _on_path(path.parent)
         name = f"dbnrun_own_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look their module up there
-        spec.loader.exec_module(module)
+        _with_torchvision(functools.partial(spec.loader.exec_module, module))
         return module
     except UserError:
         raise
     except Exception as error:
-        raise refusal(f"{key}={target}", error) from None
+        raise refusal(asked, error) from None
+
+
+def _with_torchvision(load: Callable[[], T]) -> T:
+    """load(), once more after our own import of torchvision where torchvision's stops beside a CPU-only torch."""
+    try:
+        return load()
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        from dbnrun import torchvision_shim  # noqa: F401, PLC0415 - torch
+
+        return load()
 
 
 def call(
@@ -144,7 +184,7 @@ def call(
     positional = tuple(positional)
     takes = parameters(made)
     prefix = key.rpartition(".")[0]
-    if not any(kind is inspect.Parameter.VAR_KEYWORD for kind in takes.values()):
+    if not takes_any(takes):
         # The first parameters are given by position and are not the user's to choose.
         choosable = [name for name in list(takes)[len(positional) :] if name not in offered]
         for name in options:
@@ -168,9 +208,14 @@ def parameters(made: Callable[..., Any]) -> dict[str, Any]:
         return {"options": inspect.Parameter.VAR_KEYWORD}
 
 
+def takes_any(kinds: Mapping[str, Any]) -> bool:
+    """Whether one of these kinds of parameters is **keywords."""
+    return inspect.Parameter.VAR_KEYWORD in kinds.values()
+
+
 def refusal(what: str, error: BaseException) -> UserError:
     """One line for an error in a user's own code, with the last line of that code that it passed through."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     if isinstance(error, SyntaxError) and error.filename:
         return UserError(f"{what}: {Path(error.filename).name}, line {error.lineno}: {said}.")
     ours = Path(__file__).parents[1]
@@ -187,29 +232,31 @@ def _split(key: str, target: str) -> tuple[str, str]:
     return where, name
 
 
-def _file(key: str, target: str, where: str) -> Path:
-    """The file that holds a target's code."""
+def _file(asked: str, where: str) -> Path:
+    """The file that holds the code of a module."""
     if where.endswith(".py"):
         path = Path(where).expanduser().absolute()
         if not path.is_file():
-            raise UserError(f"{key}={target}: there is no file {where}; {EXPECTED}.")
+            raise UserError(f"{asked}: there is no file {where}; {EXPECTED}.")
         return path
-    return Path(str(_spec(key, target, where).origin))
+    return Path(str(_spec(asked, where).origin))
 
 
-def _spec(key: str, target: str, where: str) -> Any:
+def _spec(asked: str, where: str) -> Any:
     _on_path(Path.cwd())
     try:
-        spec = importlib.util.find_spec(where)
+        spec = _with_torchvision(lambda: importlib.util.find_spec(where))
     except (ImportError, ValueError):
         spec = None
+    except Exception as error:  # of a package that holds the module, and is imported to find it
+        raise refusal(asked, error) from None
     if spec is None or spec.origin is None:
-        raise UserError(f"{key}={target}: there is no module {where}; {EXPECTED}.")
+        raise UserError(f"{asked}: there is no module {where}, here or installed.")
     return spec
 
 
-def _is_installed(key: str, target: str, where: str) -> bool:
-    return _is_library(Path(str(_spec(key, target, where).origin)))
+def _is_installed(asked: str, where: str) -> bool:
+    return not where.endswith(".py") and _is_library(Path(str(_spec(asked, where).origin)))
 
 
 def _is_library(path: Path) -> bool:
@@ -230,13 +277,19 @@ def _local_imports(path: Path, folder: Path) -> list[Path]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return []  # importing it says what is wrong
-    names: list[str] = []
+    modules: list[Path] = []  # without the ending, and the packages that hold them
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names += [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
-    candidates = [folder.joinpath(*name.split(".")) for name in names if name]
-    files = [each for base in candidates for each in (base.with_suffix(".py"), base / "__init__.py")]
-    return [file for file in files if file.is_file()]
+            modules += [each for alias in node.names for each in _within(folder, alias.name)]
+        elif isinstance(node, ast.ImportFrom) and node.level < len(path.parents):
+            start = path.parents[node.level - 1] if node.level else folder
+            names = [".".join(filter(None, [node.module, alias.name])) for alias in node.names]
+            modules += [each for name in names for each in [start, *_within(start, name)]]
+    files = [each for base in modules for each in (base.with_suffix(".py"), base / "__init__.py")]
+    return [file for file in files if file.is_file() and folder in file.parents]
+
+
+def _within(folder: Path, name: str) -> list[Path]:
+    """Where a dotted name, and each package on the way to it, would stand in a folder."""
+    parts = name.split(".")
+    return [folder.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)]

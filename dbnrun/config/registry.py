@@ -43,10 +43,18 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def files() -> dict[str, list[str]]:
-    """The groups of conf/ and the names one can choose in each: of the choices, and of presets of them."""
-    groups = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+def files(folders: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """The groups of conf/ and the names of the files in each, there and in `folders` of the user's."""
+    groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    within = [conf_dir(), *folders]
+    return {group: sorted(file.stem for path in within for file in (path / group).glob("*.yaml")) for group in groups}
+
+
+def choosable(folders: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """The groups and the names one can choose in each: of the files, and of choices that plugins have registered."""
+    known = files(folders)
+    plugins = {group: [name for name, kind in of(group).items() if kind.code_of()] for group in GROUPS}
+    return {group: sorted({*names, *plugins.get(group, [])}) for group, names in known.items()}
 
 
 def option(
@@ -87,6 +95,16 @@ class Choice:
     def check(self) -> None:
         """Raise UserError for what the bounds of single options cannot say."""
 
+    @classmethod
+    def code_of(cls) -> str:
+        """What names the code of a plugin's choice, 'package.module:NAME'; '' for the project's own."""
+        return "" if cls.__module__.partition(".")[0] == "dbnrun" else f"{cls.__module__}:{cls.__qualname__}"
+
+    @property
+    def code(self) -> str:
+        """What names the user's code that this choice runs; '' where it runs none."""
+        return self.code_of()
+
     @property
     def slug(self) -> str:
         """What folders call it. A public format."""
@@ -105,6 +123,13 @@ def choice(group: str, name: str, label: str = "") -> Callable[[C], C]:
     """Register a dataclass of options as the choice `group`=`name`; `label` is what people call it."""
 
     def register(options: C) -> C:
+        asked = f'@choice("{group}", "{name}")'
+        if group not in GROUPS:
+            raise UserError(f"{asked}: expected a group among {', '.join(GROUPS)}.{nearest(group, GROUPS)}")
+        if not issubclass(options, Choice):
+            raise UserError(f"{asked}: expected a subclass of the group's class in {GROUPS[group]}.")
+        if (taken := _REGISTERED.get(group, {}).get(name)) and taken.__module__ != options.__module__:
+            raise UserError(f"{asked}: {taken.__module__} has registered this name; choose another.")
         options.group, options.registered, options.label = group, name, label or name
         _REGISTERED.setdefault(group, {})[name] = options
         return options

@@ -6,15 +6,16 @@ has. Imports nothing heavy, so that a command can be refused before torch is loa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dbnrun.config import registry
-from dbnrun.config.own import Own
-from dbnrun.config.registry import GROUPS, UserError, in_range, one_of
+from dbnrun.config.registry import GROUPS, Choice, UserError, in_range, one_of
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
 from dbnrun.norm.options import Norm
@@ -83,6 +84,7 @@ class RunConfig:
     save_weights: bool = MISSING
     progress: bool = MISSING
     theory: bool = MISSING
+    plugins: list[str] = MISSING
     debug: bool = MISSING
 
     def __post_init__(self) -> None:
@@ -108,18 +110,25 @@ class RunConfig:
             )
 
     @property
-    def own(self) -> dict[str, Own]:
-        """The classes of the user's own that the cell is made of, by group."""
-        return {group: choice for group in GROUPS if isinstance(choice := getattr(self, group), Own)}
+    def own(self) -> dict[str, Choice]:
+        """The choices that run code of the user's own, by group."""
+        return {group: choice for group in GROUPS if (choice := getattr(self, group)).code}
 
 
-def store_schema() -> None:
-    """Let Hydra know the schema, and the options of every choice as base_<name> of its group."""
+def store_schema(folders: Iterable[Path] = ()) -> None:
+    """Let Hydra know the schema, and the options of every choice as base_<name> of its group.
+
+    A plugin's choice without a YAML file, here or in `folders`, is stored under its name, too.
+    """
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
+    known = registry.files(folders)
     for group in GROUPS:
         for name, kind in registry.of(group).items():
-            store.store(group=group, name=f"base_{name}", node=kind)
+            node = OmegaConf.structured(kind)
+            node.name = name
+            for stored in (f"base_{name}", *([] if name in known[group] else [name])):
+                store.store(group=group, name=stored, node=node)
 
 
 def checked(cfg: DictConfig) -> RunConfig:
@@ -131,7 +140,7 @@ def checked(cfg: DictConfig) -> RunConfig:
 
 def known_keys() -> list[str]:
     """Every dotted key that the schema knows, for the check of what a user typed."""
-    nested = {"train": [TrainConfig], "checkpoint": [CheckpointConfig]}
+    nested: dict[str, list[Any]] = {"train": [TrainConfig], "checkpoint": [CheckpointConfig]}
     nested |= {group: list(registry.of(group).values()) for group in GROUPS}
     keys = []
     for each in fields(RunConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor, nn
 
-from dbnrun.models.layers import Dropout, Network, NormFactory, before_norm, block, from_norm, needs_bias
+from dbnrun.models.layers import Dropout, Network, NormFactory, before_norm, block, from_norm, map_before, needs_bias
 
 
 class CNN(Network):
@@ -30,11 +30,11 @@ class CNN(Network):
         for width in widths[:4]:
             layer = norm(width, 2)
             conv = nn.Conv2d(channels, width, 3, padding=1, bias=needs_bias(norm, norm_position))
-            self.convs.append(block(conv, layer, activation, norm_position))
+            self.convs.append(block(map_before(norm, conv), layer, activation, norm_position))
             channels = width
         layer = norm(widths[4], 0)
         linear = nn.Linear(channels * (height // 4) * (length // 4), widths[4], bias=needs_bias(norm, norm_position))
-        self.hidden = block(linear, layer, activation, norm_position)
+        self.hidden = block(map_before(norm, linear), layer, activation, norm_position)
         self.pool = nn.MaxPool2d(2)
         self.dropouts = nn.ModuleList(Dropout(rate, dropout_rngs) for rate in dropout)
         self.out = nn.Linear(widths[4], num_classes)

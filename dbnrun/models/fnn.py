@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dbnrun.models.layers import Network, NormFactory, before_norm, block, from_norm, needs_bias
+from dbnrun.models.layers import Network, NormFactory, before_norm, block, from_norm, map_before, needs_bias
 
 
 class FNN(Network):
@@ -18,7 +18,7 @@ class FNN(Network):
         for width in widths:
             layer = norm(width, 0)
             linear = nn.Linear(inputs, width, bias=needs_bias(norm, norm_position))
-            self.hidden.append(block(linear, layer, activation, norm_position))
+            self.hidden.append(block(map_before(norm, linear), layer, activation, norm_position))
             inputs = width
         self.out = nn.Linear(inputs, num_classes)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 
@@ -17,6 +19,11 @@ class NormFactory(Protocol):
         """Whether they subtract each unit's mean."""
         ...
 
+    @property
+    def of_weights(self) -> Callable[[Tensor], Tensor] | None:
+        """What the map before a normalizer applies to its weights in each forward pass, if anything."""
+        ...
+
     def __call__(self, features: int, spatial: int) -> nn.Module:
         """The normalizer of inputs (N, features), or (N, features, H, W) where spatial is 2."""
         ...
@@ -25,6 +32,33 @@ class NormFactory(Protocol):
 def needs_bias(norm: NormFactory, norm_position: str) -> bool:
     """Whether the map before a normalizer has a bias: not where what follows directly subtracts each unit's mean."""
     return norm_position == "after" or not norm.centers
+
+
+class _LinearOfWeights(nn.Linear):
+    of_weights: Callable[[Tensor], Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.of_weights(self.weight), self.bias)
+
+
+class _Conv2dOfWeights(nn.Conv2d):
+    of_weights: Callable[[Tensor], Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.of_weights(self.weight), self.bias)
+
+
+def map_before(norm: NormFactory, layer: nn.Module) -> nn.Module:
+    """The linear map or convolution before a normalizer, made to apply to its weights what that wants.
+
+    The layer itself, changed in place as torch's parametrizations change one, but with its parameters and their names
+    as they are: they are initialized, counted and trained as those of any other network.
+    """
+    if norm.of_weights is None:
+        return layer
+    layer.__class__ = {nn.Linear: _LinearOfWeights, nn.Conv2d: _Conv2dOfWeights}[type(layer)]
+    layer.of_weights = norm.of_weights  # pyright: ignore[reportArgumentType]
+    return layer
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -68,6 +102,25 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+@contextlib.contextmanager
+def global_draws_from(generator: Generator) -> Iterator[None]:
+    """Within the block torch's global generator of this one's device is this one; afterwards it stands where it stood.
+
+    So layers that others wrote draw from a cell's own stream.
+    """
+    ours = torch.default_generator
+    if generator.device.type == "cuda":
+        index = generator.device.index  # None: the current one
+        ours = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+    before = ours.get_state()
+    ours.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(ours.get_state())
+        ours.set_state(before)
 
 
 def block(linear: nn.Module, norm: nn.Module, activation: str, norm_position: str) -> nn.ModuleDict:

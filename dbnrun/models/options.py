@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from dbnrun.config.own import Own
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, option
 
 if TYPE_CHECKING:
@@ -135,3 +137,28 @@ class Torchvision(Model):
         from dbnrun.models import torchvision
 
         return torchvision.TorchvisionNetwork(self.arch, self.stem, shape, classes, norm, dropout)
+
+
+@choice("model", "custom")
+@dataclass
+class CustomModel(Own, Model):
+    """A class of your own, or a function that makes a network: Mine(input_shape, num_classes, norm, **options).
+
+    Each of the three is given where the signature asks for it. Without `norm`, its batch norms are exchanged.
+    """
+
+    stacks = False
+
+    @property
+    def title(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.slug} ({options})" if options else self.slug
+
+    def build(self, shape: tuple[int, ...], classes: int, norm: NormFactory, dropout: Generator) -> Network:
+        from dbnrun.models.own_network import OwnNetwork
+
+        mine = self
+        if self.passes_on and not self.asks_for("num_classes"):
+            mine = replace(self, options={"num_classes": classes} | self.options)
+        make = functools.partial(mine.made_module, input_shape=shape, num_classes=classes, norm=norm)
+        return OwnNetwork(make, None if self.asks_for("norm") else norm, dropout)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from dbnrun.config.registry import UserError, nearest
 from dbnrun.models.convert import SPATIAL, convert_norm, replace
-from dbnrun.models.layers import Dropout, Network, NormFactory
+from dbnrun.models.layers import Dropout, Network, NormFactory, global_draws_from, map_before
 from dbnrun.torchvision_shim import torchvision
 
 # Images of fewer pixels a side get the CIFAR stem: a 3x3 convolution of stride 1, and no pooling after it. These
@@ -40,6 +39,8 @@ class TorchvisionNetwork(Network):
         self._fresh = functools.partial(_parts, arch, stem, shape, num_classes)
         parts = self._fresh()
         _check_images(arch, parts, shape)
+        for conv in _normalized(parts):
+            map_before(norm, conv)
         convert_norm(parts, norm)
         replace(parts, functools.partial(_drawing_from, generator=dropout_rngs))
         self.stem, self.net = parts
@@ -53,7 +54,7 @@ class TorchvisionNetwork(Network):
     @torch.no_grad()
     def initialize(self, generator: Generator) -> None:
         """Draw the weights as torchvision's constructor does, which knows nothing of the normalizer."""
-        with _global_draws_from(generator):
+        with global_draws_from(generator):
             stem, net = self._fresh()
         for own, fresh in ((self.stem, stem), (self.net, net)):
             for name, layer in fresh.named_modules():
@@ -80,15 +81,6 @@ def _drawing_from(layer: nn.Module, generator: Generator) -> nn.Module | None:
     return None
 
 
-@contextlib.contextmanager
-def _global_draws_from(generator: Generator) -> Iterator[None]:
-    """Within the block torch's global generator of the CPU is this one; afterwards it stands where it stood."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())
-        yield
-        generator.set_state(torch.get_rng_state())
-
-
 def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
     """The first convolution of a network for images of this shape, and the rest, with batch norms."""
     known = torchvision.models.list_models(module=torchvision.models)
@@ -111,6 +103,13 @@ def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn
         first = _first(shape[0], first.out_channels, first.kernel_size, first.stride, first.padding, bias=bias)
     net.set_submodule(place, nn.Identity())
     return nn.Sequential(first, net)
+
+
+def _normalized(net: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions after which a batch norm comes next: torchvision's networks name their layers in that order."""
+    leaves = [layer for layer in net.modules() if not any(layer.children()) and not isinstance(layer, nn.Identity)]
+    pairs = itertools.pairwise(leaves)
+    return [layer for layer, after in pairs if isinstance(layer, nn.Conv2d) and type(after) in SPATIAL]
 
 
 def _cifar_stem(arch: str, net: nn.Module, shape: tuple[int, ...]) -> tuple[str, str]:

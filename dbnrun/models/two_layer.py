@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dbnrun.models.layers import ACTIVATIONS, Network, NormFactory
+from dbnrun.models.layers import ACTIVATIONS, Network, NormFactory, map_before
 
 
 class TwoLayer(Network):
@@ -15,7 +15,7 @@ class TwoLayer(Network):
 
     def __init__(self, inputs: int, width: int, num_classes: int, norm: NormFactory, activation: str) -> None:
         super().__init__()
-        self.w1 = nn.Linear(inputs, width, bias=False)
+        self.w1 = map_before(norm, nn.Linear(inputs, width, bias=False))
         self.norm = norm(width, 0)
         self.w2 = nn.Linear(width, num_classes, bias=False)
         self.a = ACTIVATIONS[activation]()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from dbnrun.norm import functional
 from dbnrun.norm import sync as ranks
+from dbnrun.norm.layer import ChannelNorm
 from dbnrun.norm.schedules import Alpha, Constant
 
 
-class DiminishingBatchNorm(nn.Module):
+class DiminishingBatchNorm(ChannelNorm):
     r"""Diminishing batch normalization over every axis but the second, arXiv:1705.08011.
 
     At update m = 1, 2, … (training-mode forwards), with the batch's mean mu_B and biased standard deviation
@@ -35,7 +36,9 @@ class DiminishingBatchNorm(nn.Module):
         train_stats: "lambda" normalizes a training batch by lambda(m), which includes it; "batch" by the
             batch's own statistics, lambda then serving at evaluation only.
         stats_grad: let a gradient flow through the batch's statistics (scaled by alpha under "lambda");
-            False holds them constant, as equation 2 does.
+            False holds them constant, as equation 2 does. "mean" lets it flow through the batch's mean alone, "var"
+            through its variance alone, and each whole, as though lambda's were the batch's: d mu / d mu_B = 1, or the
+            same of sigma, whatever alpha is.
         average: what lambda averages: "std" (the paper), "var" (PyTorch), "inv_std" (Lasagne:
             1/sqrt(sigma^2 + eps) is averaged and multiplied by, so eps_at does not apply).
         eps: keeps the divisor above 0; never part of lambda but under "inv_std".
@@ -64,8 +67,6 @@ class DiminishingBatchNorm(nn.Module):
         RuntimeError: activation checkpointing or double backward, as above.
     """
 
-    dims: tuple[int, ...] = ()  # accepted numbers of dimensions of x; empty: two or more
-
     mu: Tensor
     spread: Tensor
     m: Tensor
@@ -76,7 +77,7 @@ class DiminishingBatchNorm(nn.Module):
         schedule: float | Alpha = 1.0,
         *,
         train_stats: str = "lambda",
-        stats_grad: bool = True,
+        stats_grad: bool | str = True,
         average: str = "std",
         eps: float = 1e-4,
         eps_at: str = "std",
@@ -87,30 +88,25 @@ class DiminishingBatchNorm(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
         _check("train_stats", train_stats, ("lambda", "batch"))
+        _check("stats_grad", stats_grad, (True, False, "mean", "var"))
         _check("average", average, ("std", "var", "inv_std"))
         _check("eps_at", eps_at, ("std", "var"))
-        self.num_features = num_features
         self.schedule = schedule if callable(schedule) else Constant(alpha=float(schedule))
         check_schedule(self.schedule)
         self.train_stats = train_stats
         self.stats_grad = stats_grad
         self.average = average
-        self.eps = eps
         self.eps_at = eps_at
-        self.affine = affine
         self.init = init
         self.sync = sync
         self.process_group = process_group
         # Told each training batch's mean and spread: how further lambdas follow the same run.
         self.on_moments: Callable[[Tensor, Tensor], None] | None = None
-        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
-        self.register_buffer("spread", torch.empty(num_features, device=device, dtype=wide))
+        self.hold("mu", num_features)
+        self.hold("spread", num_features)
         self.register_buffer("m", torch.zeros((), device=device, dtype=torch.int64))
-        self.weight = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -118,9 +114,7 @@ class DiminishingBatchNorm(nn.Module):
         mu, sigma = self.init
         self.set_statistics(torch.full_like(self.mu, mu), torch.full_like(self.mu, sigma**2))
         self.m.zero_()
-        if self.weight is not None and self.bias is not None:
-            nn.init.ones_(self.weight)
-            nn.init.zeros_(self.bias)
+        self.reset_affine()
 
     @property
     def sigma(self) -> Tensor:
@@ -134,7 +128,7 @@ class DiminishingBatchNorm(nn.Module):
         self.spread.copy_(functional.spread(var, self.average, self.eps))
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
+        self.check_input(x)
         if not self.training:
             return functional.normalize(x, self.weight, self.bias, self.mu, self._rate(self.spread))
         joined = self.sync and ranks.world_size(self.process_group) > 1
@@ -142,23 +136,23 @@ class DiminishingBatchNorm(nn.Module):
             mu_b, var_b, count = ranks.joined_moments(x, self.process_group)
         else:
             (mu_b, var_b), count = functional.batch_moments(x), x.numel() // x.shape[1]
-        if count <= 1:
-            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+        functional.check_count(x, count)
         spread_b = functional.spread(var_b, self.average, self.eps)
         alpha, mu, spread = self._statistics(mu_b, spread_b)
         r = self._rate(spread)
         if not self.stats_grad:
             return functional.normalize(x, self.weight, self.bias, mu, r)
+        mean_grad, spread_grad = {"mean": (1.0, 0.0), "var": (0.0, 1.0)}.get(str(self.stats_grad), (alpha, alpha))
         slope = functional.rate_slope(var_b, spread, r, self.average, self.eps, self.eps_at)
+        depends = {"mean_grad": mean_grad, "rate_grad": spread_grad * slope}
         if joined:
-            ours = {"mu_b": mu_b, "mean_grad": alpha, "rate_grad": alpha * slope}
             group = self.process_group
-            return ranks.normalize(x, self.weight, self.bias, mu, r, **ours, count=count, group=group)
-        # mu_b is None where it is mu itself: no tensor enters an autograd function twice, so that it compiles.
-        batch_mean = None if self.train_stats == "batch" else mu_b
-        return functional.normalize(
-            x, self.weight, self.bias, mu, r, mu_b=batch_mean, mean_grad=alpha, rate_grad=alpha * slope
-        )
+            return ranks.normalize(x, self.weight, self.bias, mu, r, mu_b=mu_b, **depends, count=count, group=group)
+        # No tensor enters an autograd function twice, so that it compiles: mu_b is None where it is mu itself, which
+        # stands for mean_grad = 1, or a copy.
+        if self.train_stats == "batch":
+            mu_b = mu_b.clone() if self.stats_grad == "var" else None
+        return functional.normalize(x, self.weight, self.bias, mu, r, mu_b=mu_b, **depends)
 
     def _statistics(self, mu_b: Tensor, spread_b: Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
         """Move lambda. Returns alpha, mean and spread that normalize the batch."""
@@ -186,32 +180,15 @@ class DiminishingBatchNorm(nn.Module):
     def _rate(self, spread: Tensor) -> Tensor:
         return functional.rate(spread, self.average, self.eps, self.eps_at)
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() < 2 or (self.dims and x.dim() not in self.dims):
-            wanted = " or ".join(f"{d}-D" for d in self.dims) or "at least 2-D"
-            raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiminishingBatchNorm:
-        before = {"mu": self.mu, "spread": self.spread}
-        super()._apply(fn, recurse)
-        # .half() and .to(bfloat16) must not round lambda: an average of 1/m steps would stop moving.
-        for name, old in before.items():
-            now = getattr(self, name)
-            if torch.promote_types(now.dtype, torch.float32) != now.dtype:
-                setattr(self, name, old.to(device=now.device, dtype=torch.float32))
-        return self
-
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, schedule={self.schedule}, train_stats={self.train_stats!r}, "
-            f"stats_grad={self.stats_grad}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
+            f"stats_grad={self.stats_grad!r}, average={self.average!r}, eps={self.eps}, eps_at={self.eps_at!r}, "
             f"affine={self.affine}" + (", sync=True" if self.sync else "")
         )
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check(name: str, value: Any, known: tuple[Any, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
 

@@ -38,6 +38,12 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.batch_norm_update_stats(x, running, running, 0.0)
 
 
+def check_count(x: Tensor, count: int | None = None) -> None:
+    """Raise ValueError where a training batch has too few values a channel; `count`: over all ranks together."""
+    if (x.numel() // x.shape[1] if count is None else count) <= 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
     # torch has no public way to ask; torch.utils.checkpoint asks the same. While a compiler traces, `kept` asks later.
@@ -45,11 +51,12 @@ def in_backward() -> bool:
 
 
 def refuse_second_run() -> None:
-    """Raise RuntimeError where activation checkpointing runs a forward pass again that moves lambda."""
+    """Raise RuntimeError where activation checkpointing runs a forward pass again that moves statistics."""
     if in_backward():
         raise RuntimeError(
-            "activation checkpointing runs this layer's forward pass a second time, but lambda has moved since the "
-            'first; call the layer outside torch.utils.checkpoint, or uncompiled and with train_stats="batch".'
+            "activation checkpointing runs this layer's forward pass a second time, but its statistics have moved "
+            "since the first; call the layer outside torch.utils.checkpoint, or a DBN layer uncompiled with "
+            'train_stats="batch".'
         )
 
 
@@ -57,7 +64,7 @@ def refuse_second_derivative() -> None:
     """Raise RuntimeError in a backward pass that is to be differentiated: what `backward` computes has no gradient."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            "DiminishingBatchNorm has first derivatives only, but create_graph=True asks for second ones; "
+            "this normalizer has first derivatives only, but create_graph=True asks for second ones; "
             "leave create_graph out, or keep this layer out of what is differentiated twice."
         )
 
@@ -80,6 +87,17 @@ def kept(x: Any) -> Any:
     on by then, and gradients are silently wrong (pytorch/pytorch#197039).
     """
     return torch.ops.dbnrun.kept(x) if isinstance(x, Tensor) and torch.compiler.is_compiling() else x
+
+
+def by_channel(value: Tensor, x: Tensor) -> Tensor:
+    """value (C,) or (N, C), with the dimensions and the dtype of x (N, C, …)."""
+    return value.to(x.dtype).view(*value.shape, *[1] * (x.dim() - 2))
+
+
+def affine(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """gamma y + beta, in the dtype of y (N, C, …); None: 1 and 0."""
+    y = y if gamma is None else y * by_channel(gamma, y)
+    return y if beta is None else y + by_channel(beta, y)
 
 
 def spread(var: Tensor, average: str, eps: float) -> Tensor:

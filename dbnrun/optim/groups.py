@@ -40,7 +40,8 @@ def group_parameters(
     if ungrouped:
         raise UserError(
             f"optimizer.groups miss {len(ungrouped)} parameter(s), first {ungrouped[0]!r}; "
-            f"groups tried, in order: {', '.join(groups)}. Add a pattern that fits, such as a last group with '*'."
+            f"groups tried, in order: {', '.join(groups)}. Add a group whose pattern fits, such as "
+            "'+optimizer.groups.others={pattern: \"*\", lr: ${optimizer.lr}, weight_decay: 0.0}'."
         )
     return {name: parameters for name, parameters in members.items() if parameters}
 
@@ -55,6 +56,8 @@ def build_optimizer(
     Weight decay is a penalty w/2 |theta|^2 whose gradient `add_penalty` adds, kept in each group under "l2"; in
     AdamW it is decoupled and the optimizer's own. `compiled`: as operations that a compiler can join with others.
     """
+    if (first := next(model.parameters(), None)) is None:
+        raise UserError("the network has no parameters; expected at least one to train.")
     of_norms = (parameter for norm in norms for parameter in norm.parameters())
     members = group_parameters(model.named_parameters(), config.groups, of_norms)
     groups = [
@@ -67,10 +70,9 @@ def build_optimizer(
         }
         for name, parameters in members.items()
     ]
-    device = next(model.parameters()).device
     kind = config.kind
-    how: dict[str, Any] = {"fused": (not compiled and has_fused(kind, device)) or None}
-    if device.type == "cuda" and issubclass(kind, torch.optim.Adam):
+    how: dict[str, Any] = {"fused": (not compiled and has_fused(kind, first.device)) or None}
+    if first.device.type == "cuda" and issubclass(kind, torch.optim.Adam):
         how["capturable"] = True  # its counters on the device, so that a graph can move them
     return config.over(groups, **how)
 

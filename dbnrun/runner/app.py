@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from dbnrun import interrupt
-from dbnrun.config import overrides
+from dbnrun.config import extensions, overrides
 from dbnrun.config.registry import UserError, conf_dir, nearest
 from dbnrun.config.schema import checked, known_keys, store_schema
 from dbnrun.runner import sweeper, worker
@@ -32,10 +32,13 @@ def run(arguments: Sequence[str]) -> None:
     """
     flags = _parsed_flags(arguments)
     sweep = flags.multirun or any(word.startswith("experiment=") for word in flags.overrides)
-    arguments = overrides.prepared(arguments, sweep)
+    arguments, words = (overrides.prepared(given, sweep) for given in (arguments, flags.overrides))
+    extensions.load(words)
+    folders = extensions.folders(flags.config_dir, words)
     if not flags.shell_completion:  # what is being completed is not yet right
-        overrides.check_overrides(overrides.prepared(flags.overrides, sweep))
+        overrides.check_overrides(words, folders)
     interrupt.check()
+    store_schema(folders)
     _hydra(arguments)
 
 
@@ -73,7 +76,6 @@ def _hydra(arguments: Sequence[str]) -> None:
         outcomes.append(_cell(cfg))
         return outcomes[-1]
 
-    store_schema()
     # Our launcher files share the plugins' names, so Hydra checks them by the plugins' schemas: intended.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line

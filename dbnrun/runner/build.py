@@ -19,14 +19,14 @@ from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
 from dbnrun.models.layers import Network
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
 from dbnrun.train import eager
 from dbnrun.train.compile import check_compiler
 from dbnrun.train.evaluate import Member
 from dbnrun.train.loop import Alone, Training, TrainingRun, steps_per_epoch
-from dbnrun.train.rng import Rngs
+from dbnrun.train.rng import Rngs, stream
 from dbnrun.train.stack.program import Stacked
 from dbnrun.train.sums import EpochProgress
 
@@ -104,11 +104,19 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
             f"train.batch_size={config.train.batch_size}: dataset {config.dataset.name} has {len(data.train)} "
             "training records after the validation split; choose a smaller batch."
         )
-    schedule = config.schedule.of_steps(steps_per_epoch(len(data.train), config.train))
+    steps = steps_per_epoch(len(data.train), config.train)
+    schedule = config.schedule.of_steps(steps)
     rngs = Rngs.of(config.seed, device)
-    norm = Normalizers(config.norm, schedule)
+    facts = RunFacts(schedule, steps, config.train.epochs, config.train.batch_size)
+    norm = Normalizers(config.norm, facts, stream(config.seed, "norm").initial_seed())
     model = config.model.build(data.input_shape, data.num_classes, norm, rngs.dropout)
     model.initialize(rngs.init)
+    if config.norm.normalizes and not norm.built:
+        raise UserError(
+            f"model={config.model.slug}: there is no place for norm={config.norm.name} in it; expected batch norms, "
+            "such as nn.BatchNorm2d, or a parameter `norm` that it calls as norm(features, spatial). Without, use "
+            "norm=none."
+        )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     compiled = config.compile and not config.lr_schedule.varies  # an update whose rates change is not compiled
     return Cell(config, model, build_optimizer(config.optimizer, model, compiled, norm.built), rngs, schedule)

@@ -15,12 +15,14 @@ T = TypeVar("T")
 def trajectory(config: RunConfig) -> str:
     """What training depends on, as text: cells with the same text have the same weights after every step.
 
-    Under train_stats=batch the schedule steers lambda alone, and lambda only serves at evaluation.
+    Under train_stats=batch the schedule steers lambda alone, and lambda only serves at evaluation. A network of the
+    user's own may hold more that only its own training moves: each of its cells has a run of its own.
     """
     parts = asdict(config)
-    if config.norm.shares_runs or not config.norm.scheduled:
+    shares = config.norm.shares_runs and "model" not in config.own
+    if shares or not config.norm.scheduled:
         parts["schedule"] = None
-    if config.norm.shares_runs:
+    if shares:
         parts["norm"]["init"] = None
     return json.dumps(parts)  # in order: the first group that fits a parameter takes it
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbnrun.config.own import refusal
+from dbnrun.config.own import Own, refusal
 from dbnrun.config.registry import GROUPS, UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.data.dataset import Data
@@ -25,7 +25,10 @@ def check(config: RunConfig, data: Data, device: torch.device) -> None:
     key = json.dumps([parts[group] for group in GROUPS] + [config.train.batch_size, config.precision], default=str)
     if key in _sound:
         return
-    targets = ", ".join(f"{group}.target={choice.target}" for group, choice in config.own.items())
+    targets = ", ".join(
+        f"{group}.target={choice.code}" if isinstance(choice, Own) else f"{group}={choice.name}"
+        for group, choice in config.own.items()
+    )
     try:
         _try(config, data, device)
     except UserError:
@@ -45,28 +48,35 @@ class _Unfit(Exception):
 
 
 def _try(config: RunConfig, data: Data, device: torch.device) -> None:
-    cell, other = (build_cell(config, data, device) for _ in range(2))
-    size = config.train.batch_size
-    x, y = data.train.inputs(slice(0, 2 * size)), data.train.y[: 2 * size]
-    for start in (0, size):
-        _step(cell, x[start : start + size], y[start : start + size])
+    cell, twin, other = (build_cell(config, data, device) for _ in range(3))
+    size, classes = config.train.batch_size, data.num_classes
+    index = torch.arange(2 * size, device=device) % len(data.train)
+    (x, y), second = ((data.train.inputs(batch), data.train.y[batch]) for batch in index.split(size))
+    twin.model.train()
+    if not torch.equal(_step(cell, x, y, classes), _logits(twin, x, classes)):
+        raise _Unfit(
+            "two networks of one seed differ in their first step; expected draws from torch's global generator of the "
+            f"{device.type} alone, and by a normalizer in its constructor alone."
+        )
+    _step(cell, *second, classes)
+    other.restore(cell.state(0))
     cell.model.eval()
+    other.model.eval()
     with torch.no_grad():
-        first, again = (_logits(cell, x[:size]) for _ in range(2))
+        first, again = (_logits(cell, x, classes) for _ in range(2))
         if not torch.equal(first, again):
             raise _Unfit("two evaluations of one batch differ; expected the same numbers each time in eval mode.")
-        other.restore(cell.state(0))
-        if not torch.equal(first, _logits(other, x[:size], evaluating=True)):
+        if not torch.equal(first, _logits(other, x, classes)):
             raise _Unfit(
                 "a network restored from state_dict evaluates otherwise; keep what training changes in parameters "
                 "and buffers (register_buffer)."
             )
 
 
-def _step(cell: Cell, x: Tensor, y: Tensor) -> None:
-    """One update, every number of which is finite."""
+def _step(cell: Cell, x: Tensor, y: Tensor, classes: int) -> Tensor:
+    """The logits of one update, every number of which is finite."""
     cell.model.train()
-    logits = _logits(cell, x)
+    logits = _logits(cell, x, classes)
     if logits.dtype != torch.float32 and cell.config.precision == "fp32":
         raise _Unfit(f"turned float32 into {logits.dtype}; expected the dtype of its input.")
     loss = F.cross_entropy(logits, y)
@@ -78,13 +88,13 @@ def _step(cell: Cell, x: Tensor, y: Tensor) -> None:
     if not loss.isfinite():
         raise _Unfit("the training loss is not finite in the first two steps.")
     cell.optimizer.step()
+    return logits.detach()
 
 
-def _logits(cell: Cell, x: Tensor, *, evaluating: bool = False) -> Tensor:
-    if evaluating:
-        cell.model.eval()
+def _logits(cell: Cell, x: Tensor, classes: int) -> Tensor:
     with autocast(x.device, cell.config.precision):
         logits = cell.model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise _Unfit(f"gave {getattr(logits, 'shape', type(logits).__name__)}; expected logits (N, classes).")
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (len(x), classes):
+        raise _Unfit(f"gave {shape} for {len(x)} records of {classes} classes; expected logits {(len(x), classes)}.")
     return logits if logits.dtype == torch.float64 else at_least_float32(logits)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
 from dbnrun import interrupt
-from dbnrun.config import registry
-from dbnrun.config.compose import Composer
+from dbnrun.config import extensions, registry
+from dbnrun.config.compose import Composer, loader_over
 from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
 from dbnrun.config.overrides import TEXT, check_overrides, prepared, quoted
 from dbnrun.config.registry import UserError, conf_dir
@@ -198,13 +197,15 @@ def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
     }
 
 
-def asked(arguments: Sequence[str]) -> Plan:
+def asked(arguments: Sequence[str], config_dir: str | None = None) -> Plan:
     """The plan of a whole command line, as `dbnrun -m` would sweep it. Raises what a refused command raises."""
     arguments = prepared(arguments, sweep=True)
-    check_overrides(arguments)
-    store_schema()
+    extensions.load(arguments)
+    folders = extensions.folders(config_dir, arguments)
+    check_overrides(arguments, folders)
+    store_schema(folders)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+        loader = loader_over([config_dir] if config_dir else [])
         master = loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)
         return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
 

@@ -78,7 +78,7 @@ class CellSweeper(Sweeper):
                 "fail_fast=true: other launchers submit all cells at once, so none can be stopped; leave it out, or "
                 "sweep in this process (hydra/launcher=fused, without inner)."
             )
-        _check_own([cell.config for cell in cells])
+        _check_inputs([cell.config for cell in cells])
         cells_to_train = len(cells)
         returns = self._launched(cells) if cells else []
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
@@ -108,14 +108,20 @@ class CellSweeper(Sweeper):
         )
 
 
-def _check_own(configs: Sequence[RunConfig]) -> None:
-    """Try classes of the user's own before the first cell: a mistake in the last one shows at once."""
-    if not (own := [config for config in configs if config.own]):
+def _check_inputs(configs: Sequence[RunConfig]) -> None:
+    """Load the user's own files and try their classes before the first cell: a mistake in the last one shows at once.
+
+    Files alone are loaded on the CPU: the device may be another machine's.
+    """
+    inputs = [config for config in configs if config.own or config.dataset.test_records is None]
+    if not inputs:
         return
+    import torch  # noqa: PLC0415
+
     from dbnrun.runner import build, own_check  # noqa: PLC0415 - torch
 
-    for config in own:
-        device = build.prepare_device(config)
+    for config in sorted(inputs, key=lambda config: str(config.dataset)):  # one data set is kept at a time
+        device = build.prepare_device(config) if config.own else torch.device("cpu")
         own_check.check(config, build.load_data(config, device), device)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -22,7 +22,6 @@ from dbnrun.runs.metrics import EpochRow
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_SEED = re.compile(r"^seed: (\d{1,19})$", re.MULTILINE)
 T = TypeVar("T")
 
 
@@ -92,7 +91,9 @@ def read_run(folder: Path) -> RunRecord:
 def described(folder: Path) -> RunRecord:
     """What a run folder holds but for its rows: its metrics.csv is not read, and a 'done' is what the manifest says."""
     try:
-        cell = _read_cell((folder / "config.yaml").read_text())
+        cell = read_cell(folder)
+        if int(cell["train"]["epochs"]) < 1 or not _has_what_a_report_reads(cell):
+            raise ValueError("not a cell")
     except UserError:
         raise
     except OSError as error:
@@ -128,20 +129,22 @@ def _not_readable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away.")
 
 
-def _read_cell(text: str) -> dict[str, Any]:
-    """The cell that a config.yaml holds. Those that differ in their seed alone are parsed and checked once."""
-    seed = _SEED.search(text)
-    if not seed:
-        return _parsed(text)
-    return {**_parsed(f"{text[: seed.start()]}seed: 0{text[seed.end() :]}"), "seed": int(seed[1])}
+def read_cell(folder: Path) -> dict[str, Any]:
+    """What config.yaml says, not to be changed: cells share their parts. Raises OSError, or what YAML finds wrong.
+
+    The runs of a results folder have most top-level parts in common, so each distinct one is parsed once.
+    """
+    text = (folder / "config.yaml").read_text()
+    try:
+        parts = [_part(block) for block in re.split(r"(?m)^(?=\w)", text) if block]
+        return {key: value for part in parts for key, value in part.items()}
+    except (yaml.YAMLError, AttributeError):  # not as we write it
+        return cast(dict[str, Any], yaml.load(text, Loader=_Loader))
 
 
-@functools.lru_cache(maxsize=4096)
-def _parsed(text: str) -> dict[str, Any]:
-    cell = yaml.load(text, Loader=_Loader)
-    if int(cell["train"]["epochs"]) < 1 or not _has_what_a_report_reads(cell):
-        raise ValueError("not a cell")
-    return cell
+@functools.lru_cache(maxsize=8192)
+def _part(block: str) -> Any:
+    return yaml.load(block, Loader=_Loader)
 
 
 def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:

@@ -149,7 +149,7 @@ class RunDir:
     def _keep_sources(self) -> None:
         """Keep the code of classes of the user's own beside what it produced, in the folder `source`."""
         for group, choice in self.config.own.items():
-            for name, path in own.files(choice.key, choice.target).items():
+            for name, path in own.files(f"{group}.target", choice.code).items():
                 kept = self.folder / "source" / group / name
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 layout.write_atomic(kept, path.read_bytes())

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 
-def _rng(seed: int, name: str, device: torch.device | str = "cpu") -> Generator:
+def stream(seed: int, name: str, device: torch.device | str = "cpu") -> Generator:
     """A generator that depends on seed and name alone, so that one stream's draws never shift another's."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -27,10 +27,10 @@ class Rngs:
     @classmethod
     def of(cls, seed: int, device: torch.device | str = "cpu") -> Rngs:
         return cls(
-            init=_rng(seed, "init"),
-            order=_rng(seed, "order"),
-            dropout=_rng(seed, "dropout", device),
-            augment=_rng(seed, "augment", device),
+            init=stream(seed, "init"),
+            order=stream(seed, "order"),
+            dropout=stream(seed, "dropout", device),
+            augment=stream(seed, "augment", device),
         )
 
     def state(self) -> dict[str, Tensor]:

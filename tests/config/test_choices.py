@@ -16,17 +16,17 @@ MODULE = '''
 from dataclasses import dataclass
 
 from dbnrun.config.registry import choice, option
-from dbnrun.norm.options import Norm
+from dbnrun.norm.options import Norm, RunFacts
 
 
-@choice("norm", "rms", "RMS norm")
+@choice("norm", "mine", "My norm")
 @dataclass
-class RMSNorm(Norm):
-    """Root mean square normalization over a record's features, Zhang and Sennrich 2019."""
+class MyNorm(Norm):
+    """Somebody's normalizer."""
 
     eps: float = option(1e-5, above=0)
 
-    def build(self, features, spatial, schedule):
+    def build(self, features, spatial, run):
         from torch import nn
 
         return nn.RMSNorm(features, eps=self.eps)
@@ -36,7 +36,7 @@ BEFORE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-import rms_norm
+import my_norm
 from dbnrun import cli
 from dbnrun.config import compose, overrides, registry
 from dbnrun.runner import plan
@@ -50,10 +50,8 @@ def command(tmp_path, dbnrun):
     """The command in a project that has one normalizer more."""
     folder = tmp_path / "project"
     shutil.copytree(conf_dir(), folder / "conf")
-    (folder / "rms_norm.py").write_text(MODULE)
-    (folder / "conf" / "norm" / "rms.yaml").write_text(
-        "# Root mean square normalization.\ndefaults: [base_rms, _self_]\nname: rms\n"
-    )
+    (folder / "my_norm.py").write_text(MODULE)
+    (folder / "conf" / "norm" / "mine.yaml").write_text("# Mine.\ndefaults: [base_mine, _self_]\nname: mine\n")
     return lambda *words, **more: dbnrun(*words, before=BEFORE.format(folder=str(folder)), **more)
 
 
@@ -61,33 +59,35 @@ QUICK = ["train.epochs=2", "train.limit_batches=4", "progress=false"]
 
 
 def test_a_normalizer_of_options_layer_and_yaml_goes_through_every_verb(command, tmp_path):
-    done = command("norm=rms", "norm.eps=1e-4", *QUICK)
+    done = command("norm=mine", "norm.eps=1e-4", *QUICK)
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("results/runs/digits-fnn-rms-seed0-*/metrics.csv")
+    (path,) = tmp_path.glob("results/runs/digits-fnn-mine-seed0-*/metrics.csv")
     assert all(row["test_error_pct_population"] == "" for row in csv.DictReader(path.open()))  # it has no statistics
-    sweep = ["norm=bn,rms", "seed=0,1", *QUICK]
+    sweep = ["norm=bn,mine", "seed=0,1", *QUICK]
     planned = command("plan", *sweep)
     assert planned.returncode == 0 and "4 cells" in planned.stdout
-    assert "norm=rms: these runs train one by one" in planned.stdout
+    assert "norm=mine: these runs train one by one" in planned.stdout
     done = command("-m", *sweep, "hydra.launcher.max_stack=auto")
     assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
     stacked = [f.parent.name for f in tmp_path.glob("results/runs/*/manifest.json") if '"stacked": 2' in f.read_text()]
     assert len(stacked) == 2 and all("-bn-" in name for name in stacked)
-    assert "digits-fnn-rms-seed1" in command("status", "--all").stdout
+    assert "digits-fnn-mine-seed1" in command("status", "--all").stdout
     report = command("report", "results")
     assert report.returncode == 0, report.stderr
-    assert "RMS norm" in report.stdout
+    assert "My norm" in report.stdout
 
 
 def test_it_appears_in_help_completion_and_suggestions(command):
-    assert ", rms" in command("--help").stdout
+    assert ", mine" in command("--help").stdout
     completed = command("-sc", "query=bash", env={"COMP_LINE": "dbnrun norm=", "COMP_POINT": "12"})
-    assert "norm=rms" in completed.stdout.split()
-    assert "Did you mean 'rms'?" in command("norm=rmss").stderr
-    refused = command("norm=rms", "norm.eps=0")
+    assert "norm=mine" in completed.stdout.split()
+    assert "Did you mean 'mine'?" in command("norm=mineq").stderr
+    refused = command("norm=mine", "norm.eps=0")
     assert refused.returncode == 2 and refused.stderr == "dbnrun: norm.eps=0.0: expected a number above 0.\n"
-    refused = command("norm=rms", "norm.momentum=0.5")
-    assert refused.returncode == 2 and "norm 'rms' takes no momentum; it belongs to bn." in refused.stderr
+    refused = command("norm=mine", "norm.momentum=0.5")
+    assert (
+        refused.returncode == 2 and "norm 'mine' takes no momentum; it belongs to bn, batch_renorm." in refused.stderr
+    )
 
 
 def test_bounds_are_those_of_the_options():

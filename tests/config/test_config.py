@@ -5,7 +5,7 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from dbnrun.config.identity import cell_of, readable_name, signature
+from dbnrun.config.identity import SETTINGS, cell_of, readable_name, signature
 from dbnrun.config.registry import UserError, files
 from dbnrun.config.schema import RunConfig, checked
 
@@ -23,7 +23,8 @@ MUST_BE_GIVEN = {"torchvision": ["model.arch=resnet18"]}  # options without a de
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_choice_composes_and_passes_the_schema(composed, group, name):
-    own = {"dataset": "torch:zeros", "norm": "torch.nn:BatchNorm1d", "optimizer": "torch.optim:SGD"}
+    own = {"dataset": "torch:zeros", "model": "torch.nn:Linear", "norm": "torch.nn:BatchNorm1d"}
+    own["optimizer"] = "torch.optim:SGD"
     given = [f"{group}.target='{own[group]}'"] if name == "custom" else MUST_BE_GIVEN.get(name, [])
     config = composed(f"{group}={name}", *(["dataset=mnist"] if group == "model" else []), *given)
     assert isinstance(config, RunConfig)
@@ -59,8 +60,6 @@ def test_table_1s_constants_are_the_constant_schedule(sig):
         (["norm=dbn", "norm.train_stats=batch"], ["norm=dbn_inference"]),
         (["dataset=mnist", "dataset.fnn_widths=[300,300]"], ["dataset=mnist"]),
         (["model=cnn", "dataset.fnn_widths=[7]"], ["model=cnn"]),
-        (["device=cpu", "threads=1", "debug=true", "progress=false", "data_dir=x", "results_dir=y"], []),
-        (["save_weights=true", "theory=true"], []),
         (["optimizer.lr=1"], ["optimizer.lr=1.0"]),
         (["train.eval_every=1", "train.limit_eval=null"], []),
         (["train.eval_every=11", "train.epochs=5"], ["train.eval_every=5", "train.epochs=5"]),
@@ -71,6 +70,21 @@ def test_table_1s_constants_are_the_constant_schedule(sig):
 )
 def test_what_a_choice_ignores_is_not_part_of_the_cell(sig, one, other):
     assert sig(*one) == sig(*other)
+
+
+ANOTHER_VALUE = {
+    "results_dir": "results_dir=y", "data_dir": "data_dir=x", "device": "device=cpu", "threads": "threads=3",
+    "compile": "compile=true", "cuda_graphs": "cuda_graphs=false", "debug": "debug=true", "progress": "progress=false",
+    "save_weights": "save_weights=true", "checkpoint": "checkpoint.minutes=3", "retry": "retry=failed",
+    "fail_fast": "fail_fast=true", "skip_recorded": "skip_recorded=true", "theory": "theory=true",
+    "plugins": "plugins=[mylab.norms]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_no_setting_changes_a_signature(composed, sig, setting):
+    assert getattr(composed(ANOTHER_VALUE[setting]), setting) != getattr(composed(), setting)
+    assert sig(ANOTHER_VALUE[setting]) == sig()
 
 
 @pytest.mark.parametrize(

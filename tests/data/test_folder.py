@@ -368,6 +368,16 @@ def test_the_command_refuses_a_folder_in_one_line_with_exit_code_2_and_writes_no
     assert not list((few.parent / "results").glob("runs/*"))
 
 
+def test_a_sweep_over_folders_is_refused_before_the_first_cell_where_the_last_one_holds_a_bad_image(few, dbnrun):
+    shutil.copytree(few, few.with_name("worse"))
+    (few.with_name("worse") / "bee" / "0001.png").write_bytes(b"no image")
+    answer = dbnrun("-m", *SMALL, "dataset.path=images,worse", "seed=0,1")
+    said = answer.stderr.splitlines()
+    assert answer.returncode == 2 and said[0].startswith("4 cells: 4 to train") and len(said) == 2, answer.stderr
+    assert re.fullmatch(r"dbnrun: .*worse/bee/0001\.png: cannot be read as an image .*", said[1])
+    assert not (few.parent / "results").exists()
+
+
 def test_the_noise_of_a_reading_on_a_folder_goes_by_the_records_that_the_run_met():
     cell = {"dataset": {"name": "folder"}}
     run = RunRecord(Path(), "", "", cell, "done", (), {"test_records": 400})

@@ -271,6 +271,15 @@ def test_the_command_refuses_with_one_line_and_records_nothing(dbnrun, tmp_path,
     assert not list(tmp_path.glob("results/runs/*"))
 
 
+def test_a_sweep_is_refused_before_the_first_cell_where_the_table_of_the_last_one_cannot_be_used(dbnrun, tmp_path):
+    (tmp_path / "t.csv").write_text(BASE)
+    typed = ["dataset=table", "dataset.path=t.csv", "dataset.label=kind,kint", "seed=0,1", "train.batch_size=10"]
+    done = dbnrun("-m", *typed, "progress=false")
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and said[0].startswith("4 cells: 4 to train") and len(said) == 2, done.stderr
+    assert "dataset.label=kint: t.csv has no" in said[1] and not (tmp_path / "results").exists()
+
+
 STOP_AFTER_AN_EPOCH = """
 from dbnrun.runs import run_dir
 kept = run_dir.RunDir.checkpoint

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dbnrun.config import registry
-from dbnrun.norm.options import Norm
+from dbnrun.norm.options import Norm, RunFacts
 from dbnrun.norm.schedules import Constant, Schedule
 
 LAYERS = Path(__file__).with_name("layers.json")
@@ -25,6 +25,7 @@ RTOL, ATOL = 1e-10, 1e-12
 
 Numbers = dict[str, list[float]]
 FEATURES, STEPS_PER_EPOCH = 4, 5
+RUN = RunFacts(Constant(alpha=0.25), STEPS_PER_EPOCH, epochs=2, batch_size=3)
 COUNTS = (1, 2, 3, 5, 6, 10, 11, 100)  # the m at which each schedule is asked
 
 
@@ -41,7 +42,9 @@ def computed() -> dict[str, Numbers]:
 
 def norms() -> Iterator[tuple[str, Norm]]:
     """Every normalizer with every combination of its choices, by name."""
-    axes = itertools.product(("lambda", "batch"), (True, False), ("std", "var", "inv_std"), ("std", "var"))
+    axes = itertools.product(
+        ("lambda", "batch"), (True, False, "mean", "var"), ("std", "var", "inv_std"), ("std", "var")
+    )
     for train_stats, stats_grad, average, eps_at in axes:
         if average == "inv_std" and eps_at == "var":
             continue  # eps_at means nothing to it
@@ -49,9 +52,22 @@ def norms() -> Iterator[tuple[str, Norm]]:
         name = ", ".join(["dbn", *(f"{axis}={value}" for axis, value in chosen.items())])
         yield name, registry.make("norm", "dbn", init=[0.5, 2.0], **chosen)
     yield "bn", registry.make("norm", "bn")
+    yield "batch_renorm", registry.make("norm", "batch_renorm")
+    yield "momentum_bn", registry.make("norm", "momentum_bn")
     yield "ln", registry.make("norm", "ln")
     yield "gn", registry.make("norm", "gn", num_groups=2)
     yield "none", registry.make("norm", "none")
+    for guard in ("layer_scaling", "clamp", "none"):
+        yield f"online_norm, guard={guard}", registry.make("norm", "online_norm", guard=guard, clamp=1.5)
+    yield "mabn", registry.make("norm", "mabn")
+    yield "powernorm", registry.make("norm", "powernorm")
+    yield "powernorm, warmup=1, layer_scale=true", registry.make("norm", "powernorm", warmup=1, layer_scale=True)
+    yield "rms", registry.make("norm", "rms", eps=1e-3)
+    yield "dyt", registry.make("norm", "dyt")
+    yield "frn", registry.make("norm", "frn", eps=1e-3)
+    yield "frn, tlu=false", registry.make("norm", "frn", eps=1e-3, tlu=False)
+    yield "evonorm_s0", registry.make("norm", "evonorm_s0", num_groups=2)
+    yield "gn_ws", registry.make("norm", "gn_ws", num_groups=2)
 
 
 def schedules() -> Iterator[Schedule]:
@@ -64,7 +80,7 @@ def schedules() -> Iterator[Schedule]:
 
 def step(config: Norm, shape: tuple[int, ...]) -> Numbers:
     """Output, gradients and statistics of a layer's training step, and its output in evaluation afterwards."""
-    layer = config.build(FEATURES, len(shape) - 2, Constant(alpha=0.25)).double()
+    layer = config.build(FEATURES, len(shape) - 2, RUN).double()
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = waves(parameter.shape, 0.9 + number) + 0.3
     x = (2 * waves(shape, 1.1) + 0.5).requires_grad_()

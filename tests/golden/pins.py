@@ -107,6 +107,10 @@ PINS = {
         f"norm=dbn norm.stats_grad=false norm.average=inv_std norm.eps=0.1 schedule=alpha_0.25 {SGD} "
         "optimizer.momentum=0 model.activation=elu"
     ),
+    "dbn through mean": Pin(f"norm=dbn norm.stats_grad=mean schedule=alpha_0.25 {ADAGRAD} model.activation=tanh"),
+    "dbn through variance": Pin(f"norm=dbn norm.stats_grad=var schedule=alpha_0.25 {ADAGRAD} model.activation=tanh"),
+    "dbn_inference through mean": Pin(f"norm=dbn_inference norm.stats_grad=mean {ADAGRAD} model.activation=tanh"),
+    "dbn_inference through variance": Pin(f"norm=dbn_inference norm.stats_grad=var {ADAGRAD} model.activation=tanh"),
     "dbn_inference": Pin(
         f"norm=dbn_inference {ADAGRAD} model.activation=tanh",
         (
@@ -125,11 +129,38 @@ PINS = {
         f"norm=dbn_inference norm.average=var norm.eps_at=var norm.stats_grad=false train.batch_size=50 {ADAGRAD} "
         "model.activation=tanh"
     ),
+    "batch_renorm": Pin(f"norm=batch_renorm {ADAGRAD} model.activation=tanh"),
+    "batch_renorm eps": Pin(
+        f"norm=batch_renorm norm.eps=0.1 norm.warmup=0 norm.momentum=0.1 {SGD} model.activation=elu"
+    ),
+    "momentum_bn": Pin(
+        f"norm=momentum_bn norm.eps=0.1 train.batch_size=16 train.limit_batches=20 {ADAGRAD} model.activation=tanh"
+    ),
     "ln": Pin(f"norm=ln {ADAM} model.activation=gelu", ("", "seed=1")),
     "gn": Pin(
         f"norm=gn norm.num_groups=4 norm.affine=false model.norm_position=after {ADAGRAD} model.activation=sigmoid"
     ),
     "none": Pin(f"norm=none {SGD} model.activation=tanh", ("", "seed=1")),
+    "online_norm": Pin(
+        f"norm=online_norm {ADAGRAD} model.activation=tanh", ("", "norm.guard=clamp norm.clamp=2 seed=1")
+    ),
+    "online_norm eps": Pin(
+        f"norm=online_norm norm.eps=0.1 norm.forward_decay=0.99 norm.guard=none {SGD} model.activation=gelu"
+    ),
+    "mabn": Pin(
+        f"norm=mabn norm.memory=2 norm.warmup=0 {ADAGRAD} model.activation=tanh",
+        ("", "norm.eps=0.1 norm.centralize=false seed=1"),
+    ),
+    "powernorm": Pin(
+        f"norm=powernorm {ADAGRAD} model.activation=tanh", ("", "norm.warmup=3 norm.layer_scale=true seed=1")
+    ),
+    "rms": Pin(f"norm=rms {ADAM} model.activation=gelu"),
+    "dyt": Pin(f"norm=dyt {ADAM} model.activation=gelu"),
+    "frn": Pin(
+        f"norm=frn norm.eps=0.1 {SGD} model.activation=tanh", ("", "norm.tlu=false norm.learned_eps=0.01"), KINKS
+    ),
+    "evonorm_s0": Pin(f"norm=evonorm_s0 norm.num_groups=4 norm.eps=0.1 {SGD} model.activation=identity"),
+    "gn_ws": Pin(f"norm=gn_ws {ADAGRAD} model.activation=tanh", ("", "model.norm_position=after")),
     "two_layer dbn": Pin(
         f"model=two_layer model.activation=tanh norm=dbn {ADAGRAD}",
         ("schedule=harmonic", "schedule=alpha_0.25 seed=1"),
@@ -157,9 +188,27 @@ PINS = {
         ("schedule=alpha_0.1", "schedule=harmonic"),
         KINKS,
     ),
+    "cnn batch_renorm": Pin(f"{CNN} norm=batch_renorm {SGD}", rtol=KINKS),
+    "cnn momentum_bn": Pin(f"{CNN} norm=momentum_bn norm.m0=128 norm.tau0=0.8 {SGD}", rtol=KINKS),
     "cnn ln": Pin(f"{CNN} norm=ln model.dropout=[0,0,0] {ADAGRAD}", rtol=KINKS),
     "cnn gn": Pin(f"{CNN} norm=gn norm.num_groups=2 {ADAMW}", rtol=KINKS),
     "cnn none": Pin(f"{CNN} norm=none {SGD}", rtol=KINKS),
+    "cnn of records": Pin(
+        f"{CNN} {SGD}",
+        (
+            "norm=rms",
+            "norm=dyt",
+            "norm=frn norm.eps=0.1 norm.learned_eps=0.1",
+            "norm=evonorm_s0 norm.num_groups=4 norm.eps=0.1",
+            "norm=gn_ws norm.num_groups=2",
+        ),
+        KINKS,
+    ),
+    "cnn of running statistics": Pin(
+        f"{CNN} {SGD}",
+        ("norm=online_norm norm.eps=0.1", "norm=mabn norm.eps=0.1 norm.warmup=0", "norm=powernorm norm.eps=0.1"),
+        KINKS,
+    ),
     "torchvision": Pin(
         "model=torchvision model.arch=resnet18 train.batch_size=16 train.limit_batches=2 train.limit_eval=32 norm=dbn "
         f"norm.eps=1 {SGD} optimizer.lr=1e-4",  # twenty normalizers, some of them over 16 values

@@ -9,12 +9,12 @@ from torch import nn
 from dbnrun.config import registry
 from dbnrun.models.layers import ACTIVATIONS, Dropout, initialize
 from dbnrun.models.two_layer import TwoLayer
-from dbnrun.norm import DiminishingBatchNorm1d
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Power
 from dbnrun.train.rng import Rngs
 
 NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
+RUN = RunFacts(Power(exponent=1.0), steps_per_epoch=10, epochs=3, batch_size=4)
 SHAPES = {"fnn": (1, 8, 8), "cnn": (3, 8, 8), "two_layer": (1, 8, 8)}
 
 
@@ -22,7 +22,7 @@ def build(name, norm="bn", seed=0, **changes):
     widths = {"fnn": [30, 20], "cnn": [8, 8, 16, 16, 24], "two_layer": [12]}[name]
     model = registry.make("model", name, **{"widths": widths, **changes})
     rngs = Rngs.of(seed)
-    network = model.build(SHAPES[name], 10, Normalizers(NORMS[norm], Power(exponent=1.0)), rngs.dropout)
+    network = model.build(SHAPES[name], 10, Normalizers(NORMS[norm], RUN), rngs.dropout)
     initialize(network, rngs.init)
     return network
 
@@ -140,9 +140,8 @@ def test_algorithm_1_on_the_two_layer_network_equals_a_numpy_program_over_20_ite
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
     alpha, eta, eps = lambda m: m**-1.5, lambda m: 0.8 / m, 1e-3
-    model = TwoLayer(
-        6, 5, 3, lambda c, _: DiminishingBatchNorm1d(c, Power(exponent=1.5), stats_grad=False, eps=eps), activation
-    ).double()
+    norm = registry.make("norm", "dbn", stats_grad=False, eps=eps)
+    model = TwoLayer(6, 5, 3, Normalizers(norm, RunFacts(Power(exponent=1.5), 1, 20, 40)), activation).double()
     w1, w2 = (w.weight.detach().numpy().copy() for w in (model.w1, model.w2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for m in range(1, 21):

@@ -15,7 +15,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import fixed_shuffle
 from dbnrun.models.layers import Dropout
 from dbnrun.models.torchvision import StochasticDepth
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Constant
 from dbnrun.report.tables import describe
 from dbnrun.runner import plan
@@ -23,12 +23,12 @@ from dbnrun.runner.build import build_cell, load_data
 from dbnrun.runner.execute import run, run_all
 from dbnrun.runner.grouping import grouped
 from dbnrun.runs import metrics
-from dbnrun.runs.run_dir import RunDir
 from dbnrun.torchvision_shim import torchvision
 from dbnrun.train.rng import Rngs
 
 NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if name != "custom"}
 BATCH = 16
+RUN = RunFacts(Constant(alpha=0.1), steps_per_epoch=10, epochs=3, batch_size=BATCH)
 TINY = ["model=torchvision", f"train.batch_size={BATCH}", "device=cpu", "progress=false"]
 RESNET = [*TINY, "model.arch=resnet18"]
 
@@ -41,7 +41,7 @@ def cell(tmp_path):
 def build(arch, shape, norm="bn", seed=0, stem="auto"):
     rngs = Rngs.of(seed)
     options = registry.make("model", "torchvision", arch=arch, stem=stem)
-    network = options.build(shape, 10, Normalizers(NORMS[norm], Constant(alpha=0.1)), rngs.dropout)
+    network = options.build(shape, 10, Normalizers(NORMS[norm], RUN), rngs.dropout)
     network.initialize(rngs.init)
     return network
 
@@ -144,7 +144,7 @@ def test_every_normalizer_stands_in_every_place_and_learns(norm):
     assert logits.shape == (4, 10)
     logits.square().sum().backward()
     assert all(weight.grad is not None for weight in network.parameters())
-    kind = type(NORMS[norm].build(64, 2, Constant(alpha=0.1)))
+    kind = type(NORMS[norm].build(64, 2, RUN))
     assert sum(type(layer) is kind for layer in network.net.modules()) == 20 + 2 * (norm == "none")
 
 
@@ -242,27 +242,6 @@ def test_the_group_norm_holds_every_parameter_of_the_normalizers_and_nothing_els
     assert len(norm["params"]) == 40 and "net.bn1.weight" in {names[id(parameter)] for parameter in norm["params"]}
     assert [names[id(parameter)] for parameter in biases["params"]] == ["net.fc.bias"]
     assert len(weights["params"]) == 21
-
-
-def test_a_run_that_is_cut_inside_an_epoch_goes_on_byte_for_byte(cell, monkeypatch):
-    words = [
-        *TINY, "model.arch=mobilenet_v3_small", "model.stem=imagenet", "norm=dbn", "schedule=harmonic",
-        "train.epochs=2", "train.limit_batches=2", "train.limit_eval=32", "checkpoint.minutes=0",
-    ]  # fmt: skip
-    whole = run(cell(*words, results="whole"))
-    save, written = RunDir.checkpoint, []
-
-    def cut(self, state):
-        save(self, state)
-        written.append(state)
-        if len(written) == 4:  # after the first update of the second epoch
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunDir, "checkpoint", cut)
-        run(cell(*words, results="cut"))
-    assert written[-1]["epoch"] == 1 and written[-1]["under_way"]["steps"] == 1
-    assert numbers_of(run(cell(*words, results="cut"))) == numbers_of(whole)
 
 
 def test_cells_that_share_a_run_have_the_numbers_that_each_has_alone(cell):

@@ -81,6 +81,40 @@ def test_without_stats_grad_the_gradient_holds_the_statistics_constant(alpha, tr
     torch.testing.assert_close(layer.bias.grad, g.sum(0), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("stats_grad", ["mean", "var"])
+@pytest.mark.parametrize(("train_stats", "average", "eps_at"), AXES)
+def test_a_gradient_through_mean_or_variance_alone_is_that_of_autograd(stats_grad, train_stats, average, eps_at, alpha):
+    axes = {"train_stats": train_stats, "average": average, "eps_at": eps_at, "eps": 0.1, "dtype": torch.float64}
+    layer = DiminishingBatchNorm1d(3, alpha, stats_grad=stats_grad, init=(0.3, 0.8), **axes)
+    x, g = rand(6, 3).requires_grad_(), rand(6, 3, seed=1)
+    y = layer(x)
+    y.backward(g)
+
+    def spread(sigma):
+        return {"std": sigma, "var": sigma**2, "inv_std": (sigma**2 + 0.1).rsqrt()}[average]
+
+    def held(t, still):
+        return t.detach() if still else t
+
+    # The value that lambda has, with the gradient that the batch's own has.
+    other = x.detach().clone().requires_grad_()
+    mu_b, s_b = other.mean(0), spread(other.std(0, correction=0))
+    weight = 1.0 if train_stats == "batch" else alpha
+    mu, s = (
+        weight * mu_b + (1 - weight) * 0.3,
+        weight * s_b + (1 - weight) * spread(torch.tensor(0.8, dtype=torch.float64)),
+    )
+    mu = mu.detach() + held(mu_b, stats_grad == "var") - mu_b.detach()
+    s = s.detach() + held(s_b, stats_grad == "mean") - s_b.detach()
+    sigma = s if average == "std" else s.sqrt()
+    rate = s if average == "inv_std" else 1 / (sigma + 0.1) if eps_at == "std" else (sigma**2 + 0.1).rsqrt()
+    expected = (other - mu) * rate
+    expected.backward(g)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x.grad, other.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("average", ["std", "var", "inv_std"])
 @pytest.mark.parametrize("train_stats", ["lambda", "batch"])
 @pytest.mark.parametrize(
@@ -315,7 +349,7 @@ def test_activation_checkpointing_is_refused_where_lambda_would_move_twice(reent
     model = deep()
     loss = checkpoint(model, rand(8, 4).requires_grad_(), use_reentrant=reentrant).sum()
     before = [buffer.clone() for buffer in model.buffers()]
-    with pytest.raises(RuntimeError, match=r"lambda has moved since the first; call the layer outside"):
+    with pytest.raises(RuntimeError, match=r"statistics have moved since the first; call the layer outside"):
         loss.backward()
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
 
@@ -326,7 +360,7 @@ def test_activation_checkpointing_of_a_compiled_layer_is_refused(train_stats):
     layer = DiminishingBatchNorm1d(4, 0.3, train_stats=train_stats)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     y = checkpoint(compiled, rand(8, 4).float().requires_grad_(), use_reentrant=False)
-    with pytest.raises(RuntimeError, match="lambda has moved since the first"):
+    with pytest.raises(RuntimeError, match="statistics have moved since the first"):
         y.sum().backward()
     assert int(layer.m) == 1
 
@@ -364,11 +398,12 @@ def test_what_the_docstring_calls_unsupported_raises(kind, training):
         UNSUPPORTED[kind](layer, torch.ones(5, 3) * torch.arange(3))
 
 
+@pytest.mark.parametrize("stats_grad", [True, "mean", "var"])
 @pytest.mark.parametrize("train_stats", ["lambda", "batch"])
-def test_a_compiled_layer_is_one_graph_that_never_recompiles(train_stats):
+def test_a_compiled_layer_is_one_graph_that_never_recompiles(train_stats, stats_grad):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    eager = DiminishingBatchNorm2d(3, Harmonic(), train_stats=train_stats)
+    eager = DiminishingBatchNorm2d(3, Harmonic(), train_stats=train_stats, stats_grad=stats_grad)
     layer = copy.deepcopy(eager)
     # aot_eager traces forward and backward as inductor would, without a C++ compiler.
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

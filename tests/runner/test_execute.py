@@ -243,7 +243,7 @@ def test_under_dbn_inference_the_schedule_changes_neither_training_nor_populatio
 def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     import torch.nn.functional as F
 
-    from dbnrun.norm.options import Normalizers
+    from dbnrun.norm.options import Normalizers, RunFacts
     from dbnrun.norm.schedules import Constant
     from dbnrun.train.rng import Rngs
 
@@ -251,7 +251,9 @@ def test_training_loss_and_gradient_norm_match_a_loop_written_by_hand(cell):
     row = rows_of(execute.run(config))[0]
     torch.use_deterministic_algorithms(True)
     rngs, digits = Rngs.of(0), config.dataset.load(Path())
-    model = config.model.build((1, 8, 8), 10, Normalizers(config.norm, Constant(alpha=1.0)), rngs.dropout)
+    model = config.model.build(
+        (1, 8, 8), 10, Normalizers(config.norm, RunFacts(Constant(alpha=1.0), 4, 1, 100)), rngs.dropout
+    )
     initialize(model, rngs.init)
     decay = {p: 1e-4 for n, p in model.named_parameters() if n.endswith("linear.weight") or n == "out.weight"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

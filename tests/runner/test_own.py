@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,10 +10,18 @@ import pytest
 import yaml
 from PIL import Image
 
+from dbnrun.cli import main
+from dbnrun.config import registry
+from dbnrun.config.registry import UserError
+from dbnrun.norm.options import RunFacts
+from dbnrun.norm.schedules import Constant
+
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
-FILES = dict(zip(("mynorm.py", "mydata.py"), re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL), strict=True))
+FILES = dict(re.findall(r"Save\s+this\s+as\s+`([\w./]+)`[^`]*?:\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
 COMMANDS = re.findall(r"^    dbnrun (.*)$", PAGE, flags=re.MULTILINE)
 OWN = ["norm=custom", "norm.target=mynorm.py:BatchRenorm"]
+DATA = ["dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20"]
+NET = ["model=custom", "model.target=mynet.py:Net"]
 QUICK = ["train.epochs=2", "train.limit_batches=3", "threads=1", "progress=false"]
 
 WRONG = """
@@ -37,7 +46,7 @@ class Raises(Layer):
 
 class Random(Layer):
     def forward(self, x):
-        return x + torch.rand_like(x)
+        return x + (not self.training) * torch.rand_like(x)
 
 
 class Hidden(Layer):
@@ -51,6 +60,11 @@ class Hidden(Layer):
 class Fails(nn.Module):
     def __init__(self, features):
         raise RuntimeError("no such luck")
+
+
+class Noise(Layer):
+    def forward(self, x):
+        return x + self.training * torch.rand_like(x)
 
 
 def number(features):
@@ -69,12 +83,112 @@ def ragged(data_dir):
 constant = 3
 """
 
+WRONG_NETS = """
+import functools
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Linear(nn.Module):
+    def __init__(self, num_classes, out=None):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.out = nn.Linear(64, out or num_classes)
+
+    def forward(self, x):
+        return self.out(self.norm(x).flatten(1))
+
+
+class Bare(nn.Linear):
+    def __init__(self, num_classes):
+        super().__init__(8, num_classes)
+
+
+class Idle(Linear):
+    def __init__(self, num_classes, norm):
+        super().__init__(num_classes)
+
+
+class Asks(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm(1)
+
+
+class Other(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.SyncBatchNorm(1)
+
+
+class Scaled(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class Empty(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+class Pair(Linear):
+    def forward(self, x):
+        return super().forward(x), 0
+
+
+class Infinite(Linear):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
+class Numpy(Linear):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.out.weight.data.copy_(torch.from_numpy(np.random.randn(num_classes, 64)))
+
+
+class Noise(Linear):
+    def forward(self, x):
+        return super().forward(x + self.training * torch.from_numpy(np.random.randn(*x.shape)).float())
+
+
+class Awake(Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5))
+
+
+class Hidden(Linear):
+    n = 0
+
+    def forward(self, x):
+        self.n += self.training
+        return super().forward(x) * self.n
+
+
+class Fails(nn.Module):
+    def __init__(self, num_classes):
+        raise RuntimeError("no such luck")
+
+
+def number(num_classes):
+    return 3
+
+
+def refuses(**options):
+    return Linear(**options, width=3)
+"""
+
 
 @pytest.fixture
 def here(tmp_path):
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "nets.py").write_text(WRONG_NETS)
     (tmp_path / "imports.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "syntax.py").write_text("def (\n")
     return tmp_path
@@ -149,6 +263,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
+        (["norm=custom", "norm.target=wrong.py:Noise"], "two networks of one seed differ in their first step"),
         (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict evaluates otherwise"),
         (["norm=custom", "norm.target=wrong.py:Fails"], "RuntimeError: no such luck"),
         (["norm=custom", "norm.target=wrong.py:number"], "made int, expected a torch.nn.Module"),
@@ -158,12 +273,46 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["dataset=custom", "dataset.target=wrong.py:no_data"], "returned int; expected"),
         (["dataset=custom", "dataset.target=wrong.py:ragged"], "expected data sets of pairs (x, class)"),
         (["dataset=custom", "dataset.target=mydata.py:load", "dataset.options.size=1"], "load takes no size"),
+        (["model=custom"], "model.target is missing: expected FILE.py:NAME"),
+        (["model=custom", "model.target=there.py:A"], "there is no file there.py"),
+        (["model=custom", "model.target=mynet.py:Nett"], "mynet.py has no Nett. Did you mean 'Net'?"),
+        ([*NET, "model.options.widht=3"], "model.options.widht: Net takes no widht. Did you mean 'width'?"),
+        ([*NET, "model.options.num_classes=3"], "Net takes no num_classes. It takes width, dropout."),
+        ([*NET, "model.widths=[3]"], "model 'custom' takes no widths; it belongs to fnn, cnn, two_layer"),
+        (["model=fnn", "model.target=mynet.py:Net"], "model 'fnn' takes no target; it belongs to custom"),
+        ([*NET, *DATA], "mynet.py, line 9: ValueError"),
+        *(
+            (["model=custom", f"model.target=nets.py:{name}"], said)
+            for name, said in {
+                "Bare": "model=Bare: there is no place for norm=bn in it; expected batch norms",
+                "Idle": "model=Idle: there is no place for norm=bn in it",
+                "Asks": "nets.py, line 32: TypeError: Normalizers.__call__() missing 1 required positional argument",
+                "Other": "norm is a SyncBatchNorm; expected nn.BatchNorm1d, 2d or 3d itself.",
+                "Scaled": "miss 1 parameter(s), first 'net.scale'; groups tried",
+                "Pair": "gave tuple for 100 records of 10 classes; expected logits (100, 10).",
+                "Infinite": "is not finite in the first two steps",
+                "Numpy": "two networks of one seed differ in their first step",
+                "Noise": "two networks of one seed differ in their first step",
+                "Awake": "two evaluations of one batch differ",
+                "Hidden": "restored from state_dict evaluates otherwise",
+                "Fails": "RuntimeError: no such luck",
+                "number": "made int, expected a torch.nn.Module",
+                "refuses": "TypeError: Linear.__init__() got an unexpected keyword argument 'width'",
+            }.items()
+        ),
+        (["model=custom", "model.target=nets.py:Linear", "model.options.out=7"], "gave (100, 7) for 100 records of 10"),
+        (["model=custom", "model.target=nets.py:Empty", "norm=none"], "the network has no parameters"),
+        (["-m", "model=fnn,custom", "model.target=nets.py:Pair"], "gave tuple"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, dbnrun, words, said):
-    refused = dbnrun(*words, *QUICK)
-    lines = [line for line in refused.stderr.splitlines() if not re.match(r"\d+ cells?: ", line)]
-    assert refused.returncode == 2 and len(lines) == 1 and said in lines[0], refused.stderr
+def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", ["dbnrun"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert main([*words, *QUICK]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ cells?: ", line)]
+    assert said in line
     assert not list((here / "results").glob("runs/*"))
 
 
@@ -176,7 +325,89 @@ def test_a_normalizer_of_ones_own_is_tried_on_images_that_are_kept_as_bytes(here
     assert done.returncode == 0, done.stderr
 
 
+def test_a_normalizer_of_ones_own_knows_its_run_and_no_schedule_that_its_signature_leaves_out(tmp_path):
+    (tmp_path / "asks.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Run(nn.Module):\n    def __init__(self, features, run):\n"
+        "        super().__init__()\n        self.run = run\n\n\n"
+        "class Both(Run):\n    def __init__(self, features, run, schedule):\n        super().__init__(features, run)\n"
+    )
+    facts = RunFacts(Constant(alpha=0.25), steps_per_epoch=7, epochs=3, batch_size=50)
+    of_run, of_both = (
+        registry.make("norm", "custom", target=f"{tmp_path}/asks.py:{name}").build(4, 0, facts).run
+        for name in ("Run", "Both")
+    )
+    assert (of_run.steps_per_epoch, of_run.epochs, of_run.batch_size, of_run.steps) == (7, 3, 50, 21)
+    with pytest.raises(UserError, match="a class that has a parameter `schedule`"):
+        of_run.schedule(1)
+    assert of_both.schedule(1) == 0.25
+
+
+def test_a_batch_may_hold_all_training_records(here, dbnrun):
+    done = dbnrun(*OWN, *DATA, "train.batch_size=360", *QUICK)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_cell_of_ones_own_data_bears_the_name_of_its_function(here, dbnrun):
     assert dbnrun("dataset=custom", "dataset.target=mydata.py:load", "train.batch_size=20", *QUICK).returncode == 0
     (folder,) = (here / "results" / "runs").iterdir()
     assert folder.name.startswith("load-fnn-bn-seed0-")
+
+
+SCHEDULED = """
+import torch
+from torch import nn
+
+
+class Mean(nn.Module):
+    def __init__(self, features, schedule):
+        super().__init__()
+        self.schedule = schedule
+        self.register_buffer("mu", torch.zeros(features))
+        self.register_buffer("m", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            self.m += 1
+            self.mu.lerp_(x.detach().mean(0), float(self.schedule(int(self.m))))
+        return x - self.mu
+"""
+
+
+def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules(here, dbnrun):
+    (here / "mean.py").write_text(SCHEDULED)
+    words = ["norm=bn,custom", "norm.target=mean.py:Mean", "schedule=alpha_0.5,harmonic", *QUICK]
+    planned = dbnrun("plan", *words)
+    assert planned.returncode == 0 and "3 cells, 1 duplicate folded" in planned.stdout, planned.stderr
+    swept = dbnrun("-m", *words)
+    assert swept.returncode == 0 and "3 cells: 3 done" in swept.stderr, swept.stderr
+    found = {}
+    for folder in (here / "results" / "runs").glob("digits-fnn-Mean-*"):
+        cell = yaml.safe_load((folder / "config.yaml").read_text())
+        assert cell["norm"]["scheduled"] is True
+        found[cell["schedule"]["name"]] = pd.read_csv(folder / "metrics.csv"), folder.name
+    constant, harmonic = found["constant"], found["harmonic"]
+    assert constant[1].startswith("digits-fnn-Mean-alpha0.5-seed0-")
+    assert list(constant[0]["alpha"]) == [0.5, 0.5] and list(harmonic[0]["alpha"]) == [1 / 3, 1 / 6]
+    assert not (constant[0]["train_loss"] == harmonic[0]["train_loss"]).any()
+    assert "1/m" in dbnrun("report", "results").stdout
+
+
+def test_networks_of_ones_own_are_swept_beside_those_of_the_project_and_named_in_tables(here, dbnrun):
+    words = ["model=fnn,custom", "model.target=mynet.py:Net", "model.options.width=4,8", "norm=bn,dbn", *QUICK]
+    swept = dbnrun("-m", *words)
+    assert swept.returncode == 0 and "6 cells: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
+    assert "model=custom: these runs train one by one" in dbnrun("plan", *words).stdout
+    names = {folder.name.partition("-seed")[0] for folder in (here / "results" / "runs").iterdir()}
+    assert names == {f"digits-{model}-{norm}" for model in ("fnn", "Net") for norm in ("bn", "dbn-alpha0.1")}
+    (kept,) = {file.read_text() for file in (here / "results" / "runs").glob("*/source/model/mynet.py")}
+    assert kept == FILES["mynet.py"]
+    said = dbnrun("report", "results").stdout
+    assert "Net (width=4), adagrad" in said and "Net (width=8), adagrad" in said
+
+
+def test_a_parameter_that_fits_no_group_is_trained_with_the_group_that_the_refusal_names(here, dbnrun):
+    words = ["model=custom", "model.target=nets.py:Scaled", *QUICK]
+    (group,) = re.findall(r"such as '(\S.*)'\.\n", dbnrun(*words).stderr)
+    assert dbnrun(*words, group).returncode == 0
+    assert dbnrun("-m", *words, group, "seed=1,2").returncode == 0
