@@ -28,6 +28,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun status [PATH …]      what is under way: progress, errors, time left, who trains it (--watch)
   dbnrun runs ls [key=a,b …]  what runs there are; show RUN, diff RUN RUN, rm [key=a,b …]
   dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
+  dbnrun compare [key=value …] --baseline norm=bn   methods against a baseline, paired by seed: table, LaTeX, figure
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
   dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
@@ -325,6 +326,15 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: list[str]) -> int:
+    from dbnrun.report import compare_cli
+
+    parser = _verb_parser(
+        "compare", "Compare finished runs with a baseline, paired by seed; trains and records nothing."
+    )
+    return compare_cli.main(arguments, parser, _results())
+
+
 def _own_folder(paths: Sequence[Path]) -> Path | None:
     """The results folder that a report of its runs alone is drawn in: not where the records' report stands."""
     if len(paths) != 1 or (paths[0] / "records").is_dir():
@@ -378,6 +388,6 @@ def _theory(arguments: list[str]) -> int:
 
 
 VERBS = {
-    "plan": _plan, "status": _status, "runs": _runs, "report": _report, "data": _data, "theory": _theory,
-    "doctor": _doctor, "bench": _bench,
+    "plan": _plan, "status": _status, "runs": _runs, "report": _report, "compare": _compare, "data": _data,
+    "theory": _theory, "doctor": _doctor, "bench": _bench,
 }  # fmt: skip

@@ -8,6 +8,7 @@ values that its file states. Any other key is compared with the run's config.yam
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import types
 import typing
@@ -88,7 +89,15 @@ def _test(word: str, facts: Mapping[str, list[str]]) -> Test:
         return lambda cell: any(choice(cell) for choice in choices)
     _check_key(word, key, facts)
     values = [_typed(key, value) for value in _values(text)]
+    if "*" in key:
+        return lambda cell: any(_all_are(cell, key, value) for value in values)
     return lambda cell: any(_same(options(cell).get(key), value) for value in values)
+
+
+def _all_are(cell: Cell, pattern: str, value: Any) -> bool:
+    """Whether a cell has keys that fit the pattern, such as optimizer.groups.*.lr, and all of them have this value."""
+    found = [each for key, each in options(cell).items() if fnmatch.fnmatchcase(key, pattern)]
+    return bool(found) and all(_same(each, value) for each in found)
 
 
 def _check_key(word: str, key: str, facts: Iterable[str]) -> None:

@@ -20,18 +20,20 @@ Measure = Callable[[Series], dict[int, float]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A series minus the reference, paired by seed; below 0 the series has less."""
+    """A series minus the reference, paired by seed unless it says why not; below 0 the series has less."""
 
     key: str
     difference: stats.Summary
     p: float
     p_holm: float
     made: int  # comparisons in the column
+    unpaired: str = ""  # why runs of one seed are no pairs
 
     @property
     def can_reject(self) -> bool:
         """Whether so few seeds could reach a corrected p below 0.05 at all."""
-        return self.difference.n > 1 and stats.least_p(self.difference.n) * self.made < stats.ALPHA
+        least = 0 if self.unpaired else stats.least_p(self.difference.n)
+        return self.difference.n > 1 and least * self.made < stats.ALPHA
 
     @property
     def word(self) -> str:

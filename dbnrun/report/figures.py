@@ -318,7 +318,7 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, the same bytes for the same rows, in the format of the path's suffix."""
     buffer = io.BytesIO()
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+    dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix, "Software")
+    figure.savefig(buffer, format=path.suffix[1:], metadata={dated: None})
     write_atomic(path, buffer.getvalue())
     return path

@@ -6,10 +6,10 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -22,6 +22,7 @@ from dbnrun.runs.metrics import EpochRow
 HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,18 @@ class RunRecord:
 
 def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[RunRecord]:
     """Every run folder under `paths`. One that cannot be read is warned of and left out; UserError with `strict`."""
-    runs = []
-    for folder in folders(paths):
+    return list(readable(read_run, folders(paths), strict=strict))
+
+
+def readable(read: Callable[[T], RunRecord], given: Iterable[T], *, strict: bool = False) -> Iterator[RunRecord]:
+    """What `read` makes of each that is given; what it refuses is warned of and left out, or with `strict` refused."""
+    for one in given:
         try:
-            runs.append(read_run(folder))
+            yield read(one)
         except UserError as error:
             if strict:
                 raise
             print(f"dbnrun: warning: left out: {error}", file=sys.stderr)
-    return runs
 
 
 def deduplicated(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -56,12 +60,12 @@ def deduplicated(runs: Iterable[RunRecord]) -> list[RunRecord]:
     Where two finished copies have different numbers the first counts, and a line says how far apart they are.
     """
     kept, unlike = distinct(runs)
-    kept, more = distinct(map(_as_auto, kept))
+    kept, more = distinct(map(as_auto, kept))
     say_unlike(unlike + more)
     return kept
 
 
-def _as_auto(run: RunRecord) -> RunRecord:
+def as_auto(run: RunRecord) -> RunRecord:
     """On a CPU deterministic=true is deterministic=auto: the same training, under one signature here."""
     if run.manifest.get("device") != "cpu" or run.cell.get("deterministic") is not True:
         return run
@@ -81,32 +85,48 @@ def folders(paths: Sequence[Path]) -> list[Path]:
 
 def read_run(folder: Path) -> RunRecord:
     """What a run folder holds. Raises UserError where it is no run of dbnrun, or cannot be read."""
+    return with_rows(described(folder))
+
+
+def described(folder: Path) -> RunRecord:
+    """What a run folder holds but for its rows: its metrics.csv is not read, and a 'done' is what the manifest says."""
     try:
         cell = read_cell(folder)
-        epochs = int(cell["train"]["epochs"])
-        if not _has_what_a_report_reads(cell):
+        if int(cell["train"]["epochs"]) < 1 or not _has_what_a_report_reads(cell):
             raise ValueError("not a cell")
-        rows = tuple(metrics.read_rows(folder / "metrics.csv"))
     except UserError:
         raise
     except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away."
-        ) from None
+        raise _not_readable(folder, error) from None
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
         ) from None
-    name, manifest = cell["dataset"]["name"], layout.read_manifest(folder)
+    manifest = layout.read_manifest(folder)
+    status = str(manifest.get("status", ""))
     return RunRecord(
         folder,
         signature=str(manifest.get("signature") or folder.name),
         data_digest=str(manifest.get("data_digest") or ""),
         cell=cell,
-        status="stale" if layout.is_stale(manifest, name) else _status(manifest.get("status", ""), rows, epochs),
-        rows=rows,
+        status="stale" if layout.is_stale(manifest, cell["dataset"]["name"]) else status,
+        rows=(),
         manifest=manifest,
     )
+
+
+def with_rows(run: RunRecord) -> RunRecord:
+    """A run that is `described` with the rows of its metrics.csv, and the status that they bear out."""
+    try:
+        rows = tuple(metrics.read_rows(run.folder / "metrics.csv"))
+    except OSError as error:
+        raise _not_readable(run.folder, error) from None
+    status = run.status if run.status == "stale" else _status(run.status, rows, int(run.cell["train"]["epochs"]))
+    return replace(run, rows=rows, status=status)
+
+
+def _not_readable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away.")
 
 
 def read_cell(folder: Path) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def test_a_choice_matches_whatever_its_options_and_a_preset_only_with_its_values
         ("norm.affine=false", False), ("lr_schedule=constant lr_schedule.warmup=0", True),
         ("lr_schedule=cosine", False),
         ("train.eval_every=1 train.label_smoothing=0 train.limit_batches=null", True), ("train.eval_every=2", False),
-        ("optimizer.groups.weights.weight_decay=1e-4", True), ("deterministic=auto,true", True),
+        ("optimizer.groups.weights.weight_decay=1e-4", True), ("optimizer.groups.*.lr=0.05", True),
+        ("optimizer.groups.*.weight_decay=1e-4", False), ("deterministic=auto,true", True),
     ],
 )  # fmt: skip
 def test_values_are_compared_as_the_cell_has_them_defaults_that_it_leaves_out_included(cell, filters, matches):

@@ -1,0 +1,189 @@
+"""The verb `dbnrun compare`: what it is asked, and where its tables go."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dbnrun.config.filters import Cell, Test, matcher, options
+from dbnrun.config.registry import GROUPS, UserError, files, nearest
+from dbnrun.report import contrast_text as texts
+from dbnrun.report.contrast_text import Compared
+from dbnrun.report.contrasts import tables
+from dbnrun.report.methods import (
+    SELECTIONS,
+    Method,
+    Reading,
+    method_name,
+    methods_of,
+    runs_under,
+    tuned,
+    under,
+    value_text,
+)  # fmt: skip
+from dbnrun.report.tables import write_texts
+
+FORMATS = (".png", ".svg", ".pdf")
+EFFECT = 0.1  # pp, of an error
+
+
+def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Path) -> int:
+    """Print the comparison that was asked for, and write it to the files that were named."""
+    asked = _parsed(arguments, parser)
+    with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
+        found = compared(asked, results)
+    print(json.dumps(texts.as_json(found), indent=1, ensure_ascii=False) if asked.json else texts.text(found))
+    for path, content in ((asked.csv, texts.csv), (asked.markdown, texts.as_markdown), (asked.latex, texts.latex)):
+        if path is not None:
+            _write(path, lambda path=path, content=content: write_texts(path.parent, {path.name: content(found)}))
+    if asked.figure is not None:
+        from dbnrun.report import forest  # noqa: PLC0415 - matplotlib takes a second to import
+
+        _write(asked.figure, lambda: forest.draw(found, asked.figure))
+    return 0
+
+
+def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    parser.add_argument("words", nargs="*", metavar="PATH or KEY=VALUE", help="results folders or run folders; filters")
+    parser.add_argument("--baseline", metavar="'KEY=VALUE …'", help="the method to compare with, such as norm=bn")
+    parser.add_argument("--select", choices=list(SELECTIONS), default="last", help="epoch of each run (default: last)")
+    parser.add_argument("--at", type=int, metavar="EPOCH", help="this epoch of every run, in place of --select")
+    parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
+    parser.add_argument("--by", type=_keys, default=[], metavar="KEY,KEY", help="a table for each value of these")
+    parser.add_argument("--effect", type=float, metavar="PP", help=f"the difference to detect (default: {EFFECT} pp)")
+    parser.add_argument("--tune", type=_keys, default=[], metavar="KEY,KEY", help="choose these for each method first")
+    parser.add_argument("--tune-seeds", type=_seeds, metavar="0,1,2", help="on these seeds (default: the first third)")
+    for name, what in (("csv", "CSV"), ("markdown", "Markdown"), ("latex", "LaTeX (booktabs)")):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the table as {what}")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="forest plot and curves: .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    asked = parser.parse_intermixed_args(arguments)
+    if asked.figure is not None and asked.figure.suffix not in FORMATS:
+        raise UserError(f"--figure {asked.figure}: expected a name that ends in {', '.join(FORMATS)}.")
+    if asked.at is not None and asked.select != "last":
+        raise UserError(f"--at {asked.at}: leave out --select, or --at.")
+    if asked.tune_seeds and not asked.tune:
+        raise UserError("--tune-seeds: goes with --tune KEY, such as --tune optimizer.lr.")
+    if asked.effect is not None and not 0 < asked.effect < float("inf"):
+        raise UserError(f"--effect {asked.effect:g}: expected a number above 0.")
+    return asked
+
+
+def _keys(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0,1,2")
+    return sorted({int(seed) for seed in text.split(",")})
+
+
+def compared(asked: argparse.Namespace, results: Path) -> Compared:
+    """What the command asks for. Raises UserError where there is nothing to compare."""
+    reading = Reading(asked.metric, asked.select, asked.at)
+    filters = [word for word in asked.words if _is_filter(word)]
+    paths = [Path(word) for word in asked.words if not _is_filter(word)] or [results]
+    baseline = shlex.split(asked.baseline) if asked.baseline else []
+    passes, is_baseline = matcher(filters), _baseline(filters, baseline)
+    runs = runs_under(paths)
+    cells = [run.cell for run in runs]
+    _check_there(cells, filters, passes)
+    if baseline:
+        _check_there(cells, baseline, is_baseline, "--baseline ")
+    _check_keys(cells, {"--by": asked.by, "--tune": asked.tune})
+    wanted = [run for run in runs if passes(run.cell) or (baseline and is_baseline(run.cell))]
+    methods, remarks = _finished(methods_of(wanted, reading.columns), reading)
+    tuning = None
+    if asked.tune:
+        methods, tuning = tuned(methods, asked.tune, asked.tune_seeds, reading)
+    if baseline and not any(is_baseline(method.cell) for method in methods):
+        raise UserError(f"--baseline {' '.join(baseline)}: none of its runs can be compared with, as none is finished.")
+    effect = asked.effect or (EFFECT if reading.unit == "%" else float("nan"))
+    made, alone = tables(methods, is_baseline if baseline else None, reading, effect, asked.by, asked.tune)
+    if not any(math.isfinite(row.mean.mean) for table in made for row in table.rows):
+        raise UserError(f"--metric {reading.metric}: no run has a number there, {reading.when}.")
+    return Compared(made, alone, reading, effect, tuning, remarks)
+
+
+def _is_filter(word: str) -> bool:
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
+
+
+def _baseline(filters: Sequence[str], words: Sequence[str]) -> Test:
+    """Which cells are the baseline: its own words hold, and those filters that they say nothing of.
+
+    A baseline that names a normalizer need not have the schedules that the filters ask for.
+    """
+    own = [word.partition("=")[0] for word in words]
+    own += ["schedule"] if "norm" in own else []
+    return matcher([*(word for word in filters if not under(word.partition("=")[0], own)), *words])
+
+
+def _finished(methods: Sequence[Method], reading: Reading) -> tuple[list[Method], list[str]]:
+    """The methods with finished runs that reach the epoch asked for, and what is said of the others."""
+    remarks = []
+    done = [method for method in methods if method.n]
+    if not done:
+        raise UserError(f"none of {sum(sum(method.left_out.values()) for method in methods)} runs is finished.")
+    if len(done) < len(methods):
+        names = sorted({method_name(method) for method in methods if not method.n})
+        remarks.append(f"No run is finished of: {'; '.join(names)}.")
+    longest = max(method.epochs for method in done)
+    if reading.at is not None and reading.at > longest:
+        raise UserError(f"--at {reading.at}: the longest run has {longest} epochs.")
+    if reading.at is not None and any(method.epochs < reading.at for method in done):
+        names = sorted({method_name(method) for method in done if method.epochs < reading.at})
+        remarks.append(f"Left out, as they end before epoch {reading.at}: {'; '.join(names)}.")
+        done = [method for method in done if method.epochs >= reading.at]
+    return done, remarks
+
+
+# Checks of what was typed
+
+
+def _check_there(cells: Sequence[Cell], words: Sequence[str], passes: Test, prefix: str = "") -> None:
+    """Raise UserError where no run passes: the first word that none has, with what they have; else all words."""
+    if any(map(passes, cells)):
+        return
+    for word in words:
+        if not any(map(matcher([word]), cells)):
+            key = word.partition("=")[0]
+            raise UserError(
+                f"{prefix}{word}: none of {len(cells)} runs has it; they have {key}={_choices(cells, key)}."
+            )
+    raise UserError(f"{prefix}{' '.join(words)}: none of {len(cells)} runs passes all of the filters.")
+
+
+def _choices(cells: Sequence[Cell], key: str) -> str:
+    """What the runs have of a key, as one would ask for it: '0.003,0.01', at most eight values."""
+    if key in GROUPS:
+        found = [name for name in files()[key] if any(map(matcher([f"{key}={name}"]), cells))]
+    else:
+        values = {options(cell).get(key) for cell in cells}
+        found = [value_text(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
+    return ",".join(found[:8]) + (",…" if len(found) > 8 else "")
+
+
+def _check_keys(cells: Sequence[Cell], asked: Mapping[str, Sequence[str]]) -> None:
+    known = list(dict.fromkeys(key for cell in cells for key in options(cell) if key != "seed"))
+    for option, keys in asked.items():
+        for key in keys:
+            if not any(under(each, [key]) for each in known):
+                raise UserError(f"{option} {key}: no run has such a key.{nearest(key, known)}")
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
+    print(f"dbnrun: wrote {path}", file=sys.stderr)
