@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dbnrun.config.registry import UserError, nearest
+from dbnrun.config.registry import UserError, nearest, of
 
 EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as mynorm.py:BatchRenorm"
 
@@ -38,7 +38,7 @@ class Own:
     def identity(self) -> dict[str, Any]:
         """The class by name and source; a recorded `target` is the name alone."""
         known = super().identity()  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
-        known |= {"target": self.slug, "source": source(self.key, self.target)}
+        known |= {"target": self.class_name, "source": source(self.key, self.target)}
         return {key: value for key, value in known.items() if value != {} or key != "options"}
 
     @property
@@ -46,9 +46,12 @@ class Own:
         return f"{self.group}.target"  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
 
     @property
-    def slug(self) -> str:
-        """The name of the class."""
+    def class_name(self) -> str:
         return self.target.rpartition(":")[2]
+
+    @property
+    def slug(self) -> str:
+        return shown(self.group, self.class_name)  # pyright: ignore[reportAttributeAccessIssue] # of the Choice
 
     @property
     def is_live(self) -> bool:
@@ -69,6 +72,11 @@ class Own:
     def asks_for(self, name: str) -> bool:
         """Whether the class has a parameter of this name."""
         return name in parameters(load(self.key, self.target))
+
+
+def shown(group: str, class_name: str) -> str:
+    """What folders and reports call a class: its name, marked where a choice of the group has the same."""
+    return f"own-{class_name}" if class_name in of(group) else class_name
 
 
 def source(key: str, target: str) -> str:

@@ -29,11 +29,6 @@ def publish(
     recorded = result_set(deduplicated(archive.update(results / "records", runs, experiment_of)))
     if not recorded.mains:
         raise nothing_to_report(paths, runs)
-    if hidden := recorded.in_no_table:
-        print(
-            f"{len(hidden)} of {len(recorded.runs)} recorded runs do not appear in any table: "
-            "they change two hyperparameters, or have no comparable run."
-        )
     written = tables.write(recorded.settings, out / "tables") + table1.write(recorded, out / "tables")
     for setting in recorded.settings:
         print(tables.as_text(setting) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbnrun.config.identity import choice_of
+from dbnrun.config.identity import choice_of, name_of_choice
 from dbnrun.report import compare
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Series, Setting
@@ -174,11 +174,13 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
 
 def describe(cell: Mapping[str, Any]) -> str:
     """'cnn 32-32-64-64-512, adagrad 0.01, batch 100, 30 epochs, bf16'."""
-    model, optimizer, train = cell["model"], cell["optimizer"], cell["train"]
+    optimizer, train = cell["optimizer"], cell["train"]
     rates = sorted({group["lr"] for group in optimizer["groups"].values()})
+    varied = [f"{name_of_choice('lr_schedule', cell['lr_schedule'])} learning rate"] if "lr_schedule" in cell else []
     parts = [
-        choice_of("model", model).title,
-        f"{optimizer['name']} {'/'.join(f'{rate:g}' for rate in rates)}",
+        choice_of("model", cell["model"]).title,
+        f"{name_of_choice('optimizer', optimizer)} {'/'.join(f'{rate:g}' for rate in rates)}",
+        *varied,
         f"batch {train['batch_size']}",
         f"{train['epochs']} epoch{'s' if train['epochs'] > 1 else ''}",
     ]
@@ -186,6 +188,7 @@ def describe(cell: Mapping[str, Any]) -> str:
         "limit_batches": "at most {} batches each",
         "eval_every": "evaluated every {} epochs",
         "limit_eval": "evaluated on at most {} records",
+        "label_smoothing": "labels smoothed by {:g}",
     }
     parts += [text.format(train[key]) for key, text in limits.items() if train.get(key)]
     if cell.get("precision", "fp32") != "fp32":

@@ -16,7 +16,7 @@ import vl_convert
 
 from dbnrun.paper import sensitivity, table1, verdicts
 from dbnrun.paper.page import charts, provenance
-from dbnrun.paper.protocols import letter
+from dbnrun.paper.protocols import PAPER_DATASETS, letter
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.paper.statistics import difference, is_tested, p_text, with_interval
 from dbnrun.report import stats
@@ -36,6 +36,7 @@ def page(results: ResultSet) -> str:
     curves = charts.curves(results)
     return _layout().render(
         results=results,
+        datasets=PAPER_DATASETS,
         claims=verdicts.CLAIMS,
         selections=stats.SELECTIONS,
         done=Counter(run.cell["dataset"]["name"] for run in results.runs if run.status == "done"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbnrun.paper.protocols import letter
+from dbnrun.paper.protocols import PAPER_DATASETS, letter
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.report.names import CONSTANTS, DATASETS, SCHEDULES, name_of
 from dbnrun.report.series import Series, Setting
@@ -124,12 +124,12 @@ def explorer(results: ResultSet, table: Any) -> Chart:
     of_first = [protocol for protocol in protocols if any((first, protocol, key) in run for key in keys)]
     return {
         "kind": "explorer",
-        "datasets": [(name, DATASETS[name]) for name in results.datasets],
+        "datasets": [(name, DATASETS[name]) for name in PAPER_DATASETS],
         "protocols": [(name, name) for name in protocols],
         "schedules": [(key, name_of(key)) for key in keys],
         "measures": list(MEASURES.items()),
         "first": {"dataset": first, "protocol": [*of_first, *protocols][0], "curve": "0.25"},
         "epochs": int(table["epoch"].max()),
         "roles": ROLES,
-        "missing": [choice for choice in itertools.product(results.datasets, protocols, keys) if choice not in run],
+        "missing": [choice for choice in itertools.product(PAPER_DATASETS, protocols, keys) if choice not in run],
     }
