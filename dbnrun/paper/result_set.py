@@ -36,6 +36,11 @@ class ResultSet:
         return {name: max(group, key=_weight) for name, group in groups.items() if group}
 
     @property
+    def has_papers(self) -> bool:
+        """Whether a run is one of the paper's own: its "BN" is α = 1, and PyTorch's is none."""
+        return any(series.protocol for setting in self.mains.values() for series in setting.series)
+
+    @property
     def protocols(self) -> list[str]:
         """A, B and C, whether run or not, then any other that was run."""
         found = {series.protocol for setting in self.mains.values() for series in setting.series}

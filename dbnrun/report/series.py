@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,13 +134,13 @@ def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
     return settings
 
 
+def runs_of(settings: Iterable[Setting]) -> list[RunRecord]:
+    """The runs of these settings."""
+    return [run for setting in settings for series in setting.series for run in series.runs]
+
+
 def nothing_to_report(paths: Sequence[Path], runs: Sequence[RunRecord]) -> UserError:
-    """Why the runs under `paths` make no report: none is done, or none belongs to a main setting."""
-    if any(run.status == "done" for run in runs):
-        return UserError(
-            "only sensitivity runs, or trials with train.limit_batches or train.limit_eval; draw them with `dbnrun "
-            "report RUNS --out DIR`, or record main ones with `dbnrun experiment=paper_mnist_a`."
-        )
+    """Why the runs under `paths` make no report: none is done."""
     cells = len({run.signature for run in runs})
     found = f"{cells} unfinished or diverged runs and none that is done" if runs else "no runs"
     return UserError(f"{', '.join(map(str, paths))}: {found}; {HOW_TO_RECORD}.")

@@ -26,8 +26,8 @@ function tips(prefix, title) {
   ];
 }
 
-// Differences to α = 1 with intervals, a row a curve.
-function differences({rows}) {
+// Differences to a baseline with intervals, a row a curve.
+function differences({rows, base}) {
   const largest = Math.max(0.1, ...rows.flatMap(row => [row.diff, row.from, row.to].map(Math.abs)));
   const ticks = [0.1, 0.3, 1, 3, 10, 30].filter(tick => tick <= largest * 1.5);
   const axis = {
@@ -49,7 +49,7 @@ function differences({rows}) {
       quantity("seeds", {title: "n"}),
     ],
   };
-  const difference = quantity("diff", {title: "test error minus that of α = 1 [pp]", axis, scale});
+  const difference = quantity("diff", {title: `test error minus that of ${base} [pp]`, axis, scale});
   return {
     data: {values: rows},
     height: 20 * rows.length,
