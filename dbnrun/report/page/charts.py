@@ -108,15 +108,10 @@ def figure(dataset: str, shown: Sequence[Series], protocol: str, measure: str, *
 
 
 def _looks(shown: Sequence[Series]) -> list[tuple[str, list[int]]]:
-    """A colour and a dash for each series."""
-    looks: list[tuple[str, list[int]]] = []
-    for series in shown:
-        look = LOOKS.get(series.key)
-        if look is None or look in looks:
-            free = [other for other in OTHERS if other not in looks]
-            look = OTHERS[series.place % len(OTHERS)] if look is None else free[0] if free else look
-        looks.append(look)
-    return looks
+    """A colour and a dash for each series; the later ones of a key take what is free."""
+    looks = [LOOKS.get(series.key, OTHERS[series.place % len(OTHERS)]) for series in shown]
+    free = [other for other in OTHERS if other not in looks]
+    return [free.pop(0) if free and look in looks[:place] else look for place, look in enumerate(looks)]
 
 
 def explorer(
