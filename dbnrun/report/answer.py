@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dbnrun.config import registry
 from dbnrun.report import compare
 from dbnrun.report.compare import Comparison
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN, alpha_of
@@ -15,10 +16,21 @@ BREAKS_UP_TO = 0.25  # docs/findings.md: every constant α up to this is worse t
 
 
 def baseline_of(setting: Setting) -> Series | None:
-    """PyTorch's BN, else α = 1, else the first in the table; None where there is nothing to compare."""
+    """PyTorch's BN, else α = 1, else the first in the table; None where there is nothing to compare.
+
+    Of several BN the one with most of PyTorch's defaults.
+    """
     done = [series for series in setting.series if series.n]
-    ranked = sorted(done, key=lambda one: (one.key != MODERN_BN, one.key != ALPHA_ONE))
+    ranked = sorted(done, key=lambda one: (one.key != MODERN_BN, one.key != ALPHA_ONE, _off_defaults(one)))
     return ranked[0] if len(done) > 1 else None
+
+
+def _off_defaults(series: Series) -> int:
+    """How many options of its normalizer are not at their defaults; 0 where these are not known here."""
+    norm = series.cell["norm"]
+    kind = registry.of("norm").get(norm["name"])
+    defaults = registry.defaults_of(kind) if kind else {}
+    return sum(norm.get(key, value) != value for key, value in defaults.items())
 
 
 def against_baseline(setting: Setting) -> dict[str, Comparison]:

@@ -126,14 +126,16 @@ THEMES = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(
 def test_text_and_curves_stand_out_from_the_page(theme):
     for name, ground in itertools.product(("text", "soft", "link", "good", "bad", "open"), ("page", "panel")):
         assert contrast(theme[name], theme[ground]) >= 4.5, name
-    curves = {color for color, _ in charts.LOOKS.values()} | set(charts.ROLES.values()) - {charts.ROLES["other"]}
+    curves = {color for color, _ in (*charts.LOOKS.values(), *charts.OTHERS)}
+    curves |= set(charts.ROLES.values()) - {charts.ROLES["other"]}
     assert all(contrast(color, theme["page"]) >= 3 for color in curves), curves
 
 
 def test_neighbouring_curves_differ_without_colour():
     dashes = [look[1] for look in charts.LOOKS.values()]
     assert all(one != other for one, other in itertools.pairwise(dashes))
-    assert len({(color, str(dash)) for color, dash in charts.LOOKS.values()}) == len(charts.LOOKS)
+    looks = [*charts.LOOKS.values(), *charts.OTHERS]
+    assert len({(color, str(dash)) for color, dash in looks}) == len(looks)
 
 
 @pytest.fixture(scope="module")

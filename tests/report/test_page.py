@@ -82,6 +82,7 @@ def test_one_series_is_compared_with_nothing_and_one_seed_is_not_tested():
         ([digits(LN, 0, 2.0), digits(BN, 0, 2.0), dbn(1.0, 0, 2.0)], "BN (PyTorch)"),
         ([digits(LN, 0, 2.0), dbn(1.0, 0, 2.0)], "α = 1"),
         ([digits(OWN, 0, 2.0), digits(LN, 0, 2.0), dbn(0.5, 0, 2.0)], "LN"),
+        ([digits(BN | {"momentum": momentum}, 0, 2.0) for momentum in (0.01, 0.1)], "BN (PyTorch), momentum=0.1"),
     ],
 )
 def test_the_baseline_is_bn_else_alpha_one_else_the_first_of_the_table(runs, base):

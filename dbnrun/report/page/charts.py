@@ -33,12 +33,10 @@ HUES_AND_DASHES: tuple[tuple[str, list[int]], ...] = (
     ("#868e96", []), ("#868e96", [5, 2]), ("#868e96", [3, 2]), ("#868e96", [1, 2]),
 )  # fmt: skip
 LOOKS = dict(zip((*SCHEDULES, *PEERS), HUES_AND_DASHES, strict=True))
-# Of any other, and of a second with the same key, in turn.
-OTHERS: tuple[tuple[str, list[int]], ...] = tuple(
-    (color, dash)
-    for dash in ([12, 2], [1, 1], [9, 2, 3, 2])
-    for color in ("#1c7ed6", "#e8590c", "#2b8a3e", "#9c36b5", "#b5790a", "#d6336c", "#0c8599", "#4c6ef5")
-)
+# Of any other, and of a second with the same key, in turn: neighbours differ in hue and dash.
+OTHER_HUES = ("#e03131", "#3a86a8", "#7a7a00", "#c026d3", "#a8562a", "#0a8f6a", "#6c63d8", "#d9480f")
+OTHER_DASHES = ([12, 2], [4, 1], [14, 3, 4, 3])
+OTHERS = tuple((OTHER_HUES[i % 8], OTHER_DASHES[(i + 2 * (i // 8)) % 3]) for i in range(24))
 ROLES = {"chosen": "#1c7ed6", "α = 1": "#d6336c", "BN (PyTorch)": "#868e96", "other": "#adb5bd"}
 Chart = dict[str, Any]
 Call = Callable[[str], str]  # a protocol to what the page calls it
