@@ -14,7 +14,7 @@ venv: .venv/.ready
 
 demo: venv    # BN against DBN on real digits: trains 15 small cells, prints a table, draws the curves
 	$(BIN)/dbnrun experiment=demo results_dir=results/demo
-	$(BIN)/dbnrun report results/demo
+	$(BIN)/dbnrun report results/demo --title 'BN against DBN on real digits'
 
 test: venv    # what a change is likely to break, in minutes, on the CPU; with DBNRUN_DATA set, on the real data too
 	$(BIN)/pytest -q -n auto -m "not slow"
@@ -35,13 +35,13 @@ figures reproduce: export DBNRUN_RESULTS := results
 
 figures: venv # every table, figure, the page and the README's results, from the committed records: no training
 	$(BIN)/dbnrun theory figures
-	$(BIN)/dbnrun report --readme
+	$(BIN)/dbnrun report results/records --out results --readme
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard conf/experiment/paper_*_*.yaml conf/experiment/sensitivity_*.yaml))))
 
 reproduce: venv # trains what neither results/records nor results/runs has of every experiment, then redraws; hours on a CPU
 	for name in $(EXPERIMENTS); do $(BIN)/dbnrun experiment=$$name skip_recorded=true || exit; done
-	$(BIN)/dbnrun report --readme
+	$(BIN)/dbnrun report --record --readme
 
 bench: venv   # what dbnrun costs on this CPU, as ratios within one run; under ten minutes
 	$(BIN)/dbnrun bench

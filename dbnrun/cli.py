@@ -27,7 +27,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun plan [key=a,b …]     say what a grid would train, what is done or failed, and how long it may take
   dbnrun status [PATH …]      what is under way: progress, errors, time left, who trains it (--watch)
   dbnrun runs ls [key=a,b …]  what runs there are; show RUN, diff RUN RUN, rm [key=a,b …]
-  dbnrun report [PATH …]      draw figures, tables and report.html from what is recorded; trains nothing
+  dbnrun report [PATH …]      a page, figures and tables of the runs there, in results/report; trains nothing
   dbnrun compare [key=value …] --baseline norm=bn   methods against a baseline, paired by seed: table, LaTeX, figure
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
@@ -270,30 +270,31 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _report_parser() -> argparse.ArgumentParser:
-    parser = _verb_parser("report", "Draw figures and tables from recorded CSVs; trains nothing.")
+    parser = _verb_parser("report", "Draw a page, figures and tables of recorded runs; trains nothing.")
     parser.add_argument(
         "paths",
         nargs="*",
         type=Path,
-        help="results folders or run folders, on their own (default: the records, and the results folder's runs)",
+        help="results folders or run folders, on their own; or a folder of records, for the paper's claims and tables "
+        "(default: the records, and the runs of the results folder)",
     )
+    parser.add_argument("--title", default="", help="what stands above the page")
     parser.add_argument(
         "--out",
         type=Path,
-        help="where figures/ and tables/ go (default: the results folder; with PATH: that, if it has no records)",
+        help="where report.html, figures/ and tables/ go (default: report/ in the results folder, which git ignores)",
     )
     parser.add_argument(
-        "--runs",
-        type=Path,
-        nargs="+",
-        help="without PATH: run folders to add to the records (default: the results folder)",
+        "--record",
+        action="store_true",
+        help="first add the finished runs to the records, then redraw from the records what stands beside them",
     )
     parser.add_argument(
         "--readme",
         type=Path,
         nargs="*",
         metavar="FILE",
-        help="write the results into these documents too (default: README.md, docs/findings.md)",
+        help="write the records' results into these documents too (default: README.md, docs/findings.md)",
     )
     parser.add_argument(
         "--strict", action="store_true", help="refuse where a run folder cannot be read (default: warn, leave it out)"
@@ -303,24 +304,9 @@ def _report_parser() -> argparse.ArgumentParser:
 
 def _report(arguments: list[str]) -> int:
     options = _report_parser().parse_args(arguments)
-    readmes = options.readme
-    if readmes == []:  # named without files
-        documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
-        readmes = documents or [Path("README.md")]
-    if options.paths and (options.runs or readmes):
-        raise UserError("report: --runs and --readme go with the committed records; leave PATH out.")
-    out = options.out or (_own_folder(options.paths) if options.paths else _results())
-    if out is None:
-        raise UserError("report: say where tables and figures of these runs go, such as --out report.")
-
-    from dbnrun.paper import publish
-    from dbnrun.report import report
-
+    results = _results()
     try:
-        if options.paths:
-            report(options.paths, out, strict=options.strict)
-        else:
-            publish(_results(), options.runs or [_results()], out, readmes or [], strict=options.strict)
+        _draw(options, results)
     except OSError as error:
         raise UserError(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).") from None
     return 0
@@ -335,11 +321,38 @@ def _compare(arguments: list[str]) -> int:
     return compare_cli.main(arguments, parser, _results())
 
 
-def _own_folder(paths: Sequence[Path]) -> Path | None:
-    """The results folder that a report of its runs alone is drawn in: not where the records' report stands."""
-    if len(paths) != 1 or (paths[0] / "records").is_dir():
-        return None
-    return paths[0] if (paths[0] / "runs").is_dir() or not paths[0].exists() else None
+def _draw(options: argparse.Namespace, results: Path) -> None:
+    """The report of the runs that the options name."""
+    from dbnrun.paper import publish, record
+    from dbnrun.report import report
+    from dbnrun.runs.archive import is_archive
+
+    how = {"title": options.title, "strict": options.strict}
+    out = options.out or _own_folder(options.paths) / "report"
+    if options.record:
+        record(results / "records", options.paths or [results], strict=options.strict)
+        publish(results / "records", [], options.out or results, _documents(options.readme), **how)
+    elif [is_archive(path) for path in options.paths] == [True]:
+        publish(options.paths[0], [], out, _documents(options.readme), **how)
+    elif options.readme is not None:
+        raise UserError("report: --readme writes what the records hold; add --record, or name the folder of records.")
+    elif options.paths:
+        report(options.paths, out, **how)
+    else:
+        publish(results / "records", [results], out, **how)
+
+
+def _documents(named: Sequence[Path] | None) -> Sequence[Path]:
+    """What --readme asks for; the project's documents where it names none."""
+    if named != []:
+        return named or []
+    documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
+    return documents or [Path("README.md")]
+
+
+def _own_folder(paths: Sequence[Path]) -> Path:
+    """The results folder whose runs are reported, where that is one; else the results folder of this command."""
+    return paths[0] if len(paths) == 1 and (paths[0] / "runs").is_dir() else _results()
 
 
 def _data(arguments: list[str]) -> int:

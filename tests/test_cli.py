@@ -238,7 +238,7 @@ def test_results_and_data_folders_follow_the_environment(dbnrun, tmp_path):
     done = dbnrun("train.epochs=1", env={"DBNRUN_RESULTS": str(tmp_path / "elsewhere ü")})
     assert done.returncode == 0 and len(list((tmp_path / "elsewhere ü" / "runs").iterdir())) == 1
     report = dbnrun("report", env={"DBNRUN_RESULTS": str(tmp_path / "elsewhere ü")})
-    assert report.returncode == 0 and (tmp_path / "elsewhere ü" / "figures" / "digits-figure2.png").exists()
+    assert report.returncode == 0 and (tmp_path / "elsewhere ü" / "report" / "report.html").exists()
 
 
 def test_final_weights_load_with_weights_only(dbnrun, tmp_path):

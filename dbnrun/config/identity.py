@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dbnrun.config import own, registry
@@ -55,10 +55,46 @@ def signature(cell: Mapping[str, Any], data_digest: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A choice that is not registered here, a plugin's or a later version's, as far as its record describes it."""
+
+    group: str
+    recorded: Mapping[str, Any]
+
+    @property
+    def slug(self) -> str:
+        return name_of_choice(self.group, self.recorded)
+
+    @property
+    def protocol(self) -> str:
+        """Of a normalizer."""
+        return self.slug
+
+    @property
+    def key(self) -> str:
+        """Of a schedule: its name, and its options as they are recorded."""
+        options = (f"{key}={value}" for key, value in self.recorded.items() if key != "name")
+        return " ".join([self.slug, ", ".join(options)]).strip()
+
+    @property
+    def title(self) -> str:
+        """Of a network."""
+        return self.slug
+
+
+def name_of_choice(group: str, recorded: Mapping[str, Any]) -> str:
+    """The name of a recorded choice; of a class of the user's own, what that is called."""
+    return own.shown(group, recorded["target"]) if "target" in recorded else recorded["name"]
+
+
 def choice_of(group: str, recorded: Mapping[str, Any]) -> Any:
     """The choice that a recorded cell describes; options that this version does not know are passed over."""
-    known = registry.options_of(registry.of(group)[recorded["name"]])
-    return registry.make(group, **{key: recorded[key] for key in ("name", *known) if key in recorded})
+    kind = registry.of(group).get(recorded["name"])
+    if kind is None:
+        return Recorded(group, recorded)
+    known = ("name", *registry.options_of(kind))
+    return registry.make(group, **{key: recorded[key] for key in known if key in recorded})
 
 
 def norm_label(cell: Mapping[str, Any]) -> str:
@@ -66,9 +102,9 @@ def norm_label(cell: Mapping[str, Any]) -> str:
     return choice_of("norm", cell["norm"]).slug
 
 
-def protocol_of(norm: Mapping[str, Any]) -> str:
+def protocol_of(cell: Mapping[str, Any]) -> str:
     """How training uses lambda, such as 'dbn' or 'dbn_inference'; '' for a normalizer without a schedule."""
-    return choice_of("norm", norm).protocol
+    return choice_of("norm", cell["norm"]).protocol if "schedule" in cell else ""
 
 
 def schedule_key(cell: Mapping[str, Any]) -> str:
@@ -84,7 +120,6 @@ def readable_name(cell: Mapping[str, Any]) -> str:
 
 def slug_of(group: str, recorded: Mapping[str, Any]) -> str:
     """What folders call a recorded choice, such as 'resnet18' or 'alpha0.25'; of the user's own classes, their name."""
-    # Cells of the first two leave out options that they cannot be made without; a plugin's choice may not be loaded.
-    if group in ("dataset", "optimizer") or recorded["name"] not in registry.of(group):
-        return recorded.get("target", recorded["name"])
+    if group in ("dataset", "optimizer"):  # their cells leave out options that they cannot be made without
+        return name_of_choice(group, recorded)
     return choice_of(group, recorded).slug

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from dbnrun.config.registry import UserError, nearest
+from dbnrun.config.registry import UserError, nearest, of
 
 T = TypeVar("T")
 EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as mynorm.py:BatchRenorm"
@@ -39,7 +39,7 @@ class Own:
     def identity(self) -> dict[str, Any]:
         """The class by its name; a cell holds its source beside it."""
         known = super().identity()  # pyright: ignore[reportAttributeAccessIssue] # of the Choice beside it
-        known |= {"target": self.slug}
+        known |= {"target": self.class_name}
         return {key: value for key, value in known.items() if value != {} or key != "options"}
 
     @property
@@ -51,9 +51,12 @@ class Own:
         return self.target
 
     @property
-    def slug(self) -> str:
-        """The name of the class."""
+    def class_name(self) -> str:
         return self.target.rpartition(":")[2]
+
+    @property
+    def slug(self) -> str:
+        return shown(self.group, self.class_name)  # pyright: ignore[reportAttributeAccessIssue] # of the Choice
 
     @property
     def is_live(self) -> bool:
@@ -87,6 +90,11 @@ class Own:
         """Whether it is a function that takes keywords beside those it names, such as torchvision's of a network."""
         made = load(self.key, self.target)
         return not isinstance(made, type) and takes_any(parameters(made))
+
+
+def shown(group: str, class_name: str) -> str:
+    """What folders and reports call a class: its name, marked where a choice of the group has the same."""
+    return f"own-{class_name}" if class_name in of(group) else class_name
 
 
 def source(key: str, target: str) -> str:

@@ -5,40 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["publish"]
+__all__ = ["publish", "record"]
+
+
+def record(records: Path, paths: Sequence[Path], *, strict: bool = False) -> None:
+    """Add the finished runs under `paths` to the folder of records.
+
+    A run folder that cannot be read is warned of and left out. Raises UserError where records are damaged, or with
+    `strict` at such a folder.
+    """
+    from dbnrun.paper.protocols import experiment_of
+    from dbnrun.runs import archive
+    from dbnrun.runs.load import read_runs
+
+    archive.update(records, read_runs(paths, strict=strict), experiment_of)
 
 
 def publish(
-    results: Path, paths: Sequence[Path], out: Path, readmes: Sequence[Path] = (), *, strict: bool = False
+    records: Path,
+    paths: Sequence[Path],
+    out: Path,
+    readmes: Sequence[Path] = (),
+    *,
+    title: str = "",
+    strict: bool = False,
 ) -> list[Path]:
-    """Add the finished runs under `paths` to the records in `results`, and redraw everything from the records alone.
+    """Report on the records and the runs under `paths` into `out`: as any report, with the paper's rules on top.
 
-    Writes tables/, figures/ and report.html below `out`, and the results into the `readmes`;
-    returns the files written. A run folder that cannot be read is warned of and left out. Raises UserError where
-    nothing is recorded, records are damaged, or with `strict` at such a folder.
+    The results go into the `readmes` too; returns the files written. Raises UserError where there is nothing to report,
+    records are damaged, or with `strict` at a run folder that cannot be read.
     """
     from dbnrun.paper import documents, page, table1
-    from dbnrun.paper.protocols import experiment_of
     from dbnrun.paper.result_set import result_set
-    from dbnrun.report import figures, tables
-    from dbnrun.report.series import nothing_to_report
+    from dbnrun.report import draw, draw_all, finish
+    from dbnrun.report.series import nothing_to_report, settings_of
     from dbnrun.runs import archive
     from dbnrun.runs.load import deduplicated, read_runs
 
-    runs = read_runs(paths, strict=strict)
-    recorded = result_set(deduplicated(archive.update(results / "records", runs, experiment_of)))
-    if not recorded.mains:
-        raise nothing_to_report(paths, runs)
-    if hidden := recorded.in_no_table:
-        print(
-            f"{len(hidden)} of {len(recorded.runs)} recorded runs do not appear in any table: "
-            "they change two hyperparameters, or have no comparable run."
-        )
-    written = tables.write(recorded.settings, out / "tables") + table1.write(recorded, out / "tables")
-    for setting in recorded.settings:
-        print(tables.as_text(setting) + "\n")
-        written += figures.draw(setting, out / "figures")
-    written.append(page.write(recorded, out / "report.html"))
-    written += [path for path in readmes if documents.update(path, recorded)]
-    print("\n".join(f"  {path}" for path in written if path.suffix != ".svg"))
-    return written
+    runs = [*archive.read(records), *read_runs(paths, strict=strict)]
+    results = result_set(deduplicated(runs))
+    if not any(setting.n for setting in results.settings):
+        raise nothing_to_report([records, *paths], runs)
+    if results.has_papers:
+        others = [setting for setting in results.settings if setting.slug not in results.mains]
+        written = draw(results.settings, others, out) + table1.write(results, out / "tables")
+        written += finish(out, page.page(results, title))
+    else:
+        written = draw_all(settings_of(results.runs), out, title)
+    return written + [path for path in readmes if documents.update(path, results)]

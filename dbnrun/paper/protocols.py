@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from dbnrun.config import registry
-from dbnrun.config.identity import protocol_of
+from dbnrun.config.identity import name_of_choice, protocol_of
 from dbnrun.report.series import dotted
+from dbnrun.runs.archive import TRIAL
 
 PAPER_DATASETS = ("mnist", "ni", "cifar10")
 LETTERS = {"dbn_inference": "A", "dbn": "B", "dbn, stats_grad=false": "C", "": "baselines"}
@@ -24,15 +25,17 @@ HYPERPARAMETERS: dict[str, tuple[str, Any]] = {
 PROTOCOL_AXES = ("train_stats", "stats_grad", "average")  # what makes a protocol, or is named above
 ADAGRAD_ONLY = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
 # The other options of each normalizer, at their defaults in the paper's runs; these are hyperparameters as well.
+# A class of the user's own is another normalizer with other options, and none of the paper's.
 NORM_AXES: dict[str, dict[str, Any]] = {
     name: {key: value for key, value in registry.defaults_of(kind).items() if key not in PROTOCOL_AXES}
     for name, kind in registry.of("norm").items()
+    if name != "custom"
 }
 
 
 def letter(protocol: str) -> str:
-    """'A', 'B', 'C', 'other', or 'baselines'."""
-    return LETTERS.get(protocol, "other")
+    """'A', 'B', 'C' or 'baselines'; the protocol as it is where the paper has no such."""
+    return LETTERS.get(protocol, protocol)
 
 
 def hyperparameters_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -40,7 +43,7 @@ def hyperparameters_of(cell: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     adagrad = cell["optimizer"].get("name") == "adagrad"
     shared = {name: to for name, to in HYPERPARAMETERS.items() if adagrad or name not in ADAGRAD_ONLY}
     norm = cell["norm"]["name"]
-    return shared | {f"{norm} {key}": (f"norm.{key}", value) for key, value in NORM_AXES[norm].items()}
+    return shared | {f"{norm} {key}": (f"norm.{key}", value) for key, value in NORM_AXES.get(norm, {}).items()}
 
 
 def values_of(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +75,21 @@ def family_of(cell: Mapping[str, Any], name: str = "") -> dict[str, Any]:
     return family
 
 
+def is_papers(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell stands beside the paper's: its data sets, kind of network and optimizer, every hyperparameter."""
+    train = cell["train"]
+    return (
+        cell["dataset"]["name"] in PAPER_DATASETS
+        and cell["model"]["name"] in ("fnn", "cnn")
+        and cell["norm"]["name"] in NORM_AXES
+        and cell["optimizer"]["name"] == "adagrad"
+        and not {"label_smoothing", *TRIAL} & train.keys()
+        and "lr_schedule" not in cell
+        and not overridden(cell)
+    )
+
+
 def experiment_of(cell: Mapping[str, Any]) -> str:
     """The records file of a cell, from the cell alone: 'mnist_A', 'ni_baselines', 'mnist_sensitivity', …."""
-    kind = "sensitivity" if overridden(cell) else letter(protocol_of(cell["norm"]))
-    return f"{cell['dataset']['name']}_{kind}"
+    kind = "sensitivity" if overridden(cell) else LETTERS.get(protocol_of(cell), "other")
+    return f"{name_of_choice('dataset', cell['dataset'])}_{kind}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from dbnrun.paper import sensitivity, statistics, verdicts
-from dbnrun.paper.protocols import LETTERS, PAPER_DATASETS, overridden
+from dbnrun.paper.protocols import LETTERS, PAPER_DATASETS, is_papers, overridden
 from dbnrun.paper.sensitivity import Variant
 from dbnrun.paper.verdicts import Verdict
 from dbnrun.report.series import Setting, settings_of
@@ -22,23 +22,23 @@ class ResultSet:
     """What the page, the tables and the documents are drawn from."""
 
     runs: list[RunRecord]
-    settings: list[Setting]  # every setting whose hyperparameters are those of the paper's runs
+    settings: list[Setting]  # of every run that does not vary one of the paper's
+    variants: list[Variant]  # of those that do, by hyperparameter and value, beside the runs they vary
 
     @cached_property
     def mains(self) -> dict[str, Setting]:
-        """By data set, the paper's first, the setting with the most epochs in finished runs (the first of equals).
+        """By data set of the paper, its series in the setting with the most epochs in finished runs of them.
 
         One whose epochs are not all evaluated (train.eval_every) is main only where there is no other.
         """
-        finished = [setting for setting in self.settings if setting.n]
-        names = dict.fromkeys([*PAPER_DATASETS, *(setting.dataset for setting in finished)])
-        groups = {name: [setting for setting in finished if setting.dataset == name] for name in names}
+        papers = [replace(one, series=[s for s in one.series if is_papers(s.cell)]) for one in self.settings]
+        groups = {name: [one for one in papers if one.n and one.dataset == name] for name in PAPER_DATASETS}
         return {name: max(group, key=_weight) for name, group in groups.items() if group}
 
     @property
-    def datasets(self) -> list[str]:
-        """The paper's data sets, whether run or not, then the others."""
-        return list(dict.fromkeys([*PAPER_DATASETS, *self.mains]))
+    def has_papers(self) -> bool:
+        """Whether a run is one of the paper's own: its "BN" is α = 1, and PyTorch's is none."""
+        return any(series.protocol for setting in self.mains.values() for series in setting.series)
 
     @property
     def protocols(self) -> list[str]:
@@ -56,29 +56,21 @@ class ResultSet:
         return verdicts.judge(self.mains, self.protocols)
 
     @cached_property
-    def variants(self) -> list[Variant]:
-        """The sensitivity runs by hyperparameter and value, beside the runs they vary."""
-        return sensitivity.variants(self.runs)
-
-    @cached_property
     def sensitivity(self) -> Any:
         """The statistics of the sensitivity runs, a row a value and schedule."""
         return sensitivity.frame(self.variants, self.mains.values())
 
-    @property
-    def in_no_table(self) -> list[RunRecord]:
-        """The runs that no table shows: they change two hyperparameters, or have no comparable run."""
-        shown = [one for setting in self.settings for one in setting.series]
-        shown += [one for variant in self.variants for one in variant.series.values()]
-        signatures = {run.signature for one in shown for run in one.runs}
-        return [run for run in self.runs if run.signature not in signatures]
-
 
 def result_set(runs: Sequence[RunRecord]) -> ResultSet:
     """Sort recorded runs; a main setting's files are named by its data set alone, whatever else was run."""
-    results = ResultSet(list(runs), settings_of([run for run in runs if not overridden(run.cell)]))
-    for dataset, setting in results.mains.items():
-        setting.slug = dataset
+    variants = sensitivity.variants([run for run in runs if run.cell["dataset"]["name"] in PAPER_DATASETS])
+    shown = {run.signature for variant in variants for series in variant.series.values() for run in series.runs}
+    varying = {run.signature for run in runs if run.signature in shown and overridden(run.cell)}
+    results = ResultSet(list(runs), settings_of([run for run in runs if run.signature not in varying]), variants)
+    for dataset, main in results.mains.items():
+        swapped = {dataset: main.slug, main.slug: dataset}
+        for setting in [*results.settings, main]:
+            setting.slug = swapped.get(setting.slug, setting.slug)
     return results
 
 

@@ -14,7 +14,7 @@ from dbnrun.config.identity import protocol_of, schedule_key
 from dbnrun.paper.protocols import HYPERPARAMETERS, family_of, letter, overridden, values_of
 from dbnrun.paper.statistics import Row, difference, fields, p_text, with_interval
 from dbnrun.report import compare
-from dbnrun.report.names import ALPHA_ONE, name_of
+from dbnrun.report.names import ALPHA_ONE, dataset_key, name_of
 from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import describe, from_to, markdown
 from dbnrun.runs.load import RunRecord
@@ -82,11 +82,11 @@ def frame(variants: Sequence[Variant], mains: Iterable[Setting]) -> pd.DataFrame
         compared = compare.against(base, variant.series, compare.ERRORS["last"]) if base else {}
         for key, series in variant.series.items():
             row = {
-                "dataset": variant.cell["dataset"]["name"],
+                "dataset": dataset_key(variant.cell),
                 "knob": variant.hyperparameter,
                 "value": variant.value,
                 "paper_value": variant.reference,
-                "protocol": letter(protocol_of(variant.cell["norm"])),
+                "protocol": letter(protocol_of(variant.cell)),
                 "family": families.index(variant.family),
                 "main": variant.family in main,
                 "setting": describe(cells[variant.family]),

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from dbnrun.paper.protocols import letter
-from dbnrun.report import compare, stats
+from dbnrun.report import compare, stats, tables
 from dbnrun.report.compare import Comparison
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Setting
-from dbnrun.report.tables import number, paper_number
+from dbnrun.report.tables import difference_text, number, paper_number
 
 REFERENCES = {"vs_alpha_1": ALPHA_ONE, "vs_bn": MODERN_BN}
 Row = Mapping[Any, Any]
@@ -77,22 +77,9 @@ def with_interval(row: Row) -> str:
 
 def difference(row: Row, name: str = "vs_alpha_1") -> str:
     """'−0.12 [−0.20, −0.04]', or '' for the reference itself."""
-    if np.isnan(row[f"{name}_diff"]):
-        return ""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    text = f"{row[f'{name}_diff']:+.2f}" + ("" if np.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
-    return text.replace("-", "−")
+    return difference_text(row[f"{name}_diff"], row[f"{name}_low"], row[f"{name}_high"]).replace("-", "−")
 
 
 def p_text(row: Row, name: str = "vs_alpha_1") -> str:
     """The corrected p-value, or why there is none."""
-    if not is_tested(row, name):
-        return row[f"{name}_word"].partition(":")[0]
-    p = row[f"{name}_p_holm"]
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def is_tested(row: Row, name: str = "vs_alpha_1") -> bool:
-    """Whether there is a comparison, with seeds enough for it to reject."""
-    word = row[f"{name}_word"]
-    return bool(word) and not word.startswith(("n too small", "no test"))
+    return tables.p_text(row[f"{name}_p_holm"], row[f"{name}_word"])

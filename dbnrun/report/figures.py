@@ -243,7 +243,8 @@ NAMED: dict[str, Any] = {
     "m^-p epochs": ("#56B4E9", (0, (1.5, 1))),
     "m^-p steps": ("#0072B2", (0, (1.5, 1))),
 }
-OTHER = ("#777777", (0, (7, 1)))  # of any other normalizer; markers tell several of them apart
+# Of any other, in turn: eight colours and seven dashes make 56 lines.
+OTHERS = ("#E31A1C", "#1F78B4", "#FF7F00", "#6A3D9A", "#D6409F", "#6B6B00", "#8C510A", "#009E73")
 STEPS = [-np.log10(float(key)) for key in (ALPHA_ONE, *CONSTANTS)]
 DASHES: tuple[Any, ...] = (
     "-", (0, (8, 1.5)), (0, (3.5, 1.2)), "-", (0, (8, 1.5, 1.5, 1.5)), (0, (1.5, 0.8)), (0, (5, 1, 1, 1, 1, 1)),
@@ -259,7 +260,8 @@ def line_style(series: Series) -> dict[str, Any]:
         step = np.interp(-np.log10(alpha), STEPS, np.arange(len(STEPS)))
         color = mpl.colormaps["viridis"](0.88 * step / (len(STEPS) - 1))
         return {"color": color, "ls": DASHES[round(step)], "lw": 1.8 if alpha == 1 else 1.3}
-    color, dash = NAMED.get(re.sub(r"m\^-\S+", "m^-p", series.key), OTHER)
+    other = (OTHERS[series.place % len(OTHERS)], DASHES[series.place % len(DASHES)])
+    color, dash = NAMED.get(re.sub(r"m\^-\S+", "m^-p", series.key), other)
     return {"color": color, "ls": dash, "lw": 1.8 if series.key == MODERN_BN else 1.5}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from dbnrun.config import registry
-from dbnrun.config.identity import protocol_of, schedule_key
+from dbnrun.config.identity import choice_of, name_of_choice, protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
-from dbnrun.report.names import BASELINES, alpha_of, name_of
+from dbnrun.report.names import BASELINES, alpha_of, dataset_key, has_colour, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
 
@@ -32,6 +32,7 @@ class Series:
     cell: dict[str, Any]  # of one of the runs
     runs: list[RunRecord] = field(default_factory=list)
     label: str = ""
+    place: int = 0  # among those of its setting that have no colour of their own
 
     @cached_property
     def key(self) -> str:
@@ -41,7 +42,7 @@ class Series:
     @cached_property
     def protocol(self) -> str:
         """'' for the baselines (bn, ln, …); else how training uses lambda."""
-        return protocol_of(self.cell["norm"])
+        return protocol_of(self.cell)
 
     @property
     def finished(self) -> list[RunRecord]:
@@ -98,14 +99,17 @@ class Setting:
 
     @property
     def dataset(self) -> str:
-        return self.cell["dataset"]["name"]
+        """What files call it."""
+        return dataset_key(self.cell)
 
     @property
     def test_records(self) -> float:
         """How many records a test error is a share of; NaN where neither the data set nor a run's manifest says it."""
-        known = registry.of("dataset")[self.dataset].test_records
+        known = registry.of("dataset").get(self.cell["dataset"]["name"])
+        if known and known.test_records:
+            return known.test_records
         runs = [run for series in self.series for run in series.runs]
-        return known or next((r.manifest["test_records"] for r in runs if "test_records" in r.manifest), float("nan"))
+        return next((r.manifest["test_records"] for r in runs if "test_records" in r.manifest), float("nan"))
 
     @cached_property
     def protocols(self) -> list[str]:
@@ -130,13 +134,13 @@ def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
     return settings
 
 
+def runs_of(settings: Iterable[Setting]) -> list[RunRecord]:
+    """The runs of these settings."""
+    return [run for setting in settings for series in setting.series for run in series.runs]
+
+
 def nothing_to_report(paths: Sequence[Path], runs: Sequence[RunRecord]) -> UserError:
-    """Why the runs under `paths` make no report: none is done, or none belongs to a main setting."""
-    if any(run.status == "done" for run in runs):
-        return UserError(
-            "only sensitivity runs, or trials with train.limit_batches or train.limit_eval; draw them with `dbnrun "
-            "report RUNS --out DIR`, or record main ones with `dbnrun experiment=paper_mnist_a`."
-        )
+    """Why the runs under `paths` make no report: none is done."""
     cells = len({run.signature for run in runs})
     found = f"{cells} unfinished or diverged runs and none that is done" if runs else "no runs"
     return UserError(f"{', '.join(map(str, paths))}: {found}; {HOW_TO_RECORD}.")
@@ -181,11 +185,15 @@ def _setting(series: list[Series], identity: dict[str, Any]) -> Setting:
     for one in series:
         groups[one.protocol or one.key].append(one)
     for group in groups.values():
-        keys = _differing([one.cell["norm"] for one in group])
-        for one in group:
-            norm = one.cell["norm"]
-            one.label = name_of(one.key) + "".join(f", {key}={_text(norm[key])}" for key in keys if key in norm)
-    return Setting(series[0].cell, sorted(series, key=_rank), identity)
+        norms = [dotted(one.cell["norm"]) for one in group]
+        keys = _differing(norms)
+        for one, norm in zip(group, norms, strict=True):
+            words = (f", {_option(key)}={_text(norm[key])}" for key in keys if key in norm)
+            one.label = name_of(one.key) + "".join(words)
+    ordered = sorted(series, key=_rank)
+    for place, one in enumerate(one for one in ordered if not has_colour(one.key)):
+        one.place = place
+    return Setting(series[0].cell, ordered, identity)
 
 
 def _place(key: str) -> int:
@@ -213,8 +221,15 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
 
 
+def _option(key: str) -> str:
+    """A dotted key as a label shows it: an option of the user's own class by its name alone."""
+    return key.removeprefix("options.")
+
+
 def _text(value: Any) -> str:
-    """A value as a label or a file name shows it: '0.1', 'true', '300x300'."""
+    """A value as a label or a file name shows it: '0.1', 'true', '300x300'; of a digest its first eight digits."""
+    if str(value).startswith("sha256:"):
+        return value.removeprefix("sha256:")[:8]
     if isinstance(value, list):
         return "x".join(map(_text, value))
     if isinstance(value, bool):
@@ -225,15 +240,39 @@ def _text(value: Any) -> str:
 def _name_files(settings: Sequence[Setting]) -> None:
     """Name each setting by its data set, and by what distinguishes it from others of that data set: 'mnist-epochs3'.
 
-    A setting without a finished run has no files, and so does not lengthen the names of those that have.
+    Another network, optimizer or learning-rate schedule is named, and its options are not: 'mnist-cosine'. A setting
+    without a finished run has no files, and so does not lengthen the names of those that have.
     """
     taken: set[str] = set()
     for setting in sorted(settings, key=lambda setting: not setting.n):
-        alike = [one.identity for one in settings if one.dataset == setting.dataset and (one.n or not setting.n)]
-        own = {key: _text(setting.identity.get(key, "")) for key in _differing(alike)}
-        words = [setting.dataset, *((key.partition(".")[2] or key) + text for key, text in own.items() if text)]
+        alike = [one for one in settings if one.dataset == setting.dataset and (one.n or not setting.n)]
+        words = [setting.dataset, *_words(setting, alike)]
         slug = "".join(letter for letter in "-".join(words) if letter.isalnum() or letter in "-._")
         numbered = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
         # Some file systems do not know case.
         setting.slug = next(name for name in numbered if name.lower() not in taken)
         taken.add(setting.slug.lower())
+
+
+def _words(setting: Setting, alike: Sequence[Setting]) -> list[str]:
+    """What distinguishes a setting from those like it: choices by name, and options where the choice is the same."""
+    words = []
+    groups = {key.partition(".")[0] for one in alike for key in one.identity}
+    for group in [*filter(groups.__contains__, registry.GROUPS), *sorted(groups - registry.GROUPS.keys())]:
+        chosen = {id(one): _chosen(one, group) for one in alike}
+        name = chosen[id(setting)]
+        if len(set(chosen.values())) > 1 and name:
+            words.append(name)
+        trees = [one.identity for one in alike if chosen[id(one)] == name]
+        keys = [key for key in _differing(trees) if key.partition(".")[0] == group]
+        texts = {key: _text(setting.identity.get(key, "")) for key in keys}
+        words += [_option(key.partition(".")[2] or key) + text for key, text in texts.items() if text]
+    return words
+
+
+def _chosen(setting: Setting, group: str) -> str:
+    """The name of a setting's choice of a group; '' where it has none, and of what is no group of choices."""
+    recorded = setting.cell.get(group)
+    if not isinstance(recorded, Mapping) or "name" not in recorded:
+        return ""
+    return choice_of(group, recorded).slug if group == "model" else name_of_choice(group, recorded)

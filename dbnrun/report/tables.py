@@ -6,6 +6,7 @@ reports and is optimistic: it chooses by the very numbers it then shows.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbnrun.config.identity import choice_of
-from dbnrun.report import compare
+from dbnrun.config.identity import choice_of, name_of_choice
+from dbnrun.report import answer, compare
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN
 from dbnrun.report.series import Series, Setting
 from dbnrun.runs.layout import write_atomic
@@ -97,18 +98,19 @@ def as_text(setting: Setting) -> str:
 
 
 def differences(setting: Setting) -> pd.DataFrame:
-    """Last-epoch test error of every series minus PyTorch's BN [pp], paired by seed; no rows where BN was not run.
+    """Last-epoch test error of every series minus the baseline's [pp], paired by seed; no rows for one series alone.
 
     `p` is the exact two-sided sign-flip test, `p_holm` its Holm correction over all series of the setting.
     """
-    done = {f"{one.protocol} {one.label}".strip(): one for one in setting.series if one.n}
-    base = next((one for one in done.values() if one.key == MODERN_BN), None)
-    found = compare.against(base, done, compare.ERRORS["last"]) if base else {}
+    base, found = answer.baseline_of(setting), answer.against_baseline(setting)
     rows = [
-        {"setting": setting.slug, "curve": key, **asdict(one.difference), "p": one.p, "p_holm": one.p_holm}
+        {
+            "setting": setting.slug, "curve": key, **asdict(one.difference), "p": one.p, "p_holm": one.p_holm,
+            "verdict": one.word, "baseline": base and answer.name(base),
+        }
         for key, one in found.items()
-    ]
-    return pd.DataFrame(rows).assign(verdict=[one.word for one in found.values()])
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def differences_as_text(setting: Setting) -> str:
@@ -119,16 +121,47 @@ def differences_as_text(setting: Setting) -> str:
     shown = pd.DataFrame(
         {
             "curve": row["curve"],
-            "to BN [pp]": f"{row['mean']:+.2f}".replace("-0.00", "+0.00"),
-            "95 % interval": "" if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-            "p (Holm)": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3g}",
+            "difference [pp], 95 % interval": difference_text(row["mean"], row["low"], row["high"]),
+            "p (Holm)": p_text(row["p_holm"], row["verdict"]) if is_tested(row["verdict"]) else "",
             "n": row["n"],
             "": row["verdict"],
         }
         for row in table.to_dict("records")
     )
-    title = f"{setting.slug}: last-epoch test error minus BN (PyTorch), paired by seed"
-    return f"{title}\n{shown.to_string(index=False)}\n"
+    title = f"{setting.slug}: last-epoch test error minus {table['baseline'][0]}, paired by seed"
+    note = textwrap.fill(answer.note(setting), 120)
+    return "\n".join(filter(None, [title, shown.to_string(index=False), note])) + "\n"
+
+
+def for_reader(setting: Setting) -> pd.DataFrame:
+    """What a page shows of a setting: test errors, and the differences to the baseline; no empty column."""
+    texts = _texts(rows(setting))
+    names = [answer.name(series) for series in setting.series]
+    found = answer.against_baseline(setting)
+    compared = [found.get(name) for name in names]
+    apart = [one and difference_text(one.difference.mean, one.difference.low, one.difference.high) for one in compared]
+    texts.insert(len(texts.columns) - 2, "difference [pp]", [text or "" for text in apart])
+    texts.insert(len(texts.columns) - 2, "p (Holm)", [p_text(one.p_holm, one.word) if one else "" for one in compared])
+    return texts[["curve", *texts.columns.drop("curve")]].loc[:, texts.ne("").any()]
+
+
+def difference_text(mean: float, low: float, high: float) -> str:
+    """'+0.12 [+0.04, +0.20]'; '' where there is none."""
+    if np.isnan(mean):
+        return ""
+    return f"{mean:+.2f}" + ("" if np.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
+
+
+def is_tested(word: str) -> bool:
+    """Whether a comparison's `word` tells of a test, with seeds enough for it to reject."""
+    return bool(word) and not word.startswith(("n too small", "no test"))
+
+
+def p_text(p: float, word: str) -> str:
+    """A corrected p-value, or why there is none."""
+    if not is_tested(word):
+        return word.partition(":")[0]
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
@@ -174,11 +207,13 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
 
 def describe(cell: Mapping[str, Any]) -> str:
     """'cnn 32-32-64-64-512, adagrad 0.01, batch 100, 30 epochs, bf16'."""
-    model, optimizer, train = cell["model"], cell["optimizer"], cell["train"]
+    optimizer, train = cell["optimizer"], cell["train"]
     rates = sorted({group["lr"] for group in optimizer["groups"].values()})
+    varied = [f"{name_of_choice('lr_schedule', cell['lr_schedule'])} learning rate"] if "lr_schedule" in cell else []
     parts = [
-        choice_of("model", model).title,
-        f"{optimizer['name']} {'/'.join(f'{rate:g}' for rate in rates)}",
+        choice_of("model", cell["model"]).title,
+        f"{name_of_choice('optimizer', optimizer)} {'/'.join(f'{rate:g}' for rate in rates)}",
+        *varied,
         f"batch {train['batch_size']}",
         f"{train['epochs']} epoch{'s' if train['epochs'] > 1 else ''}",
     ]
@@ -186,6 +221,7 @@ def describe(cell: Mapping[str, Any]) -> str:
         "limit_batches": "at most {} batches each",
         "eval_every": "evaluated every {} epochs",
         "limit_eval": "evaluated on at most {} records",
+        "label_smoothing": "labels smoothed by {:g}",
     }
     parts += [text.format(train[key]) for key, text in limits.items() if train.get(key)]
     if cell.get("precision", "fp32") != "fp32":

@@ -83,6 +83,11 @@ def signatures(folder: Path) -> set[str]:
     }
 
 
+def is_archive(folder: Path) -> bool:
+    """Whether a folder holds records: sidecars, each beside its CSV."""
+    return any(path.with_suffix(".csv").is_file() for path in folder.glob("*.json"))
+
+
 def read(folder: Path) -> list[RunRecord]:
     """Every recorded run, in the order of the files; [] where there are none. Raises UserError at a damaged file."""
     return [run for path in sorted(folder.glob("*.csv")) for run in _read(path)]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from dbnrun.config import registry
-from dbnrun.config.identity import choice_of, protocol_of, schedule_key, signature
+from dbnrun.config.identity import Recorded, choice_of, schedule_key, signature
 from dbnrun.config.registry import UserError
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.metrics import EpochRow
@@ -149,11 +149,10 @@ def _part(block: str) -> Any:
 
 def _has_what_a_report_reads(cell: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of ours, as far as it is read here; an error where a part is missing."""
-    groups = cell["optimizer"]["groups"]
+    groups, norm = cell["optimizer"]["groups"], choice_of("norm", cell["norm"])
     return (
-        cell["dataset"]["name"] in registry.of("dataset")
-        and cell["norm"]["name"] in registry.of("norm")
-        and bool(protocol_of(cell["norm"])) == ("schedule" in cell)
+        all(isinstance(cell[group]["name"], str) for group in registry.GROUPS if group in cell)
+        and (isinstance(norm, Recorded) or norm.scheduled == ("schedule" in cell))
         and cell["seed"] >= 0
         and all([schedule_key(cell), choice_of("model", cell["model"]).title, cell["train"]["batch_size"]])
         and all(group["lr"] >= 0 for group in groups.values())

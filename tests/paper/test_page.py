@@ -8,17 +8,16 @@ import time
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import vl_convert
 from synthetic import cell, constant, run, table_1
 
 from dbnrun.paper import page, verdicts
-from dbnrun.paper.page import charts
 from dbnrun.paper.result_set import result_set
+from dbnrun.report.page import HERE, charts
 
-CSS = (Path(page.__file__).parent / "page.css").read_text()
+CSS = (HERE / "page.css").read_text()
 
 
 def page_of(runs):
@@ -66,7 +65,8 @@ def test_the_same_records_give_the_same_bytes():
 def test_every_chart_has_a_place_of_its_own(whole):
     places = dict(re.findall(r"""class=chart id="([^"]+)" data-chart='([^']+)'""", whole))
     kinds = Counter(json.loads(chart)["kind"] for chart in places.values())
-    assert kinds == {"differences": 3 * 3, "figure": 3 * 3 * 3, "explorer": 1}
+    # A data set's protocol each; and the answer shows the differences of the first protocol.
+    assert kinds == {"differences": 3 * 3 + 3, "figure": 3 * 3 * 3, "explorer": 1}
     assert len(places) == whole.count("class=chart") == kinds.total()  # no two have one id
 
 
@@ -126,14 +126,16 @@ THEMES = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(
 def test_text_and_curves_stand_out_from_the_page(theme):
     for name, ground in itertools.product(("text", "soft", "link", "good", "bad", "open"), ("page", "panel")):
         assert contrast(theme[name], theme[ground]) >= 4.5, name
-    curves = {color for color, _ in charts.LOOKS.values()} | set(charts.ROLES.values()) - {charts.ROLES["other"]}
+    curves = {color for color, _ in (*charts.LOOKS.values(), *charts.OTHERS)}
+    curves |= set(charts.ROLES.values()) - {charts.ROLES["other"]}
     assert all(contrast(color, theme["page"]) >= 3 for color in curves), curves
 
 
 def test_neighbouring_curves_differ_without_colour():
     dashes = [look[1] for look in charts.LOOKS.values()]
     assert all(one != other for one, other in itertools.pairwise(dashes))
-    assert len({(color, str(dash)) for color, dash in charts.LOOKS.values()}) == len(charts.LOOKS)
+    looks = [*charts.LOOKS.values(), *charts.OTHERS]
+    assert len({(color, str(dash)) for color, dash in looks}) == len(looks)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +209,7 @@ def hovered(browser):
     ("epochs", "labels"), [(1, "1"), (2, "1 2"), (3, "1 2 3"), (4, "1 2 3 4"), (10, "1 2 3 4 5 6 7 8 9 10")]
 )
 def test_the_ticks_of_epochs_are_whole_numbers_and_each_stands_once(browser, epochs, labels):
-    script = (Path(page.__file__).parent / "charts.js").read_text()
+    script = (HERE / "charts.js").read_text()
     x = browser.execute_script(script + "return EPOCHS")
     y = {"field": "epoch", "type": "quantitative", "axis": None}
     data = {"values": [{"epoch": epoch} for epoch in range(1, epochs + 1)]}

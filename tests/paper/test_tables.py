@@ -122,7 +122,7 @@ def test_a_normalizer_off_the_papers_runs_is_a_hyperparameter_and_replaces_no_nu
     assert shown == {(f"dbn {key}", str(other["norm"][key])): 1} | {
         (f"dbn {key}", str(runs[0].cell["norm"][key])): 2  # as the paper's runs have it
     }
-    assert results.in_no_table == []
+    assert [setting.n for setting in results.settings] == [4]
 
 
 def test_another_momentum_of_bn_replaces_no_number():
@@ -148,15 +148,17 @@ def test_sensitivity_at_another_setting_stands_apart(tmp_path):
     assert path.read_text().count("| 3.00 [3.00, 3.00] |") == 2 and "40.00" not in path.read_text()
 
 
-def test_another_optimizer_is_another_setting_and_what_no_table_shows_is_counted():
+def test_another_optimizer_is_another_setting_and_so_is_what_varies_no_recorded_run():
     runs = [run(cell(constant(alpha)), [5.0, 2.0]) for alpha in (1.0, 0.1)]
     adam = cell(constant(0.1))
     adam["optimizer"] = {"name": "adam", "groups": {"weights": {"pattern": "*", "lr": 0.001, "weight_decay": 0.0}}}
     twice = varied("l2", 0.0, 0.1, 0, 3.0)
     twice.cell["norm"]["average"] = "var"
     results = result_set([*runs, run(adam, [5.0, 50.0]), twice])
-    assert sorted(setting.n for setting in results.settings) == [1, 2]
-    assert results.mains["mnist"].cell["optimizer"]["name"] == "adagrad" and results.in_no_table == [twice]
+    assert {setting.slug: setting.n for setting in results.settings} == {
+        "mnist": 2, "mnist-adam": 1, "mnist-adagrad-groups.weights.weight_decay0": 1
+    }  # fmt: skip
+    assert results.mains["mnist"].cell["optimizer"]["name"] == "adagrad"
 
 
 def test_two_constants_that_look_alike_in_short_stay_two():

@@ -9,11 +9,11 @@ from synthetic import cell, constant, run, table_1, write_run
 
 from dbnrun.config.identity import schedule_key
 from dbnrun.paper import page, verdicts
-from dbnrun.paper.page import charts
 from dbnrun.paper.protocols import experiment_of
 from dbnrun.paper.result_set import result_set
 from dbnrun.paper.verdicts import OPEN
 from dbnrun.report import compare, figures, tables
+from dbnrun.report.page import charts
 from dbnrun.report.series import settings_of
 from dbnrun.runs import archive, metrics
 from dbnrun.runs.load import read_runs
@@ -98,7 +98,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
     assert gapped.statistics["mean"].notna().all()
     drawn = figures.draw(setting, tmp_path)
     assert len(drawn) == 6 and all(path.stat().st_size > 10_000 for path in drawn)
-    curves = charts.curves(gapped)
+    curves = charts.curves(gapped.settings)
     assert set(curves["epoch"]) == {3, 6, 9, 12} and curves["test_error_pct_mean"].notna().all()
     figure = figures._figure("t", {"": setting.panel("dbn_inference")}, "test_error_pct", "test error [%]")
     lines = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata()) == 4]

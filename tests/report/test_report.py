@@ -366,7 +366,7 @@ def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
     written = report([tmp_path], tmp_path)
     names = {path.name for path in written}
     figures = {f"mnist-figure{n}.{s}" for n in (2, 3, 4) for s in ("png", "svg")}
-    assert names == {"table1.csv", "table1.md", "differences.csv"} | figures
+    assert names == {"table1.csv", "table1.md", "differences.csv", "report.html"} | figures
     assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
     printed = capsys.readouterr().out
     assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed
@@ -440,7 +440,7 @@ def test_the_most_efficient_are_the_three_of_least_last_error_with_alpha_one_and
 def test_numbers_that_no_axis_can_show_do_not_break_a_figure(tmp_path, values):
     record(tmp_path, cell("dbn", constant(0.5)), values)
     record(tmp_path, cell("dbn", constant(0.25)), [90.0, 3.0, 2.0])
-    assert len(report([tmp_path], tmp_path)) == 8
+    assert len(report([tmp_path], tmp_path)) == 10
 
 
 def test_a_log_axis_has_plain_numbers_near_the_curves_ends(tmp_path):
@@ -512,7 +512,7 @@ def test_the_ticks_of_epochs_are_whole_numbers_and_each_stands_once(tmp_path, ep
 @pytest.mark.parametrize("errors", [[4.0], [4.0, 3.0, 2.5]])
 def test_one_seed_and_one_curve_make_figures(tmp_path, errors):
     record(tmp_path, cell("bn", epochs=len(errors)), errors)
-    assert len(report([tmp_path], tmp_path)) == 8
+    assert len(report([tmp_path], tmp_path)) == 9
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):

@@ -252,7 +252,7 @@ def test_a_thousand_cells_at_once_are_planned_and_swept_without_a_fault(dbnrun, 
 def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun, tmp_path):
     words = ["-m", "seed=0,1", *WHOLE]
     assert dbnrun("-m", "seed=0", *WHOLE).returncode == 0
-    assert dbnrun("report", "--runs", "results").returncode == 0
+    assert dbnrun("report", "--record").returncode == 0
     shutil.rmtree(tmp_path / "results" / "runs")
     planned = json.loads(dbnrun("plan", *words[1:], "skip_recorded=true", "--json").stdout)
     assert planned["counts"] == {"recorded": 1, "new": 1}

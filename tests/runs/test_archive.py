@@ -1,7 +1,10 @@
 """Records: what is gathered, kept, united, refused; and that they alone carry the report."""
 
 import json
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,11 +16,13 @@ from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.identity import cell_of
 from dbnrun.config.registry import UserError, files
-from dbnrun.paper import documents, publish
+from dbnrun.paper import documents, publish, record
 from dbnrun.paper.protocols import NORM_AXES, experiment_of, overridden
 from dbnrun.report.series import settings_of
 from dbnrun.runs import archive, lock, metrics
 from dbnrun.runs.load import read_runs
+
+ROOT = Path(__file__).parents[2]
 
 
 def snapshot(folder):
@@ -253,7 +258,8 @@ def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded
     for out in (recorded, tmp_path / "clone"):
         if out != recorded:
             shutil.copytree(recorded / "records", out / "records")
-        written = publish(out, [out], out)
+        record(out / "records", [out])
+        written = publish(out / "records", [], out)
         names = {path.relative_to(out).as_posix() for path in written}
         assert {
             "report.html",
@@ -266,43 +272,68 @@ def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded
     assert drawn[0] == drawn[1]
 
 
-def test_recorded_runs_that_no_table_shows_are_counted_and_the_line_says_why(recorded, capsys):
+def test_a_recorded_run_that_changes_two_hyperparameters_has_a_row_in_a_table_of_its_own(recorded):
     twice = cell(constant(0.5))
     twice["model"]["norm_position"], twice["norm"]["average"] = "after", "var"
     write_run(recorded, twice, [5.0, 3.0, 2.0])
-    publish(recorded, [recorded], recorded)
-    assert capsys.readouterr().out.startswith(
-        "1 of 7 recorded runs do not appear in any table: they change two hyperparameters, or have no comparable run.\n"
-    )
+    publish(recorded / "records", [recorded], recorded)
+    table = pd.read_csv(recorded / "tables" / "table1.csv")
+    assert table.groupby("setting")["curve"].agg(list).to_dict() == {
+        "mnist": ["α = 1", "α = 0.25", "1/m (epochs)"],
+        "mnist-norm_positionafter": ["α = 0.5"],
+    }
 
 
 def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):
     with pytest.raises(UserError, match=r"no runs; record some with"):
-        publish(tmp_path, [tmp_path], tmp_path)
-    content = cell(constant(0.5))
-    content["model"]["norm_position"] = "after"
-    write_run(tmp_path, content, [3.0, 2.0])
-    with pytest.raises(UserError, match="only sensitivity runs, or trials"):
-        publish(tmp_path, [tmp_path], tmp_path)
+        publish(tmp_path / "records", [tmp_path], tmp_path)
 
 
 def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, tmp_path, monkeypatch, capsys):
+    """With the words that `make figures` says."""
     clone = tmp_path / "clone"
     clone.mkdir()
     shutil.copytree(recorded / "records", clone / "results" / "records")
+    before = snapshot(recorded / "records")
     (clone / "README.md").write_text(f"{documents.BEGIN}\n{documents.END}\n")
     monkeypatch.chdir(clone)
     monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
-    assert main(["report", "--readme"]) == 0
+    words = re.search(r"^figures:.*?dbnrun (report [^\n]*)", (ROOT / "Makefile").read_text(), re.M | re.S)
+    assert words and main(words[1].split()) == 0
     assert "α = 0.25" in (clone / "README.md").read_text() and "mnist: test error [%]" in capsys.readouterr().out
-    assert (clone / "results" / "report.html").exists() and not (clone / "results" / "runs").exists()
+    drawn = {path.name for path in (clone / "results").iterdir()}
+    assert drawn == {"records", "figures", "tables", "report.html"}
+    assert snapshot(clone / "results" / "records") == before
 
 
-def test_runs_from_elsewhere_join_the_records(recorded, tmp_path, monkeypatch):
+def test_runs_from_elsewhere_join_the_records_where_a_report_is_told_to_record(recorded, tmp_path, monkeypatch):
     write_run(tmp_path / "gpu", cell(constant(0.5)), [5.0, 3.0, 2.5])
     monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
-    assert main(["report", "--runs", str(tmp_path / "gpu")]) == 0
+    assert main(["report", "--record", str(tmp_path / "gpu")]) == 0
     assert len(archive.read(recorded / "records")) == 7
+    assert pd.read_csv(recorded / "tables" / "table1.csv")["n"].sum() == 7 and (recorded / "report.html").exists()
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "elsewhere"]])
+def test_a_report_that_is_not_told_to_record_writes_neither_records_nor_what_is_drawn_from_them(
+    recorded, tmp_path, monkeypatch, out
+):
+    write_run(recorded, cell(constant(0.5)), [5.0, 3.0, 2.5])
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(recorded / "records")
+    assert main(["report", *out]) == 0
+    assert snapshot(recorded / "records") == before
+    assert not [name for name in ("tables", "figures", "report.html") if (recorded / name).exists()]
+    folder = tmp_path / "elsewhere" if out else recorded / "report"
+    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "report.html"}
+    assert pd.read_csv(folder / "tables" / "table1.csv")["n"].sum() == 7  # six of the records, and one more
+
+
+def test_what_a_report_of_own_runs_writes_is_ignored_by_git(tmp_path):
+    for path in ("results/report/report.html", "results/demo/report/tables/table1.csv"):
+        done = subprocess.run(["git", "check-ignore", path], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0 or not (ROOT / ".git").exists(), path
 
 
 def test_a_run_folder_that_cannot_be_read_does_not_stop_the_records_report_unless_strict(recorded, monkeypatch, capsys):
@@ -321,36 +352,30 @@ def test_records_keep_both_signatures_of_a_cpu_run_and_the_report_counts_it_once
     for deterministic in ("auto", True):
         for alpha in (1.0, 0.25):
             write_run(tmp_path, {**cell(constant(alpha)), "deterministic": deterministic}, [5.0, 3.0])
-    assert main(["report"]) == 0
+    assert main(["report", "--record"]) == 0
     assert {run.cell["deterministic"] for run in archive.read(tmp_path / "records")} == {"auto", True}
     assert pd.read_csv(tmp_path / "tables" / "table1.csv")["n"].tolist() == [1, 1]
     assert "other numbers" not in capsys.readouterr().out
 
 
-def test_the_records_can_be_drawn_elsewhere_and_stay_where_they_are(recorded, tmp_path, monkeypatch):
-    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
-    before = snapshot(recorded / "records")
-    shutil.rmtree(recorded / "runs")
-    assert main(["report", "--out", str(tmp_path / "drawn")]) == 0
-    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"tables", "figures", "report.html"}
-    assert snapshot(recorded / "records") == before and not (recorded / "tables").exists()
-
-
-def test_runs_on_their_own_never_overwrite_what_is_drawn_from_the_records(recorded, tmp_path, capsys):
+def test_runs_on_their_own_have_a_report_in_their_results_folder(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("DBNRUN_RESULTS", str(tmp_path / "mine"))
     run_folder = next((recorded / "runs").iterdir())
-    for paths in ([recorded], [run_folder], [recorded / "runs"], [recorded, tmp_path / "other"]):
-        assert main(["report", *map(str, paths)]) == 2
-        assert "such as --out report" in capsys.readouterr().err
-    assert not list(recorded.rglob("tables"))
-    assert main(["report", str(run_folder), "--out", str(tmp_path / "one")]) == 0
-    shutil.rmtree(recorded / "records")
-    assert main(["report", str(recorded)]) == 0 and (recorded / "tables" / "table1.md").exists()
+    assert main(["report", str(recorded), "--title", "My <runs>"]) == 0
+    page = (recorded / "report" / "report.html").read_text()
+    assert "<h1>My &lt;runs&gt;</h1>" in page and 'id="claims"' not in page and 'id="sensitivity"' not in page
+    for paths in ([run_folder], [recorded / "runs"], [recorded, tmp_path / "other"]):
+        assert main(["report", *map(str, paths)]) == 0
+        assert (tmp_path / "mine" / "report" / "report.html").exists()
+        shutil.rmtree(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("words", [["--readme"], ["--runs", "x"]])
-def test_what_goes_with_the_records_is_refused_beside_a_path(words, capsys):
-    assert main(["report", "somewhere", *words]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_the_documents_hold_what_the_records_hold_and_nothing_else(recorded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    for words in (["--readme"], [str(recorded), "--readme"]):
+        assert main(["report", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "add --record, or name the folder of records" in line
 
 
 def test_a_recorded_command_names_no_folder_of_the_machine_it_ran_on():

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dbnrun.paper.protocols import experiment_of
 from dbnrun.runs.load import RunRecord
 
 
-def by_records(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """What the runs of each records file say of themselves."""
+def by_group(runs: Sequence[RunRecord], group_of: Callable[[RunRecord], str]) -> dict[str, dict[str, Any]]:
+    """What the runs of each group say of themselves."""
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     for run in runs:
-        groups[experiment_of(run.cell)].append(run)
-    return {f"{name}.csv": _origin(groups[name]) for name in sorted(groups)}
+        groups[group_of(run)].append(run)
+    return {name: _origin(groups[name]) for name in sorted(groups)}
 
 
 def commands(runs: Sequence[RunRecord]) -> list[tuple[str, int]]:

@@ -26,8 +26,8 @@ function tips(prefix, title) {
   ];
 }
 
-// Differences to α = 1 with intervals, a row a curve.
-function differences({rows}) {
+// Differences to a baseline with intervals, a row a curve.
+function differences({rows, base}) {
   const largest = Math.max(0.1, ...rows.flatMap(row => [row.diff, row.from, row.to].map(Math.abs)));
   const ticks = [0.1, 0.3, 1, 3, 10, 30].filter(tick => tick <= largest * 1.5);
   const axis = {
@@ -37,7 +37,7 @@ function differences({rows}) {
   };
   const scale = {type: "symlog", constant: 0.1, domain: [-largest * 1.15, largest * 1.15]};
   const shared = {
-    y: category("curve", {sort: null, title: null}),
+    y: category("curve", {sort: null, title: null, axis: {labelLimit: Math.min(300, innerWidth / 2.2)}}),
     color: {condition: {test: "datum.word == 'differs'", value: BLUE}, value: GREY},
     tooltip: [
       category("curve", {title: "curve"}),
@@ -49,7 +49,7 @@ function differences({rows}) {
       quantity("seeds", {title: "n"}),
     ],
   };
-  const difference = quantity("diff", {title: "test error minus that of α = 1 [pp]", axis, scale});
+  const difference = quantity("diff", {title: ["test error [pp] minus that of", base], axis, scale});
   return {
     data: {values: rows},
     height: 20 * rows.length,
@@ -63,8 +63,9 @@ function differences({rows}) {
 
 // One of the paper's figures: a curve a schedule, with bands over seeds.
 function figure({dataset, protocols, measure, title, curves, colors, dashes, tall}) {
+  const long = Math.max(...curves.map(curve => curve.length)) > 16 && innerWidth < 640;
   const legend = {
-    orient: "bottom", columns: 3, title: null,
+    orient: "bottom", columns: long ? 1 : 3, title: null, labelLimit: 300,
     symbolType: "stroke", symbolSize: 500, symbolOpacity: 1, symbolStrokeWidth: 2,
   };
   const dash = category("curve", {scale: {domain: curves, range: dashes}, title: null});
