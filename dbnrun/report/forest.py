@@ -21,7 +21,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.contrast_text import Compared, columns, with_intervals
 from dbnrun.report.contrasts import Row, Table
-from dbnrun.report.figures import OTHER, STYLE, line_style, save
+from dbnrun.report.figures import STYLE, line_style, save
 from dbnrun.report.methods import Reading
 from dbnrun.report.series import Series
 from dbnrun.report.tables import from_to
@@ -103,9 +103,8 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Colour and dash of each row: those of the report's figures where they tell all rows apart."""
-    styles = [line_style(Series(row.method.cell)) for row in rows]
-    texts = [str(style) for style in styles]
-    if len(set(texts)) == len(texts) and all(style["color"] != OTHER[0] for style in styles):
+    styles = [line_style(Series(row.method.cell, place=place)) for place, row in enumerate(rows)]
+    if len(set(map(str, styles))) == len(styles):
         return styles
     many = len(COLORS)
     return [

@@ -132,8 +132,8 @@ def welch(values: np.ndarray, others: np.ndarray) -> tuple[Summary, float]:
     if sd == 0:
         return Summary(n, mean, 0.0, float("nan"), float("nan")), float("nan")
     found = stats.ttest_ind(values, others, equal_var=False)
-    low, high = found.confidence_interval(LEVEL)
-    return Summary(n, mean, sd, float(low), float(high)), float(found[1])
+    interval = found.confidence_interval(LEVEL)
+    return Summary(n, mean, sd, float(interval.low), float(interval.high)), float(found[1])
 
 
 def p_improvement(values: np.ndarray, others: np.ndarray) -> float:
