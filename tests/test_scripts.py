@@ -1,13 +1,11 @@
 """The scripts beside the command."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -37,18 +35,6 @@ def test_held_weights_keep_their_norm_and_a_file_takes_a_cell_once(tmp_path):
     rows = pd.read_csv(path)
     assert list(rows["epoch"]) == [1, 2] and rows["cell"].str.endswith("schedule=alpha_0.1 --hold").all()
     assert rows["|W2|"].iloc[0] == pytest.approx(rows["|W2|"].iloc[1], rel=1e-5)
-
-
-def test_a_gradient_without_mean_and_scale_is_that_of_batch_norm():
-    taken_out = runpy.run_path(str(SCRIPTS / "scales.py"))["TAKEN_OUT"]
-    x = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.randn(20, 3, dtype=torch.float64)
-    normed = torch.nn.functional.batch_norm(x, None, None, training=True, eps=1e-14)
-    (want,) = torch.autograd.grad((normed * target).sum(), x)
-    constant = (x - x.detach().mean(0)) / x.detach().std(0, correction=0)  # the same y, its statistics held constant
-    (g,) = torch.autograd.grad((constant * target).sum(), x)
-    got = taken_out["var"](taken_out["mean"](g, x.detach()), x.detach())
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ class BatchRenorm(ChannelNorm):
     Evaluation: y = gamma (x - mu) / sigma + beta. Clipped by neither bound, training gives the same.
 
     The bounds at update m = 1, 2, … are 1 and 0, which is batch normalization, for the first `warmup` updates, and then
-    grow linearly to r_max and d_max, which they have from updates `r_full` and `d_full` on. The defaults are the
-    paper's (section 4), of a run of some 130,000 updates.
+    grow linearly to r_max and d_max, which they have from updates `r_full` and `d_full` on. The defaults are
+    those of the paper's experiments, of some 130,000 updates.
 
     Args:
         num_features: C, the channels or units.

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_online import rand
 from torch import nn
 
 from dbnrun.config import registry
@@ -16,10 +17,6 @@ from dbnrun.norm.schedules import Constant
 
 SHAPES = [(MomentumBatchNorm1d, (4, 3)), (MomentumBatchNorm1d, (4, 3, 5)), (MomentumBatchNorm2d, (4, 3, 2, 5))]
 RUN = {"batch_size": 4, "epochs": 4, "steps_per_epoch": 3}
-
-
-def rand(*shape, seed=0):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def lambda_of(t, n, epochs, m0):
@@ -98,47 +95,6 @@ def test_the_gradient_of_a_mixing_layer_matches_finite_differences():
 
     inputs = [rand(4, 3, 2, 2, seed=20), rand(3, seed=1), rand(3, seed=2)]
     assert torch.autograd.gradcheck(forward, [t.requires_grad_() for t in inputs])
-
-
-def test_a_compiled_layer_is_one_graph_through_the_epochs():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    eager = MomentumBatchNorm2d(3, **RUN)
-    layer = copy.deepcopy(eager)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    for m in range(12):
-        a, b = (rand(4, 3, 5, 5, seed=m).float().requires_grad_() for _ in range(2))
-        y, expected = compiled(a), eager(b)
-        y.square().sum().backward()
-        expected.square().sum().backward()
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-        # float32 sums of order 100, in another order.
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
-    assert int(layer.m) == 12
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-def test_autocast_keeps_both_averages_in_float32():
-    layer, conv = MomentumBatchNorm2d(4, **RUN, tau0=0.0), nn.Conv2d(3, 4, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        z = conv(5 * rand(8, 3, 9, 9).float())
-        y = layer(z)
-    assert z.dtype == y.dtype == torch.bfloat16
-    # The first update takes the batch alone, and tau0 = 0 does so at every update.
-    for var in (layer.var, layer.mixed_var):
-        torch.testing.assert_close(var, z.float().var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
-    y.float().square().sum().backward()
-    assert layer.weight.grad.dtype == torch.float32
-    assert all(t.dtype in (torch.float32, torch.int64) for t in layer.to(torch.bfloat16).buffers())
-
-
-def test_a_state_dict_carries_the_epoch_and_both_averages():
-    layer, fresh = (MomentumBatchNorm1d(3, **RUN, dtype=torch.float64) for _ in range(2))
-    for m in range(8):
-        layer(rand(4, 3, seed=m))
-    fresh.load_state_dict(layer.state_dict())
-    x = rand(4, 3, seed=30)
-    assert torch.equal(fresh(x), layer(x)) and torch.equal(fresh.eval()(x), layer.eval()(x))
 
 
 def test_population_statistics_normalize_by_all_batches_together():

@@ -23,6 +23,8 @@ KINDS = {
     "bn sgd augmented": ["norm=bn", "optimizer=sgd", "optimizer.momentum=0.9", "dataset.augment=flip_crop"],
     "bn adamw": ["norm=bn", "optimizer=adamw"],
     "gn adam": ["norm=gn", "optimizer=adam"],
+    "batch_renorm": ["norm=batch_renorm"],
+    "momentum_bn": ["norm=momentum_bn", "norm.m0=256"],
     "online_norm": ["norm=online_norm"],
     "mabn": ["norm=mabn", "norm.memory=2", "norm.warmup=0"],
     "powernorm": ["norm=powernorm", "norm.warmup=5", "norm.layer_scale=true"],
