@@ -28,6 +28,7 @@ dbnrun: train and compare (diminishing) batch normalization, reproducibly
   dbnrun status [PATH …]      what is under way: progress, errors, time left, who trains it (--watch)
   dbnrun runs ls [key=a,b …]  what runs there are; show RUN, diff RUN RUN, rm [key=a,b …]
   dbnrun report [PATH …]      a page, figures and tables of the runs there, in results/report; trains nothing
+  dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
   dbnrun compare [key=value …] --baseline norm=bn   methods against a baseline, paired by seed: table, LaTeX, figure
   dbnrun data [NAME …]        fetch and verify data sets ahead of time
   dbnrun doctor               what this machine has: versions, device, data, disk, determinism
@@ -85,11 +86,11 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(f"dbnrun {__version__}")
         return 0
-    if not trains and first not in VERBS:
-        return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
+    if not trains and first not in VERBS and first != "until":
+        return _refuse(f"{first}: no such verb; expected one of {', '.join([*VERBS, 'until'])}, or key=value to train.")
     try:
-        if trains:
-            return _train(arguments)
+        if trains or first == "until":  # signals are noted, and looked at where stopping is safe
+            return _train(arguments, first)
         with interrupt.raising():
             return VERBS[first](arguments[1:])
     except Exception as error:
@@ -126,12 +127,17 @@ def _refuse(line: str) -> int:
     return 2
 
 
-def _train(arguments: list[str]) -> int:
-    """Train a cell or a sweep; the exit code, and at most one line on stderr."""
+def _train(arguments: list[str], first: str) -> int:
+    """Train a cell or a sweep, or sweeps `until` all is decided; the exit code, and at most one line on stderr."""
     from dbnrun.runner import app
     from dbnrun.runner.sweeper import CellFailed
 
     try:
+        if first == "until":
+            from dbnrun import until
+
+            parser = _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
+            return until.main(arguments[1:], parser)
         app.run(arguments)
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)

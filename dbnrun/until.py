@@ -1,0 +1,180 @@
+"""The verb `dbnrun until`: train seeds of all methods together until every comparison with the baseline is decided.
+
+Looking after each seed costs nothing in validity: the decision is that of a confidence sequence, report/anytime.py.
+What has been decided is read from the runs on disk, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dbnrun.config.filters import matcher
+from dbnrun.config.registry import UserError
+from dbnrun.report import anytime, contrasts
+from dbnrun.report.compare import paired
+from dbnrun.report.methods import SELECTIONS, Method, Reading, methods_of, name_all
+from dbnrun.runner import app, plan
+from dbnrun.runs import load
+
+ALPHA = 0.05  # for all comparisons together
+FEWEST = 2  # seeds; one difference has no spread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method minus its baseline, at the seeds that both have."""
+
+    method: Method
+    base: Method
+    reading: Reading
+    margin: float
+    alpha: float  # its share of the error
+
+    @property
+    def differences(self) -> np.ndarray:
+        """By seed, in their order."""
+        return paired(self.reading.of(self.method), self.reading.of(self.base))
+
+    @property
+    def now(self) -> anytime.Decision:
+        return anytime.decide(self.differences, self.margin, self.alpha)
+
+    @property
+    def decided_at(self) -> int | None:
+        """The number of seeds at the first look that decided; looks begin with two seeds."""
+        looks = range(FEWEST, len(self.differences) + 1)
+        return next((n for n in looks if self.at(n).word), None)
+
+    @property
+    def word(self) -> str:
+        """What was decided, at whichever look; '' while nothing is."""
+        return self.at(self.decided_at).word if self.decided_at else ""
+
+    def at(self, n: int) -> anytime.Decision:
+        return anytime.decide(self.differences[:n], self.margin, self.alpha)
+
+
+def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
+    """Train and look, seed by seed, and print what was decided."""
+    asked = _parsed(arguments, parser)
+    words = [*asked.overrides, *(["--config-dir", asked.config_dir] if asked.config_dir else [])]
+    found: list[Comparison] = []
+    for n in range(FEWEST, asked.max_seeds + 1):
+        seeds = "seed=" + ",".join(map(str, range(n)))
+        found = _compared(asked, seeds)  # refuses what cannot be compared before anything is trained
+        if found and len(found[0].differences) >= n and all(one.decided_at for one in found):
+            break
+        app.run(["-m", *words, seeds])
+        found = _compared(asked, seeds)
+        print(f"{n} seeds: {_progress(found)}", file=sys.stderr, flush=True)
+        if all(one.decided_at for one in found):
+            break
+    print(json.dumps(_as_json(found, asked), indent=1, ensure_ascii=False) if asked.json else "\n".join(_lines(found)))
+    return 0
+
+
+def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m, without seed")
+    parser.add_argument(
+        "--baseline", required=True, metavar="'KEY=VALUE …'", help="one of the methods, such as norm=bn"
+    )
+    parser.add_argument("--margin", type=float, required=True, metavar="PP", help="differences within it do not matter")
+    parser.add_argument("--max-seeds", type=int, default=40, metavar="N", help="give up after so many (default: 40)")
+    parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
+    parser.add_argument("--select", choices=list(SELECTIONS)[:2], default="last", help="epoch (default: last)")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument("--json", action="store_true", help="print what was decided as JSON")
+    asked = parser.parse_intermixed_args(arguments)
+    if not 0 <= asked.margin < math.inf:
+        raise UserError(f"--margin {asked.margin:g}: expected a number of at least 0, such as 0.3.")
+    if asked.max_seeds < FEWEST:
+        raise UserError(f"--max-seeds {asked.max_seeds}: expected a number of at least {FEWEST}.")
+    if seeds := [word for word in asked.overrides if word.lstrip("+").startswith("seed=")]:
+        raise UserError(f"{seeds[0]}: `until` chooses the seeds, 0, 1, …; leave it out.")
+    return asked
+
+
+def _compared(asked: argparse.Namespace, seeds: str) -> list[Comparison]:
+    """Every method of the sweep against its baseline, by the finished runs of these seeds.
+
+    Raises UserError where the baseline is none of the methods, or a method cannot be paired with it.
+    """
+    cells = plan.asked([*asked.overrides, seeds], asked.config_dir).cells
+    is_baseline = matcher(shlex.split(asked.baseline))
+    if all(is_baseline(cell.cell) for cell in cells) or not any(is_baseline(cell.cell) for cell in cells):
+        raise UserError(
+            f"--baseline {asked.baseline}: expected one of the methods that are trained, and another one to compare."
+        )
+    reading = Reading(asked.metric, asked.select)
+    runs = [load.described(cell.folder) for cell in cells if (cell.folder / "config.yaml").exists()]
+    methods = methods_of(runs, reading.columns)
+    bases = [method for method in methods if is_baseline(method.cell)]
+    others = [method for method in methods if not is_baseline(method.cell)]
+    if not bases or not others:
+        return []
+    name_all(others)
+    pairs = [(method, _base_of(method, bases)) for method in others]
+    alpha = ALPHA / max(1, len(pairs))
+    return [Comparison(method, base, reading, asked.margin, alpha) for method, base in pairs]
+
+
+def _base_of(method: Method, bases: Sequence[Method]) -> Method:
+    base = contrasts.nearest(method, bases, contrasts.differing(bases))
+    why = "no single baseline fits it" if base is None else contrasts.why_unpaired(method, base, Reading(at=1))
+    if base is None or why:
+        raise UserError(f"{method.label}: it cannot be paired with the baseline ({why}); compare it with another one.")
+    return base
+
+
+def _progress(found: Sequence[Comparison]) -> str:
+    decided = sum(one.decided_at is not None for one in found)
+    return f"{decided} of {plan.plural(len(found), 'comparison')} decided"
+
+
+def _lines(found: Sequence[Comparison]) -> Iterator[str]:
+    """A line a comparison, under what they share."""
+    reading, width = found[0].reading, max(len(one.method.label) for one in found)
+    unit, level = reading.difference_unit, 100 * (1 - found[0].alpha)
+    yield (
+        f"{reading.quantity}, {reading.when}, minus the baseline, paired by seed; within ± {found[0].margin:g} {unit} "
+        "a difference does not matter"
+    )
+    for one in found:
+        now = one.now
+        said = f"{one.word}, decided at {one.decided_at} seeds" if one.decided_at else "not decided"
+        mean = float(np.mean(one.differences)) if len(one.differences) else math.nan
+        yield f"  {one.method.label:{width}}  {mean:+.3f} [{now.low:+.3f}, {now.high:+.3f}]  {said}"
+    yield (
+        f"{level:.4g} % confidence sequences, valid at every look together (5 % of error over "
+        f"{plan.plural(len(found), 'comparison')}); assumed: independent Gaussian differences (docs/compare.md)"
+    )
+
+
+def _as_json(found: Sequence[Comparison], asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "metric": asked.metric,
+        "margin": asked.margin,
+        "comparisons": [
+            {
+                "label": one.method.label,
+                "n": len(one.differences),
+                "difference": float(np.mean(one.differences)),
+                "low": one.now.low if math.isfinite(one.now.low) else None,
+                "high": one.now.high if math.isfinite(one.now.high) else None,
+                "e_value": anytime.e_value(one.differences),
+                "decision": one.word or None,
+                "decided_at": one.decided_at,
+            }
+            for one in found
+        ],
+    }
