@@ -1,4 +1,4 @@
-"""The page of any runs, and the sentence that it opens with."""
+"""The page of any runs, and the answer that it opens with."""
 
 import json
 import re
