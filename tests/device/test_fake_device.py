@@ -4,9 +4,11 @@ A step is taken by the project's own code, from the building of a cell to the ro
 captured graph would be.
 """
 
+import copy
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.own import Own
+from dbnrun.config.schema import RunConfig
 from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.runner.build import build_cell, training_of
 from dbnrun.runner.memory import step_bytes
@@ -45,13 +48,18 @@ BESIDES = {
     "augmented": ["dataset.augment=flip_crop"],
     "rates that change": ["lr_schedule=cosine", "train.label_smoothing=0.1"],
 }
-SCHEDULES = ("schedule=harmonic", "schedule=alpha_0.1", "schedule=inverse_square schedule.unit=epoch")
-# Runs, and of each the cells that share it.
+HARMONIC = {"schedule": registry.make("schedule", "harmonic")}
+SCHEDULES = (
+    HARMONIC,
+    {"schedule": registry.make("schedule", "constant", alpha=0.1)},
+    {"schedule": registry.make("schedule", "inverse_square", unit="epoch")},
+)
+# Runs, and of each the cells that share it, by what they have of their own.
 WAYS = {
-    "alone": [[""]],
-    "stacked": [["seed=0"], ["seed=1 schedule=harmonic"], ["seed=1 optimizer.lr=0.02"]],
-    "following": [list(SCHEDULES)],
-    "stacked and following": [[f"seed={seed} {schedule}" for schedule in SCHEDULES] for seed in (0, 1)],
+    "alone": [[{}]],
+    "stacked": [[{}], [{"seed": 1, **HARMONIC}], [{"seed": 1, "lr": 0.02}]],
+    "following": [SCHEDULES],
+    "stacked and following": [[{"seed": seed, **own} for own in SCHEDULES] for seed in (0, 1)],
 }
 FACTORS = (choices("model"), list(NORMS), choices("optimizer"), list(WAYS), list(BESIDES))
 
@@ -114,9 +122,17 @@ def device(library, monkeypatch) -> Iterator[FakeDevice]:
         yield fake
 
 
+def varied(config: RunConfig, lr: float | None = None, **own) -> RunConfig:
+    config = replace(copy.deepcopy(config), **own)
+    for group in config.optimizer.groups.values():
+        group.lr = lr or group.lr
+    return config
+
+
 def runs_of(way: str, *overrides: str):
     """The built cells of each run, and the data."""
-    runs = [[composed([*QUICK, *overrides, *own.split()]) for own in cells] for cells in WAYS[way]]
+    common = composed([*QUICK, *overrides])
+    runs = [[varied(common, **own) for own in cells] for cells in WAYS[way]]
     data = runs[0][0].dataset.load(None).to(DEVICE)
     cells = [[build_cell(config, data, DEVICE) for config in configs] for configs in runs]
     for leader, *followers in cells:
