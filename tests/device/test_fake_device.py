@@ -15,6 +15,7 @@ import torch
 from fake_device import DEVICE, FakeDevice, HostNeededError, built, compiler, fake_device
 from torch import nn
 
+import gpu_check
 from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.own import Own
@@ -93,12 +94,13 @@ def pairwise() -> list[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="session")
-def library(pytestconfig):
+def library(pytestconfig, tmp_path_factory):
     if torch.version.cuda is not None:
         pytest.skip("this torch is built for CUDA: a fake device cannot take the place of its own")
     if compiler() is None:
         pytest.skip("needs a C++ compiler (Debian: apt install g++; or name one in CXX)")
-    return built(pytestconfig.cache.mkdir("fake_device"))
+    cache = getattr(pytestconfig, "cache", None)  # absent where pytest is told to keep none
+    return built(cache.mkdir("fake_device") if cache else tmp_path_factory.mktemp("fake_device"))
 
 
 @pytest.fixture
@@ -224,6 +226,13 @@ def test_the_memory_of_a_step_is_measured_on_the_device_as_on_the_cpu(device):
     data = config.dataset.load(None)
     on_cpu = step_bytes(config, data, torch.device("cpu"))
     assert step_bytes(config, data.to(DEVICE), DEVICE) == on_cpu > 0
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_the_check_of_a_gpu_takes_captured_steps_there(device, seeds):
+    config = gpu_check.config_of(gpu_check.kinds()["cnn dbn bf16"], "cuda")
+    losses = gpu_check.steps([replace(config, seed=seed) for seed in seeds], DEVICE, 3, captured=True)
+    assert losses.shape == (3, len(seeds)) and losses.device == CPU and device.captures == 1
 
 
 def test_after_the_fake_device_there_is_none(library):

@@ -129,7 +129,7 @@ def test_a_dry_run_on_the_cpu_that_is_killed_goes_on_to_its_end(tmp_path):
         time.sleep(0.1)
     first.terminate()
     assert first.wait(60) == 130
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert (out / "1-doctor.log").read_text().count("+ ") == 1
     kinds = [json.loads(line)["kind"] for line in (out / "check.jsonl").read_text().splitlines()]
