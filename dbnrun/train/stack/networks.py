@@ -10,6 +10,7 @@ out (T, C, B), those of convolutions (B, T*C, H, W): for the normalizer one laye
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +80,7 @@ class Stack:
         """`batch_of` (T,) says which of the U batches each network sees; it begins at 0 and never decreases."""
         self.count = len(models)
         self.batch_of = torch.tensor(batch_of, device=next(models[0].parameters()).device)
-        shares = torch.bincount(self.batch_of)
-        self.even = bool((shares == shares[0]).all())  # every batch is seen by as many networks
+        self.even = len(set(Counter(batch_of).values())) == 1  # every batch is seen by as many networks
         self.parameters: list[StackedParameter] = []
 
     def __call__(self, x: Tensor) -> Tensor:
