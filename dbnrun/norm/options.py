@@ -139,7 +139,7 @@ class BatchRenorm(Norm):
 
         layer = BatchRenorm2d if spatial else BatchRenorm1d
         updates = {name: round(getattr(self, name) * run.steps) for name in ("warmup", "r_full", "d_full")}
-        bounds = {"r_max": self.r_max, "d_max": self.d_max}
+        bounds: dict[str, Any] = {"r_max": self.r_max, "d_max": self.d_max}
         return layer(features, **bounds, **updates, momentum=self.momentum, eps=self.eps, affine=self.affine)
 
 
