@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -131,9 +132,9 @@ def welch(values: np.ndarray, others: np.ndarray) -> tuple[Summary, float]:
     sd = float(((np.var(values, ddof=1) + np.var(others, ddof=1)) / 2) ** 0.5)
     if sd == 0:
         return Summary(n, mean, 0.0, float("nan"), float("nan")), float("nan")
-    found = stats.ttest_ind(values, others, equal_var=False)
+    found: Any = stats.ttest_ind(values, others, equal_var=False)
     low, high = found.confidence_interval(LEVEL)
-    return Summary(n, mean, sd, float(low), float(high)), float(found[1])
+    return Summary(n, mean, sd, float(low), float(high)), float(found.pvalue)
 
 
 def p_improvement(values: np.ndarray, others: np.ndarray) -> float:
