@@ -164,10 +164,8 @@ def caption(table: Table, found: Compared) -> list[str]:
         said += _of_tests(table)
         said.append("P(better): probability that a run has less than one of the baseline, ties one half.")
     if table.compared and math.isfinite(found.effect):
-        said.append(
-            f"Seeds needed: in all, to show {' '.join(filter(None, [f'{found.effect:g}', unit]))} with 80 % power at the "
-            "seen spread (t test, 5 %)."
-        )
+        shown = f"{found.effect:g} {unit}".strip()
+        said.append(f"Seeds needed: in all, to show {shown} with 80 % power at the seen spread (t test, 5 %).")
     if any(row.method.is_trial for row in table.rows):
         said.append("Trial: trained or evaluated on a part of the data (train.limit_batches, train.limit_eval).")
     return said
