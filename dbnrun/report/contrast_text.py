@@ -164,10 +164,8 @@ def caption(table: Table, found: Compared) -> list[str]:
         said += _of_tests(table)
         said.append("P(better): probability that a run has less than one of the baseline, ties one half.")
     if table.compared and math.isfinite(found.effect):
-        said.append(
-            f"Seeds needed: to show {found.effect:g}{f' {unit}' if unit else ''} with 80 % power at the seen spread "
-            "(t test, 5 %)."
-        )
+        shown = f"{found.effect:g} {unit}".strip()
+        said.append(f"Seeds needed: in all, to show {shown} with 80 % power at the seen spread (t test, 5 %).")
     if any(row.method.is_trial for row in table.rows):
         said.append("Trial: trained or evaluated on a part of the data (train.limit_batches, train.limit_eval).")
     return said
@@ -249,15 +247,18 @@ def latex(found: Compared) -> str:
 
 def _latex_table(table: Table, found: Compared, number: int) -> str:
     frame = columns(table, found)
+    if "seeds needed" in frame:
+        frame["seeds needed"] = frame["seeds needed"].str.partition(" (")[0]  # a page is narrow
+        frame = frame.rename(columns={"seeds needed": "seeds"})
     align = "l" + "".join("r" if head in ("n", "p", "P(better)") else "l" for head in frame.columns[1:])
     lines = [_latex_line(list(frame.columns)), r"\midrule", *(map(_latex_line, frame.to_numpy()))]
     return "\n".join(
         [
             r"\begin{table}",
-            r"\centering",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{tex(table.title)}. {tex(' '.join(caption(table, found)))}}}",
             rf"\label{{tab:compare{number if len(found.tables) > 1 else ''}}}",
-            rf"\begin{{tabular}}{{{align}}}",
+            rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             r"\toprule",
             *lines,
             r"\bottomrule",
