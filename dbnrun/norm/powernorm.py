@@ -25,9 +25,10 @@ class PowerNorm(SecondMomentNorm):
     In the first `warmup` updates z has the batch's own E(x^2), as in the paper's PN-V, and psi^2 is the mean of all so
     far.
 
-    The authors' code (github.com/sIncerass/powernorm) differs: its gradient is divided by the batch's own root of
-    E(x^2), throughout; it warms up by 10,000 updates, in which it averages psi^2 twice; and it divides each record by
-    its root mean square beforehand (the option layer_scale of norm=powernorm). It has eps inside the root, as here.
+    These equations were not checked against the paper's own text. The authors' code (github.com/sIncerass/powernorm)
+    differs: its gradient is divided by the batch's own root of E(x^2), throughout; it warms up by 10,000 updates, in
+    which it averages psi^2 twice; and it divides each record by its root mean square beforehand (the option layer_scale
+    of norm=powernorm). It has eps inside the root, as here.
 
     Buffers: square, psi^2, (C,); nu (C,), moved by the backward pass; m.
     Shape: x and y (N, C, …).

@@ -17,7 +17,7 @@ from dbnrun.paper.protocols import PAPER_DATASETS
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.paper.sensitivity import by_value
 from dbnrun.paper.statistics import Row, difference, population, with_interval
-from dbnrun.paper.verdicts import CLAIMS, NOT_RUN, PRIMARY, Verdict
+from dbnrun.paper.verdicts import AMENDMENT, CLAIMS, NOT_RUN, PRIMARY, Verdict
 from dbnrun.report.names import ALPHA_ONE, ALPHA_ZERO, BASELINES, DATASETS, DIMINISHING, MODERN_BN, SCHEDULES, name_of
 from dbnrun.report.tables import describe, from_to, markdown, number
 from dbnrun.runs.layout import write_atomic
@@ -26,6 +26,7 @@ BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end 
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
 NOTHING = "No runs are recorded yet."
 SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
+MARK = "¹"
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
 SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
 Rows = dict[str, Row]  # by key
@@ -123,7 +124,7 @@ test set. {runs}.
 The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in
 parentheses against PyTorch's BN, where that differs:
 
-{markdown(pd.DataFrame(_verdicts(results.verdicts)))}"""
+{markdown(pd.DataFrame(_verdicts(results.verdicts)))}{_footnote(results.verdicts)}"""
 
 
 def _last(results: ResultSet, dataset: str, *letters: str) -> Rows:
@@ -154,11 +155,7 @@ def _with_paper(row: Row) -> str:
 
 def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
     """The verdicts under protocol A by the last epoch, a line a claim."""
-    found = {
-        (one.claim, one.dataset, one.reference): one.verdict
-        for one in judged
-        if one.protocol == "dbn_inference" and one.selection in (PRIMARY, "")
-    }
+    found = {(one.claim, one.dataset, one.reference): _marked(one) for one in judged if _is_shown(one)}
     for claim, text in CLAIMS.items():
         line = {"": f"{claim.partition(' ')[0]}: {text}"}
         for name in PAPER_DATASETS:
@@ -166,3 +163,18 @@ def _verdicts(judged: Sequence[Verdict]) -> Iterator[dict[str, str]]:
             modern = found.get((claim, name, MODERN_BN), NOT_RUN)
             line[SHORT[name]] = mine if modern in (mine, NOT_RUN) else f"{mine} ({modern})"
         yield line
+
+
+def _is_shown(one: Verdict) -> bool:
+    return one.protocol == "dbn_inference" and one.selection in (PRIMARY, "")
+
+
+def _marked(one: Verdict) -> str:
+    return one.verdict + MARK * one.is_amended
+
+
+def _footnote(judged: Sequence[Verdict]) -> str:
+    """What the mark beside a verdict means, where one has it."""
+    if not any(one.is_amended for one in judged if _is_shown(one)):
+        return ""
+    return f"\n\n{MARK} {AMENDMENT.capitalize()}; [docs/claims.md](docs/claims.md) says how, and what it said before."

@@ -45,6 +45,7 @@ def page(results: ResultSet, title: str = "") -> str:
         answered=letter(answered),
         forests=forests(results, answered),
         claims=verdicts.CLAIMS,
+        amendment=verdicts.AMENDMENT,
         selections=stats.SELECTIONS,
         margin=verdicts.MARGIN_PP,
         protocols=PROTOCOLS,

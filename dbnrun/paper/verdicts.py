@@ -37,6 +37,9 @@ CLAIMS = {
     "C5 (m = epochs)": "α = 0.25 is among the three best on all three data sets, m counting epochs",
     "C5 (m = steps)": "α = 0.25 is among the three best on all three data sets, m counting steps",
 }
+# The claim and the data set whose rule was changed when their runs were in; docs/claims.md tells how.
+AMENDED = ("C3", "ni")
+AMENDMENT = "by a rule that was changed after these runs were in"
 
 
 Finding = tuple[str, str]  # a verdict, and why, in a sentence
@@ -60,6 +63,11 @@ class Verdict:
     def is_primary(self) -> bool:
         """Against α = 1 and by the last epoch: the verdict proper; the others stand beside it."""
         return self.reference in (ALPHA_ONE, "") and self.selection in (PRIMARY, "")
+
+    @property
+    def is_amended(self) -> bool:
+        """A claim that holds by a rule which is younger than its runs."""
+        return self.verdict == HOLDS and (self.claim.partition(" ")[0], self.dataset) == AMENDED
 
 
 def judge(mains: Mapping[str, Setting], protocols: Sequence[str]) -> list[Verdict]:

@@ -269,6 +269,16 @@ def test_the_readmes_results_are_written_between_the_markers(results, tmp_path):
     assert text.count("| holds") >= 3 and "MNIST, n = 10" in text
 
 
+def test_a_claim_that_holds_by_a_rule_younger_than_its_runs_carries_a_footnote():
+    results = result_set(table_1(protocols="A", seeds=10, epochs=20))
+    text = documents.overview(results)
+    row = next(line for line in text.splitlines() if line.startswith("| C3") and "epochs" in line)
+    _, mnist, ni, cifar10 = row.strip("| ").split(" | ")
+    assert ni.startswith("holds¹") and "¹" not in mnist + cifar10
+    assert "¹ By a rule that was changed after these runs were in; [docs/claims.md]" in text
+    assert "¹" not in documents.overview(result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20)))
+
+
 def test_a_readme_without_markers_is_refused_in_one_line(results, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing\n")
