@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-ASKED = ["--baseline", "norm=bn", "dataset=digits", "train.epochs=1", "train.limit_batches=4", "threads=1"]
+ASKED = ["--baseline", "norm=bn", "norm=bn,none", "dataset=digits", "threads=1"]
+QUICK = ["train.epochs=1", "train.limit_batches=4"]
 
 # Ctrl-C as the third sweep begins.
 INTERRUPTED = """
@@ -26,11 +27,11 @@ def decisions(done):
 
 
 def test_seeds_are_added_until_a_large_difference_shows_and_the_same_command_goes_on(tmp_path, dbnrun):
-    words = ["until", *ASKED, "norm=bn,dbn", "schedule=alpha_0", "--margin", "0.5", "--max-seeds", "12", "--json"]
+    words = ["until", *ASKED, "train.epochs=3", "--margin", "0.5", "--max-seeds", "15", "--json"]
     stopped = dbnrun(*words, before=INTERRUPTED)
     assert stopped.returncode == 130 and "2 seeds: 0 of 1 comparison decided" in stopped.stderr, stopped.stderr
     (one,) = decisions(dbnrun(*words)).values()
-    assert one["decision"] == "higher" and 3 <= one["decided_at"] == one["n"] < 12 and one["low"] > 0
+    assert one["decision"] == "higher" and 3 <= one["decided_at"] == one["n"] < 15 and one["low"] > 0
     runs = list((tmp_path / "results" / "runs").iterdir())
     assert len(runs) == 2 * one["n"]
     again = dbnrun(*words)
@@ -38,7 +39,7 @@ def test_seeds_are_added_until_a_large_difference_shows_and_the_same_command_goe
 
 
 def test_a_margin_wide_enough_ends_in_no_relevant_difference_and_too_few_seeds_in_none(dbnrun):
-    words = ["until", *ASKED, "norm=bn,none", "--max-seeds", "3"]
+    words = ["until", *ASKED, *QUICK, "--max-seeds", "3"]
     narrow = dbnrun(*words, "--margin", "0")
     assert "not decided" in narrow.stdout and "97.5 %" not in narrow.stdout and "95 %" in narrow.stdout, narrow.stdout
     wide = dbnrun(*words, "--margin", "1000", "--max-seeds", "8")
