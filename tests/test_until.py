@@ -1,6 +1,9 @@
 """The verb `until`: seeds of all methods together, until every comparison is decided at a margin."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +30,9 @@ def decisions(done):
 
 
 def test_seeds_are_added_until_a_large_difference_shows_and_the_same_command_goes_on(tmp_path, dbnrun):
-    words = ["until", *ASKED, "train.epochs=3", "--margin", "0.5", "--max-seeds", "15", "--json"]
+    page = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
+    (command,) = re.findall(r"^    dbnrun (until .*)$", page, flags=re.MULTILINE)
+    words = [*shlex.split(command), "threads=1", "--json"]
     stopped = dbnrun(*words, before=INTERRUPTED)
     assert stopped.returncode == 130 and "2 seeds: 0 of 1 comparison decided" in stopped.stderr, stopped.stderr
     (one,) = decisions(dbnrun(*words)).values()
