@@ -52,6 +52,14 @@ def test_a_document_that_a_page_names_exists(page):
         assert (ROOT / named).exists(), named
 
 
+def test_a_test_that_a_page_names_exists():
+    for page in PAGES:
+        if page.name in HISTORY:
+            continue
+        for path, test in re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)(?:::(test_\w+))?", page.read_text()):
+            assert f"def {test}" in (ROOT / "tests" / path).read_text(), f"{name(page)}: {path}::{test}"
+
+
 def test_the_index_names_every_page():
     linked = set(LINK.findall((ROOT / "docs" / "index.md").read_text()))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
