@@ -26,7 +26,7 @@ the paired differences. Paper: arXiv 1705.08011, Table 1, single values. Protoco
 {"; ".join(f"{letter(key)}, {text}" for key, text in PROTOCOLS.items() if key)}.
 """
 HEADS = (
-    "curve", "paper", "last epoch", "best on validation", "best on test", "floor", "to α = 1", "p", "to BN", "p", "n",
+    "curve", "to α = 1", "p", "to BN", "p", "last epoch", "paper", "best on validation", "best on test", "floor", "n",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def columns(results: ResultSet, dataset: str) -> Iterator[tuple[str, list[list[s
     """A data set's part of Table 1, a column of the paper's each: its title, and a row of texts a series."""
     table = results.statistics
     for protocol, column in table[table["dataset"] == dataset].groupby("protocol", sort=False):
-        title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
+        title = "Other normalizers" if protocol == "baselines" else f"Protocol {protocol}"
         yield title, [_texts(str(key), rows) for key, rows in column.groupby("curve", sort=False)]
 
 
@@ -67,9 +67,10 @@ def _texts(key: str, rows: Any) -> list[str]:
     last = row["last"]
     return [
         name_of(key),
-        number(last["paper"]),
-        *(with_interval(row[selection]) for selection in stats.SELECTIONS),
-        number(last["noise_floor"]),
         *(text for name in REFERENCES for text in (difference(last, name), p_text(last, name))),
+        with_interval(last),
+        number(last["paper"]),
+        *(with_interval(row[selection]) for selection in stats.SELECTIONS if selection != "last"),
+        number(last["noise_floor"]),
         str(last["n"]),
     ]
