@@ -48,7 +48,8 @@ figures: venv # every table, figure, the page and the documents' results, from t
 	$(BIN)/dbnrun report results/records --out results --readme
 	$(BIN)/dbnrun compare results/records $(AGAINST_BN) --baseline norm=bn --figure results/figures/mnist-against-bn.png
 
-EXPERIMENTS := $(sort $(basename $(notdir $(wildcard conf/experiment/paper_*_*.yaml conf/experiment/sensitivity_*.yaml))))
+KINDS := paper_*_* sensitivity_* normalizers_*
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard $(KINDS:%=conf/experiment/%.yaml)))))
 
 reproduce: venv # trains what neither results/records nor results/runs has of every experiment, then redraws; hours on a CPU
 	for name in $(EXPERIMENTS); do $(BIN)/dbnrun experiment=$$name skip_recorded=true || exit; done

@@ -76,7 +76,10 @@ WRONG = [
     (["-m", "hydra.launcher.inner=fused"], r"expected a launcher other than fused"),
     (["-m", "hydra.launcher.inner=basic", "+hydra.launcher.inner_settings.x=1"], r"basic has no such setting"),
     (["experiment=NULL"], r"experiment=null: expected one of demo"),
-    (["trian"], r"trian: no such verb; expected one of plan, status, report, compare, data, theory, doctor, bench"),
+    (
+        ["trian"],
+        r"trian: no such verb; expected one of plan, status, runs, report, compare, data, theory, doctor, bench, until",
+    ),
     (["seed=1", "report"], r"'report': expected key=value.*A verb, such as report, comes first"),
     (["report", "nowhere"], r"nowhere: no runs; record some with"),
     (["report", "--ot", "x", "--nope"], r"dbnrun report: "),
