@@ -8,7 +8,7 @@ project = html_title = "dbnrun"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "docs/*.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "docs/*.md", "results/normalizers.md"]
 html_theme = "furo"
 myst_heading_anchors = 3
 default_role = "code"  # `name` in a docstring
@@ -21,6 +21,7 @@ CONTENTS = """
 
 /README
 *
+/results/normalizers
 /CHANGELOG
 ```
 """

@@ -116,7 +116,7 @@ for name in $PAPER; do
     train "6-$name" "experiment=$name"
 done
 
-echo "gpu_day: all is done. To add the runs to the committed records: dbnrun report --record --runs $FOLDER/results"
+echo "gpu_day: all is done. To add the runs to the committed records: dbnrun report --record $FOLDER/results"
 [ ${#FAILED[@]} = 0 ] && exit 0
 printf 'gpu_day: failed: %s\n' "${FAILED[@]}" >&2
 exit 1

@@ -35,7 +35,7 @@ def test_the_readme_can_be_followed_from_top_to_bottom(command, tmp_path):
     for words in README_COMMANDS:
         code, said = command(*words, *(SHORT if trains(words) else []))
         assert code == 0, said
-    assert re.search(r"MeanOnly.* 6 .*\[.*\] +0\.\d+", said), said
+    assert re.search(r"HalfRMS.* 6 .*\[.*\] +[01]\.\d+", said), said
     assert (tmp_path / "results" / "report" / "report.html").exists()
 
 

@@ -1,0 +1,1 @@
+"""What a user can choose, and the config of a run that is made of it."""

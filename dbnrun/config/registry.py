@@ -176,6 +176,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
+    """Raise UserError unless the value is one of the known ones."""
     known = list(known)
     if value not in known:
         listed = ", ".join(str(k).lower() if isinstance(k, bool) else str(k) for k in known)

@@ -26,6 +26,8 @@ from dbnrun.optim.schedules import LRSchedule
 
 @dataclass
 class TrainConfig:
+    """The keys train.*: how long a run trains, and on how much data."""
+
     epochs: int = MISSING
     batch_size: int = MISSING
     limit_batches: int | None = None
@@ -53,6 +55,8 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
+    """The keys checkpoint.*: how often a run is saved."""
+
     minutes: float = MISSING
 
     def __post_init__(self) -> None:
@@ -61,6 +65,8 @@ class CheckpointConfig:
 
 @dataclass
 class RunConfig:
+    """Everything that a user can set for a run."""
+
     dataset: Dataset = MISSING
     model: Model = MISSING
     norm: Norm = MISSING

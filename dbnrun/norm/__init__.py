@@ -1,4 +1,4 @@
-"""Normalizers: Diminishing Batch Normalization and its peers.
+"""Normalizers: Diminishing Batch Normalization and others to compare it with.
 
 from dbnrun.norm import DiminishingBatchNorm2d
 torchvision.models.resnet18(norm_layer=DiminishingBatchNorm2d)

@@ -18,17 +18,17 @@ from dbnrun.norm.schedules import Alpha, Constant, named
 class DiminishingBatchNorm(ChannelNorm):
     r"""Diminishing batch normalization over every axis but the second, arXiv:1705.08011.
 
-    At update m = 1, 2, … (training-mode forwards), with the batch's mean mu_B and biased standard deviation
-    sigma_B a channel, lambda = (mu, sigma) moves by Algorithm 1, line 7:
+    At update m = 1, 2, …, which is a forward pass in training mode, the batch has mean mu_B and biased standard
+    deviation sigma_B per channel. lambda = (mu, sigma) moves by Algorithm 1, line 7:
 
         mu(m)    = alpha(m) mu_B    + (1 - alpha(m)) mu(m-1)
         sigma(m) = alpha(m) sigma_B + (1 - alpha(m)) sigma(m-1)
         y        = gamma (x - mu) / (sigma + eps) + beta                 equation 3
 
-    Evaluation uses lambda as it stands. `init` is lambda(0) and alpha(1) acts on it: under 1/m and 1/m^2 nothing of it
-    is left and lambda(1) is the first batch's, which Algorithm 1, beginning with alpha(2), takes as given.
-    With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var", training equals nn.BatchNorm; evaluation
-    then knows the last batch's statistics alone.
+    Evaluation uses lambda without moving it. `init` is lambda(0), and alpha(1) acts on it: with 1/m and 1/m^2,
+    lambda(1) is the first batch's statistics, which Algorithm 1, beginning with alpha(2), assumes.
+    With schedule=1, train_stats="lambda", stats_grad=True and eps_at="var", training equals nn.BatchNorm. Evaluation
+    then uses only the last batch's statistics.
 
     Args:
         num_features: C, the channels or units.
@@ -36,20 +36,19 @@ class DiminishingBatchNorm(ChannelNorm):
             elementwise function of m that takes a Python number and a 0-dim tensor (dbnrun.norm.schedules has the
             paper's).
         train_stats: "lambda" normalizes a training batch by lambda(m), which includes it; "batch" by the
-            batch's own statistics, lambda then serving at evaluation only.
-        stats_grad: let a gradient flow through the batch's statistics (scaled by alpha under "lambda");
-            False holds them constant, as equation 2 does. "mean" lets it flow through the batch's mean alone, "var"
-            through its variance alone, and each whole, as though lambda's were the batch's: d mu / d mu_B = 1, or the
-            same of sigma, whatever alpha is.
+            batch's own statistics, and lambda is then used only in evaluation.
+        stats_grad: let a gradient flow through the batch's statistics (scaled by alpha with "lambda");
+            False holds them constant, as equation 2 does. "mean" lets it flow only through the batch's mean, "var"
+            only through its variance, and not scaled by alpha: d mu / d mu_B = 1, or the same for sigma.
         average: what lambda averages: "std" (the paper), "var" (PyTorch), "inv_std" (Lasagne:
             1/sqrt(sigma^2 + eps) is averaged and multiplied by, so eps_at does not apply).
-        eps: keeps the divisor above 0; never part of lambda but under "inv_std".
+        eps: keeps the divisor above 0; part of lambda only with "inv_std".
         eps_at: "std" divides by sigma + eps (the paper), "var" by sqrt(sigma^2 + eps).
         affine: learn gamma and beta, of shape (C,).
         init: lambda before the first update, (mu, sigma).
-        sync: under torch.distributed, take the batch's statistics over all ranks' shards together, so that N ranks
-            move lambda and get gradients as one process would on the joined batch (dbnrun.norm.sync).
-        process_group: whose ranks those are; None: the whole world.
+        sync: with torch.distributed, compute the batch's statistics over all ranks, so that N ranks
+            move lambda and get gradients like one process on the joined batch (dbnrun.norm.sync).
+        process_group: the group of these ranks; None: the whole world.
 
     Buffers: mu (C,); spread (C,): sigma, sigma^2 or 1/sqrt(sigma^2 + eps), by `average`; m, int64. Moments and
     lambda are at least float32, whatever the input and the parameters are.
@@ -57,11 +56,11 @@ class DiminishingBatchNorm(ChannelNorm):
     Shape: x and y (N, C, …).
 
     Activation checkpointing (torch.utils.checkpoint) runs the forward pass a second time during the backward pass.
-    Under train_stats="batch" the second run leaves lambda where it is and gives the same result. Under
-    train_stats="lambda", or in a compiled layer, it is refused: lambda has moved since the first run.
+    With train_stats="batch", the second run does not move lambda and gives the same result. With
+    train_stats="lambda", or in a compiled layer, it is refused, because lambda has moved since the first run.
 
-    Not supported either, each with an error: double backward (create_graph=True), torch.func.grad, vjp, jvp and vmap,
-    forward-mode differentiation, torch.jit.script.
+    These also raise an error: double backward (create_graph=True), torch.func.grad, vjp, jvp and vmap, forward-mode
+    differentiation, torch.jit.script.
 
     Raises:
         ValueError: a wrong number of dimensions or channels; training with fewer than two values a channel; an

@@ -57,6 +57,7 @@ class SecondMomentNorm(ChannelNorm):
 
 
 def mean_of_channel(x: Tensor) -> Tensor:
+    """E(x) of each channel. x (N, C, …) -> (C,)."""
     return x.mean([d for d in range(x.dim()) if d != 1])
 
 

@@ -15,6 +15,7 @@ from dbnrun.norm.dbn import DiminishingBatchNorm
 
 
 def dbn_layers(model: nn.Module) -> list[DiminishingBatchNorm]:
+    """The DBN layers of a network, in its order."""
     return [layer for layer in model.modules() if isinstance(layer, DiminishingBatchNorm)]
 
 

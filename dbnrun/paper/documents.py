@@ -132,9 +132,9 @@ def table_1(results: ResultSet, keys: Sequence[str] = (*SCHEDULES, *BASELINES)) 
         heads.append(SHORT[name] + _count(rows))
         columns.append((rows, _with_paper, NOT_RUN))
     return f"""\
-Test error [%] at the last epoch: mean over n seeds [95 % interval]. In parentheses is the paper's number, from the best
-epoch of one run on the test set. α and 1/m name DBN's schedules under protocol A: training uses each batch's own
-statistics, testing uses the moving average.
+Test error [%] at the last epoch: mean over n seeds [95 % interval]. In parentheses is the paper's number: one run, at
+the epoch with the lowest test error. Rows with α or 1/m are DBN: training uses each batch's own statistics, testing
+uses the moving average (`norm=dbn_inference`, protocol A).
 
 {markdown(pd.DataFrame(_lines(columns, keys), columns=heads))}"""
 

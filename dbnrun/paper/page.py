@@ -50,7 +50,6 @@ def page(results: ResultSet, title: str = "") -> str:
         margin=verdicts.MARGIN_PP,
         protocols=PROTOCOLS,
         note=" ".join(table1.NOTE.split()).split("*"),
-        table_heads=table1.HEADS,
         columns=table1.columns,
         panel=panel,
         by_value=sensitivity.by_value,

@@ -19,9 +19,9 @@ from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import describe, from_to, markdown
 from dbnrun.runs.load import RunRecord
 
-NOTE = """# Sensitivity: one knob at a time
+NOTE = """# Sensitivity: one setting changes at a time
 
-Last-epoch test error [%], mean [95 % interval], and the paired difference [pp] to α = 1 with the same knob;
+Last-epoch test error [%], mean [95 % interval], and the paired difference [pp] to α = 1 with the same setting;
 p is the exact two-sided sign-flip test, Holm-corrected over the schedules of that value.
 
 """

@@ -26,7 +26,7 @@ the paired differences. Paper: arXiv 1705.08011, Table 1, single values. Protoco
 {"; ".join(f"{letter(key)}, {text}" for key, text in PROTOCOLS.items() if key)}.
 """
 HEADS = (
-    "curve", "paper", "last epoch", "best on validation", "best on test", "floor", "to α = 1", "p", "to BN", "p", "n",
+    "curve", "to α = 1", "p", "to BN", "p", "last epoch", "paper", "best on validation", "best on test", "floor", "n",
 )  # fmt: skip
 
 
@@ -48,17 +48,22 @@ def _csv(table: pd.DataFrame) -> str:
 
 def _markdown(results: ResultSet, dataset: str) -> str:
     parts = [f"## {DATASETS[dataset]}: {describe(results.mains[dataset].cell)}\n"]
-    for title, rows in columns(results, dataset):
-        parts.append(f"### {title}\n\n{markdown(pd.DataFrame(rows, columns=HEADS))}\n")
+    for title, heads, rows in columns(results, dataset):
+        parts.append(f"### {title}\n\n{markdown(pd.DataFrame(rows, columns=pd.Index(heads)))}\n")
     return "\n".join(parts)
 
 
-def columns(results: ResultSet, dataset: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """A data set's part of Table 1, a column of the paper's each: its title, and a row of texts a series."""
+def columns(results: ResultSet, dataset: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """A data set's part of Table 1, one column of the paper each: title, heads, and one row of texts per series.
+
+    Heads under which no row has a text are left out.
+    """
     table = results.statistics
     for protocol, column in table[table["dataset"] == dataset].groupby("protocol", sort=False):
-        title = "Peers" if protocol == "baselines" else f"Protocol {protocol}"
-        yield title, [_texts(str(key), rows) for key, rows in column.groupby("curve", sort=False)]
+        title = "Other normalizers" if protocol == "baselines" else f"Protocol {protocol}"
+        texts = [_texts(str(key), rows) for key, rows in column.groupby("curve", sort=False)]
+        kept = [place for place in range(len(HEADS)) if any(row[place] for row in texts)]
+        yield title, [HEADS[place] for place in kept], [[row[place] for place in kept] for row in texts]
 
 
 def _texts(key: str, rows: Any) -> list[str]:
@@ -67,9 +72,10 @@ def _texts(key: str, rows: Any) -> list[str]:
     last = row["last"]
     return [
         name_of(key),
-        number(last["paper"]),
-        *(with_interval(row[selection]) for selection in stats.SELECTIONS),
-        number(last["noise_floor"]),
         *(text for name in REFERENCES for text in (difference(last, name), p_text(last, name))),
+        with_interval(last),
+        number(last["paper"]),
+        *(with_interval(row[selection]) for selection in stats.SELECTIONS if selection != "last"),
+        number(last["noise_floor"]),
         str(last["n"]),
     ]

@@ -18,6 +18,7 @@ from dbnrun.report.tables import TOP
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "undecided", "not run"
 MARGIN_PP = 0.05  # an interval within ± this is too near zero to be a gain
 MARGIN_LOG = float(np.log(1.05))  # the same for a ratio of noises: five percent
+MARGINS = {MARGIN_PP: f"±{MARGIN_PP} pp", MARGIN_LOG: "±5 %"}  # in words
 SIMILAR = 1.0  # log2: a similar rate is within a factor of two
 # What a run counts as that never reaches C3's loss, from the epochs trained: the least that it can have needed, and two
 # doublings more than all of them.
@@ -116,7 +117,7 @@ def beats(
         return HOLDS, f"{len(there)} of {len(there)} comparisons reject; the smallest gain: {say(weakest)}"
     against = [one for one in there if _contradicts(one, margin)]
     if against:
-        return FAILS, "; ".join(say(one) for one in against)
+        return FAILS, "; ".join(f"{say(one)}: {_how_it_fails(one, margin)}" for one in against)
     if missing:
         return NOT_RUN, f"not run: {_listed(missing)}"
     silent = [one for one in there if not _less(one)]
@@ -138,6 +139,11 @@ def _more(one: Comparison) -> bool:
 def _contradicts(one: Comparison, margin: float) -> bool:
     low, high = one.difference.low, one.difference.high
     return low > 0 or (low >= -margin and high <= margin)
+
+
+def _how_it_fails(one: Comparison, margin: float) -> str:
+    """In words, which of the two ways to contradict a gain an interval takes."""
+    return "higher" if one.difference.low > 0 else f"no gain, within the equivalence margin of {MARGINS[margin]}"
 
 
 def _silence(silent: Sequence[Comparison], made: int, say: Callable[[Comparison], str]) -> str:

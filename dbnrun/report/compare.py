@@ -84,6 +84,7 @@ def paired(values: dict[int, float], zero: dict[int, float]) -> np.ndarray:
 
 
 def by_seed(series: Series, values: Sequence[float] | np.ndarray) -> dict[int, float]:
+    """One value per finished run, by its seed."""
     return {run.cell["seed"]: float(value) for run, value in zip(series.finished, values, strict=True)}
 
 

@@ -57,6 +57,7 @@ def fields(row: Row) -> dict[str, Any]:
 
 
 def as_json(found: Compared) -> dict[str, Any]:
+    """A comparison as what json.dumps takes."""
     reading, tuning = found.reading, found.tuning
     return {
         "metric": reading.metric,
@@ -217,6 +218,7 @@ def _aligned(frame: pd.DataFrame) -> list[str]:
 
 
 def as_markdown(found: Compared) -> str:
+    """A comparison as Markdown, one table after another."""
     parts = []
     for table in found.tables:
         shown = columns(table, found).map(_escaped_pipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
-from dbnrun.report.names import ALPHA_ONE, CONSTANTS, MODERN_BN, PROTOCOLS, alpha_of, dataset_of
+from dbnrun.report.names import (
+    ALPHA_ONE,
+    ALPHA_ZERO,
+    CONSTANTS,
+    DIMINISHING,
+    MODERN_BN,
+    PEERS,
+    PROTOCOLS,
+    SCHEDULES,
+    UNITS,
+    alpha_of,
+    dataset_of,
+)
 from dbnrun.report.series import Series, Setting
 from dbnrun.report.tables import TOP, describe, from_to, most_efficient
 from dbnrun.runs.layout import write_atomic
@@ -28,6 +41,10 @@ CROWDED = 1 / 3  # of the whole axis: curves that share less than this get most 
 EVEN_TICKS = 2.5  # a log axis that spans less than this ratio has evenly spaced numbers
 MARGIN = 0.12  # of what an axis shows, above and below
 CROWD, BAND = 6, 0.11  # a band's opacity, half of it where more curves than that share the axes
+MANY, TOGETHER = 8, 4  # a panel of more curves draws some in grey, where more than so many end together
+SPOKEN = (ALPHA_ONE, ALPHA_ZERO, "0.1", *(DIMINISHING[unit][0] for unit in UNITS), MODERN_BN)  # of in docs/findings.md
+QUIET = {*SCHEDULES, *PEERS} - {*SPOKEN}
+GREY, WIDTH = "#bdbdbd", 100  # characters of a heading
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
 LEFT, AXES, LEADER, SAMPLE = 0.78, 5.1, 0.26, 0.3
@@ -90,8 +107,11 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:
     """A panel a protocol; every axis is logarithmic, and broken only where no curve crosses the break."""
     parts = {protocol: _parts(panel, column) for protocol, panel in panels.items()}
+    quiet = {protocol: _quiet(part, column) for protocol, part in parts.items()}
+    heads = {protocol: _heading(protocol, panel, quiet[protocol]) for protocol, panel in panels.items()}
     head = TITLE_LINE * (title.count("\n") + 1) + 0.12
-    tall = head + sum(PANEL_TITLE + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS for part in parts.values())
+    heights = {protocol: _height(part, heads[protocol]) for protocol, part in parts.items()}
+    tall = head + sum(heights.values())
     labels = [series.label for panel in panels.values() for series in panel]
     size = (LEFT + AXES + LEADER + SAMPLE + _widest(labels) + 0.15, tall)
     figure = Figure(figsize=size, dpi=150)
@@ -100,21 +120,60 @@ def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str)
     longest = max(series.epochs[-1] for panel in panels.values() for series in panel)
     bottom, drawn = tall - head, []
     for protocol, part in parts.items():
-        bottom -= PANEL_TITLE + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS
-        heading = [PROTOCOLS.get(protocol, protocol), _counted(panels[protocol])]
-        axes = _panel(figure, bottom + X_AXIS, len(part) == 2, "; ".join(filter(None, heading)), unit)
-        drawn += zip(axes, part, _limits(part, column), strict=True)
-    for ax, shown, limits in drawn:
-        markers = _markers(shown)
+        bottom -= heights[protocol]
+        axes = _panel(figure, bottom + X_AXIS, len(part) == 2, heads[protocol], unit)
+        for ax, shown, limits in zip(axes, part, _limits(part, column), strict=True):
+            loud = [series for series in shown if series not in quiet[protocol]]
+            drawn.append((ax, shown, loud, limits))
+    for ax, shown, loud, limits in drawn:
+        markers = _markers(loud)
         for series in shown:
-            _curve(ax, series, column, markers[id(series)], BAND if len(shown) <= CROWD else BAND / 2)
+            if series in loud:
+                _curve(ax, series, column, markers[id(series)], BAND if len(loud) <= CROWD else BAND / 2)
+            else:
+                ax.plot(series.epochs, _mean(series, column), color=GREY, lw=1, zorder=1.5)
         ax.set_xlim(1 - 0.012 * longest, longest + 0.012 * longest)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _scale(ax, limits)
     figure.canvas.draw()  # fixes the transforms that labels are placed by
-    for ax, shown, _ in drawn:
-        _label_ends(ax, shown, column)
+    for ax, _, loud, _ in drawn:
+        _label_ends(ax, loud, column)
     return figure
+
+
+def _quiet(parts: Sequence[Sequence[Series]], column: str) -> list[Series]:
+    """Where a panel has many curves, those to draw in grey: no text speaks of them, and they end amid others."""
+    if sum(map(len, parts)) <= MANY:
+        return []
+    crowded: set[int] = set()
+    for part, (low, high), height in zip(parts, _limits(parts, column), (MAIN, STRIP), strict=False):
+        ends = [_end(series, column) for series in part]
+        order = [place for place in np.argsort(ends) if np.isfinite(ends[place])]
+        up = height * np.log(np.array(ends)[order] / low) / np.log(high / low)  # inches
+        breaks = np.flatnonzero(np.diff(up) >= LABEL_PT * 1.3 / 72) + 1
+        for crowd in np.split(np.array(order, dtype=int), breaks):
+            crowded |= {id(part[place]) for place in crowd if len(crowd) > TOGETHER}
+    return [series for part in parts for series in part if id(series) in crowded and series.key in QUIET]
+
+
+def _end(series: Series, column: str) -> float:
+    """The last finite mean of a curve that a log axis can show; NaN where there is none."""
+    mean = _mean(series, column)
+    there = mean[np.isfinite(mean) & (mean > 0)]
+    return float(there[-1]) if len(there) else float("nan")
+
+
+def _heading(protocol: str, panel: Sequence[Series], quiet: Sequence[Series]) -> str:
+    """What stands above a panel: what its curves share, and the names of those in grey."""
+    lines = ["; ".join(filter(None, [PROTOCOLS.get(protocol, protocol), _counted(panel)]))]
+    if quiet:
+        lines += textwrap.wrap(f"in grey: {', '.join(series.label for series in quiet)}", WIDTH)
+    return "\n".join(lines)
+
+
+def _height(part: Sequence[Sequence[Series]], heading: str) -> float:
+    """Inches of a panel, from its heading down to its x axis."""
+    return PANEL_TITLE + TITLE_LINE * heading.count("\n") + (len(part) - 1) * (STRIP + GAP) + MAIN + X_AXIS
 
 
 def _panel(figure: Figure, bottom: float, broken: bool, heading: str, unit: str) -> list[Axes]:

@@ -134,15 +134,16 @@ def differences_as_text(setting: Setting) -> str:
 
 
 def for_reader(setting: Setting) -> pd.DataFrame:
-    """What a page shows of a setting: test errors, and the differences to the baseline; no empty column."""
+    """What a page shows of a setting: the differences to the baseline first, then test errors; no empty column."""
     texts = _texts(rows(setting))
     names = [answer.name(series) for series in setting.series]
     found = answer.against_baseline(setting)
     compared = [found.get(name) for name in names]
     apart = [one and difference_text(one.difference.mean, one.difference.low, one.difference.high) for one in compared]
-    texts.insert(len(texts.columns) - 2, "difference [pp]", [text or "" for text in apart])
-    texts.insert(len(texts.columns) - 2, "p (Holm)", [p_text(one.p_holm, one.word) if one else "" for one in compared])
-    return texts[["curve", *texts.columns.drop("curve")]].loc[:, texts.ne("").any()]
+    texts["difference [pp]"] = [text or "" for text in apart]
+    texts["p (Holm)"] = [p_text(one.p_holm, one.word) if one else "" for one in compared]
+    first = ["curve", "difference [pp]", "p (Holm)"]
+    return texts[[*first, *texts.columns.drop(first)]].loc[:, texts.ne("").any()]
 
 
 def difference_text(mean: float, low: float, high: float) -> str:

@@ -1,0 +1,1 @@
+"""Trains, plans and sweeps runs."""

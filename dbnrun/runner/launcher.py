@@ -122,6 +122,7 @@ def packed(cells: Sequence[Sequence[str]]) -> str:
 
 
 def unpacked(text: str) -> list[list[str]]:
+    """The words of each run of a job, from the text that the job was given."""
     return json.loads(base64.urlsafe_b64decode(text))
 
 

@@ -41,9 +41,9 @@ class TrainedRun:
 def train(settings: Mapping[str, Any]) -> TrainedRun:
     """Train one run as the command would with these keys and values, such as {"norm": "dbn", "train.epochs": 3}.
 
-    A finished run is left as it is and an unfinished one goes on. Ctrl-C keeps a checkpoint and raises
-    KeyboardInterrupt; the same call goes on from there. Raises UserError in one line where an input is refused, and
-    RuntimeError where the training fails ({"debug": True} raises the error itself).
+    A finished run is returned as it is, and an unfinished one continues. Ctrl-C writes a checkpoint and raises
+    KeyboardInterrupt; the same call continues from there. Raises UserError, with one line, if an input is refused, and
+    RuntimeError if the training fails ({"debug": True} raises the error itself).
     """
     from dbnrun.runner import app  # noqa: PLC0415 - Hydra's entry point, not needed to load a run
 
@@ -58,12 +58,12 @@ def train(settings: Mapping[str, Any]) -> TrainedRun:
 
 
 def load_run(run: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Network, Data, RunConfig]:
-    """A trained run: its network with the trained weights, in eval mode, its data, and its configuration; on the CPU.
+    """Return a run's network with the trained weights, in eval mode on the CPU, its data, and its config.
 
-    `run`: its folder, name or signature; of the latter two the beginning is enough. `settings` say what no run records,
-    such as {"data_dir": "data"}, or where its data or classes lie now, such as {"dataset.path": "photos"}. Classes of
-    the user's own come from the sources that the run's folder keeps.
-    Raises UserError where no weights were saved, or data or classes are not those that the run was trained on.
+    `run` is its folder, its name or its signature; the beginning of a name or signature is enough. `settings` say what
+    no run records, such as {"data_dir": "data"}, or where its data or classes are now, such as
+    {"dataset.path": "photos"}. Your own classes are loaded from the sources in the run's folder.
+    Raises UserError if no weights were saved, or if data or classes differ from those that the run was trained on.
     """
     import torch  # noqa: PLC0415
 

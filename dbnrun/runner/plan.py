@@ -83,6 +83,7 @@ class PlannedCell:
 
 
 def planned(config: RunConfig, job: Sequence[str] = ()) -> PlannedCell:
+    """A run config with its signature, and the words that make it."""
     return PlannedCell(job, config, signature(cell_of(config), config.dataset.digest_in(Path(config.data_dir))))
 
 

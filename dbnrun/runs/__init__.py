@@ -1,0 +1,1 @@
+"""The folders and records of runs: how they are written, read and listed."""

@@ -19,6 +19,7 @@ Position = tuple[int, int]  # epochs done, and updates of the next one
 
 
 def position_of(state: State) -> Position:
+    """The epoch of a checkpoint, and the updates within the next one."""
     under_way = state.get("under_way")
     return state["epoch"], under_way["steps"] if under_way else 0
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def read_runs(path: str | Path | None = None) -> pd.DataFrame:
-    """A row a run: folder, signature, status, its options by the keys of a command, and the metrics of its last epoch.
+    """Return one row per run: folder, signature, status, options by their keys, and the metrics of the last epoch.
 
-    `path`: a results folder (by default $DBNRUN_RESULTS, or results), a run's folder, or a run's name or signature. An
-    option that a run's choices do not have is NaN. A folder that cannot be read is warned of and left out.
-    Raises UserError where there is no run.
+    `path` is a results folder (by default $DBNRUN_RESULTS, or results), a run's folder, or a run's name or signature.
+    An option that a run does not have is NaN. A folder that cannot be read is left out, with a warning.
+    Raises UserError if there is no run.
     """
     import pandas as pd
 
@@ -29,9 +29,9 @@ def read_runs(path: str | Path | None = None) -> pd.DataFrame:
 
 
 def read_metrics(path: str | Path | None = None) -> pd.DataFrame:
-    """A row an epoch, of one run or of several one after another: its run's folder and signature, and its metrics.
+    """Return one row per epoch, run by run: the run's folder and signature, and the metrics.
 
-    `path` as for `read_runs`. A field that metrics.csv leaves empty is NaN.
+    `path` is that of `read_runs`. A field that is empty in metrics.csv is NaN.
     """
     import pandas as pd
 

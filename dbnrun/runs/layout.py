@@ -35,6 +35,7 @@ def results_dir() -> Path:
 
 
 def run_folder(results_dir: Path, cell: Mapping[str, Any], signature: str) -> Path:
+    """The folder of a run, below its results folder."""
     return results_dir / "runs" / f"{readable_name(cell)}-{signature}"
 
 
@@ -67,6 +68,7 @@ def remove_torn(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a run's manifest.json."""
     write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
 
@@ -93,6 +95,7 @@ def is_stale(manifest: Mapping[str, Any], dataset: str) -> bool:
 
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> None:
+    """Write a run's config.yaml."""
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cell))).encode())
 
 

@@ -27,12 +27,14 @@ EVAL_BATCH_MAPS = 100
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network computes with this precision."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """The same numbers in float32, or wider if they were."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
