@@ -7,7 +7,7 @@ in one measure. A measure gives each seed of a series one number.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -69,16 +69,25 @@ def column(setting: Setting, protocol: str, measure: Measure, reference: str) ->
 def against(base: Series, column: Mapping[str, Series], measure: Measure) -> dict[str, Comparison]:
     """Every other series of a column against `base`, by key; p Holm-corrected over them."""
     zero = measure(base)
-    differences = {key: paired(measure(one), zero) for key, one in column.items() if one is not base}
-    raw = [stats.sign_flip_p(values) for values in differences.values()]
+    found = [by_pairs(key, measure(one), zero) for key, one in column.items() if one is not base]
+    return {one.key: one for one in corrected(found)}
+
+
+def by_pairs(key: str, values: Mapping[int, float], zero: Mapping[int, float]) -> Comparison:
+    """Numbers by seed minus those of the reference; not yet corrected."""
+    differences = paired(values, zero)
+    p = stats.sign_flip_p(differences)
+    return Comparison(key, stats.summarize(differences), p, p, 0)
+
+
+def corrected(column: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of a column with Holm's correction over them."""
+    raw = [one.p for one in column]
     made = int(np.isfinite(raw).sum())
-    return {
-        key: Comparison(key, stats.summarize(values), p, float(p_holm), made)
-        for (key, values), p, p_holm in zip(differences.items(), raw, stats.holm(raw), strict=True)
-    }
+    return [replace(one, p_holm=float(p), made=made) for one, p in zip(column, stats.holm(raw), strict=True)]
 
 
-def paired(values: dict[int, float], zero: dict[int, float]) -> np.ndarray:
+def paired(values: Mapping[int, float], zero: Mapping[int, float]) -> np.ndarray:
     """Differences over the seeds that both have."""
     return np.array([values[seed] - zero[seed] for seed in sorted(values.keys() & zero.keys())], dtype=float)
 

@@ -12,7 +12,7 @@ import numpy as np
 from dbnrun.config import registry
 from dbnrun.config.identity import slug_of
 from dbnrun.report import stats
-from dbnrun.report.compare import Comparison, paired
+from dbnrun.report.compare import Comparison, by_pairs, corrected
 from dbnrun.report.methods import Method, Reading, differing, name_all, said
 from dbnrun.report.names import alpha_of, dataset_of
 from dbnrun.report.tables import describe
@@ -148,26 +148,21 @@ def _rows(members: Sequence[Method], reading: Reading, effect: float) -> list[Ro
     """The baseline, which comes first, and the others against it."""
     base, others = members[0], members[1:]
     zero = reading.of(base)
-    contrasts = [_contrast(base, zero, method, reading) for method in others]
-    raw = [one.p for one in contrasts]
-    made = int(np.isfinite(raw).sum())
+    contrasts = corrected([_contrast(base, zero, method, reading) for method in others])
     rows = [Row(base, _summary(zero), is_baseline=True)]
-    for method, one, p_holm in zip(others, contrasts, stats.holm(raw), strict=True):
-        corrected = replace(one, p_holm=float(p_holm), made=made)
+    for method, one in zip(others, contrasts, strict=True):
         values = reading.of(method)
         improvement = stats.p_improvement(_array(values), _array(zero))
-        rows.append(Row(method, _summary(values), False, corrected, improvement, _seeds_needed(corrected, effect)))
+        rows.append(Row(method, _summary(values), False, one, improvement, _seeds_needed(one, effect)))
     return rows
 
 
 def _contrast(base: Method, zero: Mapping[int, float], method: Method, reading: Reading) -> Comparison:
     """The method minus the baseline, paired where that can be; not yet corrected."""
     values, unpaired = reading.of(method), why_unpaired(method, base, reading)
-    if unpaired:
-        difference, p = stats.welch(_array(values), _array(zero))
-    else:
-        differences = paired(dict(values), dict(zero))
-        difference, p = stats.summarize(differences), stats.sign_flip_p(differences)
+    if not unpaired:
+        return by_pairs(method.label, values, zero)
+    difference, p = stats.welch(_array(values), _array(zero))
     return Comparison(method.label, difference, p, p, 0, unpaired)
 
 

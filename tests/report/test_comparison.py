@@ -27,7 +27,7 @@ from dbnrun.report.contrasts import tables
 from dbnrun.report.methods import Reading
 
 ROOT = Path(__file__).parents[2]
-PAPERS = "optimizer.lr=0.01 optimizer.groups.weights.weight_decay=1e-4 model.norm_position=before"
+PAPERS = "optimizer.lr=0.01 optimizer.groups.weights.weight_decay=1e-4 model.norm_position=before train.batch_size=100"
 PROTOCOLS = {
     "A": "norm=dbn_inference norm.average=std",
     "B": "norm=dbn norm.stats_grad=true norm.average=std",
