@@ -10,9 +10,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from dbnrun import __version__, interrupt
 from dbnrun.config.registry import UserError
@@ -88,17 +88,29 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(f"dbnrun {__version__}")
         return 0
-    if not trains and first not in VERBS and first != "until":
-        return _refuse(f"{first}: no such verb; expected one of {', '.join([*VERBS, 'until'])}, or key=value to train.")
+    verb = Verb(_train, trains=True) if trains else VERBS.get(first)
+    if verb is None:
+        return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
     try:
-        if trains or first == "until":  # signals are noted, and looked at where stopping is safe
-            return _train(arguments, first)
-        with interrupt.raising():
-            return VERBS[first](arguments[1:])
+        return _run(verb, arguments if trains else arguments[1:])
     except Exception as error:
         if trains and "debug=true" in [word.lower() for word in arguments]:
             raise
         return _refused(error)
+
+
+def _run(verb: Verb, arguments: list[str]) -> int:
+    """The exit code of a verb. What trains takes note of signals, and looks at them where stopping is safe."""
+    if not verb.trains:
+        with interrupt.raising():
+            return verb.run(arguments)
+    from dbnrun.runner.sweeper import CellFailed
+
+    try:
+        return verb.run(arguments)
+    except CellFailed as failed:
+        print(f"dbnrun: {failed}", file=sys.stderr)
+        return 1
 
 
 def _help() -> str:
@@ -129,22 +141,20 @@ def _refuse(line: str) -> int:
     return 2
 
 
-def _train(arguments: list[str], first: str) -> int:
-    """Train a cell or a sweep, or sweeps `until` all is decided; the exit code, and at most one line on stderr."""
+def _train(arguments: list[str]) -> int:
+    """Train a run or a sweep."""
     from dbnrun.runner import app
-    from dbnrun.runner.sweeper import CellFailed
 
-    try:
-        if first == "until":
-            from dbnrun import until
-
-            parser = _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
-            return until.main(arguments[1:], parser)
-        app.run(arguments)
-    except CellFailed as failed:
-        print(f"dbnrun: {failed}", file=sys.stderr)
-        return 1
+    app.run(arguments)
     return 0
+
+
+def _until(arguments: list[str]) -> int:
+    from dbnrun import until
+
+    return until.main(
+        arguments, _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
+    )
 
 
 def _refused(error: Exception) -> int:
@@ -408,7 +418,22 @@ def _theory(arguments: list[str]) -> int:
     return cli.main(arguments, _verb_parser("theory", "The paper's convergence theorem: check it, watch it."))
 
 
+class Verb(NamedTuple):
+    """A verb of the command: what runs it, and whether it trains."""
+
+    run: Callable[[list[str]], int]
+    trains: bool = False
+
+
 VERBS = {
-    "plan": _plan, "status": _status, "runs": _runs, "report": _report, "compare": _compare, "data": _data,
-    "theory": _theory, "doctor": _doctor, "bench": _bench,
-}  # fmt: skip
+    "plan": Verb(_plan),
+    "status": Verb(_status),
+    "runs": Verb(_runs),
+    "report": Verb(_report),
+    "compare": Verb(_compare),
+    "until": Verb(_until, trains=True),
+    "data": Verb(_data),
+    "theory": Verb(_theory),
+    "doctor": Verb(_doctor),
+    "bench": Verb(_bench),
+}

@@ -101,12 +101,10 @@ def dbnrun(tmp_path, warm_command):
 def command(tmp_path, monkeypatch, capsys):
     """Run the command in this process, in an empty folder; returns its exit code and what it said."""
     from dbnrun.cli import main
-    from dbnrun.runner import sweeper
 
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sweeper, "cells_to_train", 0)
         code = main(words)
         said = capsys.readouterr()
         return code, said.out + said.err

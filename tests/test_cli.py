@@ -78,7 +78,7 @@ WRONG = [
     (["experiment=NULL"], r"experiment=null: expected one of demo"),
     (
         ["trian"],
-        r"trian: no such verb; expected one of plan, status, runs, report, compare, data, theory, doctor, bench, until",
+        r"trian: no such verb; expected one of plan, status, runs, report, compare, until, data, theory, doctor, bench",
     ),
     (["seed=1", "report"], r"'report': expected key=value.*A verb, such as report, comes first"),
     (["report", "nowhere"], r"nowhere: no runs; record some with"),

@@ -25,6 +25,7 @@ class Model(Choice):
     """A network."""
 
     stacks: ClassVar[bool] = True  # whether train/stack knows how to join several
+    tried: ClassVar[bool] = False  # whether only building it shows that it fits the data
     needs_images: ClassVar[bool] = False  # (C, H, W), not plain features
     # Runs in one stack, by device, beyond which it gains nothing; 1: they train alone. docs/performance.md has the
     # measurements: on the CPU twenty networks leave its caches.
@@ -116,6 +117,7 @@ class Torchvision(Model):
     stem: str = option("auto", among=("auto", "imagenet", "cifar"))
 
     stacks = False
+    tried = True
     needs_images = True
 
     def check(self) -> None:

@@ -27,7 +27,7 @@ class BatchRenorm(ChannelNorm):
 
     The bounds at update m = 1, 2, … are 1 and 0, which is batch normalization, for the first `warmup` updates, and then
     grow linearly to r_max and d_max, which they have from updates `r_full` and `d_full` on. The defaults are
-    those of the paper's experiments, of some 130,000 updates.
+    those of the paper's experiments (section 4).
 
     Args:
         num_features: C, the channels or units.

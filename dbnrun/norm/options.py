@@ -116,7 +116,7 @@ class BatchNorm(Norm):
 class BatchRenorm(Norm):
     """Batch Renormalization, Ioffe 2017, arXiv:1702.03275. `warmup`, `r_full`, `d_full`: shares of the run's updates.
 
-    The paper's 5,000, 40,000 and 25,000 updates of some 130,000.
+    The paper's 5,000, 40,000 and 25,000 updates as shares of 130,000: the length of the paper's run as we remember it.
     """
 
     eps: float = option(1e-5, above=0, at_most=1)

@@ -42,12 +42,16 @@ class _Pool:
 
 
 def statistics_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that hold running statistics: torch's batch norms, and layers such as the DBN layer.
+    """The layers that hold running statistics: torch's batch norms that track them, and layers such as the DBN layer.
 
     Such a layer has `mu` (C,), the mean that it evaluates with, `eps`, and `set_statistics(mean, var)`, which makes
     it evaluate with another mean and variance, (C,) each.
     """
-    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) or hasattr(layer, "set_statistics")]
+    return [layer for layer in model.modules() if _tracks(layer) or hasattr(layer, "set_statistics")]
+
+
+def _tracks(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
 
 
 @torch.no_grad()

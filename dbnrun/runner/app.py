@@ -73,16 +73,18 @@ def _hydra(arguments: Sequence[str]) -> None:
     outcomes: list[Outcome] = []
 
     def cell(cfg: Any) -> Outcome:
-        outcomes.append(_cell(cfg))
-        return outcomes[-1]
+        outcome = _cell(cfg)
+        if not sweeper.cells_to_train:  # a sweep raises for itself
+            outcomes.append(outcome)
+        return outcome
 
     # Our launcher files share the plugins' names, so Hydra checks them by the plugins' schemas: intended.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
     sys.argv[1:] = arguments
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
-    if sweeper.cells_to_train or not outcomes:
-        return  # a sweep raises for itself
+    if not outcomes:
+        return
     if outcomes[0].status == "refused":
         raise UserError(outcomes[0].message)
     if outcomes[0].status == "failed":

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dbnrun.runs import layout
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.runs.status import Outcome, RunStatus
 
-# How many cells the sweep in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
+# How many cells the sweep under way in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
 cells_to_train = 0
 
 
@@ -84,7 +85,10 @@ class CellSweeper(Sweeper):
             if how.name == "forced":
                 RunDir(cell.config).begin_anew()
         cells_to_train = len(cells)
-        returns = self._launched(cells) if cells else []
+        try:
+            returns = self._launched(cells) if cells else []
+        finally:
+            cells_to_train = 0
         # The same command ends with the same exit code, whether it trained a cell that diverged or finds it.
         before = 0 if retry else sum(how.name == "diverged" for _, how in finished)
         _conclude([outcome_of(returned) for returned in returns], len(cells), before)
@@ -118,11 +122,12 @@ def _without_force(job: Sequence[str]) -> list[str]:
 
 
 def _check_inputs(configs: Sequence[RunConfig]) -> None:
-    """Load the user's own files and try their classes before the first cell: a mistake in the last one shows at once.
+    """Load the user's own files, and try what only a trial shows, before the first run: a late mistake shows at once.
 
-    Files alone are loaded on the CPU: the device may be another machine's.
+    What runs no code of the user's is tried on the CPU: the device may be another machine's.
     """
-    inputs = [config for config in configs if config.own or config.dataset.test_records is None]
+    inputs = [each for each in configs if each.own or each.dataset.test_records is None or each.model.tried]
+    inputs = list({str(replace(each, seed=0)): each for each in inputs}.values())
     if not inputs:
         return
     import torch  # noqa: PLC0415
@@ -131,7 +136,11 @@ def _check_inputs(configs: Sequence[RunConfig]) -> None:
 
     for config in sorted(inputs, key=lambda config: str(config.dataset)):  # one data set is kept at a time
         device = build.prepare_device(config) if config.own else torch.device("cpu")
-        own_check.check(config, build.load_data(config, device), device)
+        data = build.load_data(config, device)
+        if config.own:
+            own_check.check(config, data, device)
+        elif config.model.tried:
+            build.build_cell(config, data, device)
 
 
 Pairs = Sequence[tuple[PlannedCell, RunStatus]]

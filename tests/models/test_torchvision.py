@@ -30,6 +30,7 @@ NORMS = {name: registry.make("norm", name) for name in registry.of("norm") if na
 BATCH = 16
 RUN = RunFacts(Constant(alpha=0.1), steps_per_epoch=10, epochs=3, batch_size=BATCH)
 TINY = ["model=torchvision", f"train.batch_size={BATCH}", "device=cpu", "progress=false"]
+QUICK_SWEEP = ["dataset=digits", "train.epochs=1", "train.limit_batches=1", "threads=1", "progress=false"]
 RESNET = [*TINY, "model.arch=resnet18"]
 
 
@@ -274,3 +275,9 @@ def test_a_network_without_batch_norm_is_refused_whatever_the_normalizer():
     for norm in NORMS:
         with pytest.raises(UserError, match=r"^model.arch=alexnet: it has no batch norm .* resnet18\.$"):
             build("alexnet", (3, 64, 64), norm)
+
+
+def test_a_sweep_over_networks_one_of_which_does_not_exist_is_refused_before_the_first_run(dbnrun, tmp_path):
+    done = dbnrun("-m", "model=torchvision", "model.arch=resnet18,resnet19", *QUICK_SWEEP)
+    assert done.returncode == 2 and "model.arch=resnet19" in done.stderr.splitlines()[-1], done.stderr
+    assert not list(tmp_path.glob("results/runs/*"))

@@ -83,9 +83,10 @@ def test_lambda_drift_is_the_rms_of_the_standardized_distance():
 
 
 def test_a_network_without_statistics_has_no_population_and_no_drift():
-    model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5)).eval()
-    assert population_moments(model, BATCHES) == {}
-    assert lambda_drift(model, {}) is None
+    for norm in (nn.LayerNorm(5), nn.BatchNorm1d(5, track_running_stats=False)):
+        model = nn.Sequential(nn.Linear(6, 5), norm).eval()
+        assert population_moments(model, BATCHES) == {}
+        assert lambda_drift(model, {}) is None
 
 
 def test_statistics_come_back_when_the_pass_is_cut_short():

@@ -316,6 +316,14 @@ def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(her
     assert not list((here / "results").glob("runs/*"))
 
 
+def test_a_refusal_after_a_sweep_in_the_same_process_is_a_refusal(here, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", ["dbnrun"])
+    assert main(["-m", "norm=bn", "seed=0,1", *QUICK]) == 0
+    assert main(["norm=custom", *QUICK]) == 2
+    assert "norm.target is missing" in capsys.readouterr().err
+
+
 def test_a_normalizer_of_ones_own_is_tried_on_images_that_are_kept_as_bytes(here, dbnrun):
     for name, shade in [("a", 40), ("b", 200)]:
         (here / "images" / name).mkdir(parents=True)
