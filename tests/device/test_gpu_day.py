@@ -68,7 +68,7 @@ def test_a_day_goes_from_versions_to_table_1_and_a_second_call_does_nothing_agai
     assert [line.split()[4] for line in trained[:9]] == [f"seed={seed}" for seed in "000111222"]
     experiments = {f"experiment={path.stem}" for path in (ROOT / "conf" / "experiment").glob("paper_*.yaml")}
     assert {line.split()[2] for line in trained[-len(experiments) :]} == experiments
-    assert "dbnrun report --record --runs" in done.stdout
+    assert f"dbnrun report --record {tmp_path}/out/results\n" in done.stdout
     assert stub().returncode == 0 and calls(tmp_path) == made
 
 
