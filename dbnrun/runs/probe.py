@@ -19,8 +19,8 @@ class ProbeRow:
     """One line of probe.csv: a normalizer at an epoch's end, on one fixed training batch (train/probe.py).
 
     mu_B and sigma_B are the mean and the biased standard deviation of a unit or channel of the layer's input x over
-    that batch; RMS is over units, for the two ratios over those with sigma_B > 0. L is the batch's training loss, l2 excluded. None is an empty field. The order of
-    the fields is a public format, as that of metrics.csv.
+    that batch. RMS is over units; for the two ratios, over those with sigma_B > 0. L is the batch's training loss, l2
+    excluded. None is an empty field. The order of the fields is a public format, as that of metrics.csv.
     """
 
     epoch: int
