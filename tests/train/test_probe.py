@@ -93,7 +93,7 @@ def a_network(norm):
 
 
 def gradient(model, data, kind, *, mean, scale):
-    """dL/dx of the normalizer by autograd in float64 through its definition, with or without mu_B's and sigma_B's part."""
+    """dL/dx by autograd in float64 through the normalizer's definition, with or without each statistic's part."""
     eps, at, alpha, (mu0, sigma0), (by_mean, by_sigma) = DEFINITIONS[kind]
     first, norm, _, last = model
     part = data.train
