@@ -93,7 +93,7 @@ def lambda_drift(model: nn.Module, moments: Moments) -> float | None:
     if not moments:
         return None
     distances = [
-        (evaluated_mean(layer).double() - mean.double()) / (var.double().sqrt() + float(layer.eps))  # pyright: ignore[reportArgumentType]
+        (evaluated_mean(layer).double() - mean.double()) / (var.double().sqrt() + float(layer.eps))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
         for layer, (mean, var) in zip(statistics_layers(model), moments.values(), strict=True)
     ]
     return float(torch.cat(distances).square().mean().sqrt())
