@@ -93,8 +93,9 @@ def _figure(setting: Setting, probed: Probed) -> Figure:
     figure = Figure(figsize=(width, tall), dpi=150)
     FigureCanvasAgg(figure)
     some = f"{len(layers)} of {len(names)} normalizers, " if len(layers) < len(names) else ""
-    seeds = from_to([count for _, count, _ in probed])
-    title = f"{dataset_of(setting.cell)}: what passes through the normalizers ({some}mean over n = {seeds} seeds)"
+    counts = [count for _, count, _ in probed]
+    seeds = f"n = {from_to(counts)} seed" + ("s" if max(counts) > 1 else "")
+    title = f"{dataset_of(setting.cell)}: what passes through the normalizers ({some}mean over {seeds})"
     figure.text(0.1 / width, 1 - 0.1 / tall, f"{title}\n{describe(setting.cell)}", fontsize=9.5, va="top")
     grid = figure.subplots(len(layers), len(QUANTITIES), squeeze=False, sharex=True)
     figure.subplots_adjust(
@@ -125,7 +126,7 @@ def _panel(ax: Axes, probed: Sequence[tuple[Series, int, pd.DataFrame]], layer: 
             marker = "o" if len(curve) == 1 else ""
             ax.plot(curve.index, curve, marker=marker, markersize=3, **figures.line_style(series))
     if column != "gamma_norm":
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.04 * ax.get_ylim()[1])
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params(labelsize=7)
