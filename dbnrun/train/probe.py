@@ -57,7 +57,10 @@ def _to_watch(model: nn.Module, normalizers: Sequence[nn.Module]) -> set[nn.Modu
 
 
 def _watch(layer: nn.Module, found: dict[str, Any]) -> None:
-    """Let the next forward and backward pass through a layer put what ProbeRow has into `found`."""
+    """Let the next forward and backward pass through a layer put what ProbeRow has into `found`.
+
+    Of a layer that stands in several places the first pass counts.
+    """
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
@@ -66,6 +69,8 @@ def _watch(layer: nn.Module, found: dict[str, Any]) -> None:
         return (x.view_as(x) if x.requires_grad else x.detach().requires_grad_(), *args[1:])
 
     def after(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+        for hook in hooks:
+            hook.remove()
         x, passed = args[0], {}
         slope = _slope(x, y)
         if slope is not None and y.requires_grad:
@@ -73,8 +78,7 @@ def _watch(layer: nn.Module, found: dict[str, Any]) -> None:
             y.register_hook(lambda g: passed.update(g=g))
             x.register_hook(lambda dx: found.update(_shares(x, slope, passed["g"], dx)))
 
-    layer.register_forward_pre_hook(before)
-    layer.register_forward_hook(after)
+    hooks = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
 
 
 def _describe(layer: nn.Module, x: Tensor, found: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """probe=true: what passes through each normalizer, measured without a change to any number of the run."""
 
+import copy
 import csv
 import math
 
@@ -143,6 +144,25 @@ def test_a_normalizer_of_records_has_moments_and_gamma_and_no_shares():
     (row,) = probe(model, [layer], data, 20, 0.0, 1)
     assert row.sigma and row.mean_over_sigma and row.gamma_norm
     assert (row.mean_share, row.scale_share, row.lambda_lag) == (None, None, None)
+
+
+def test_of_a_layer_in_two_places_the_first_counts():
+    alone, data = a_network(nn.BatchNorm1d(6))
+    (wanted,) = probe(alone, [], data, 20, 0.0, 1)
+    twice = nn.Sequential(*alone[:3], alone[1], *alone[3:])
+    (row,) = probe(twice, [], data, 20, 0.0, 1)
+    assert (row.mean_over_sigma, row.sigma, row.lambda_lag) == (wanted.mean_over_sigma, wanted.sigma, wanted.lambda_lag)
+    # Its dL/dx is that of the first place: with the second one held constant, another loss behind the same layer.
+    x = alone[0](data.train.x).detach().requires_grad_()
+    other = copy.deepcopy(alone[1])
+    z = alone[1](x).relu()
+    loss = F.cross_entropy(alone[3](other(z)), data.train.y)
+    (whole,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (g,) = torch.autograd.grad(loss, z)
+    held = (g * (z > 0)) * alone[1].weight / (x.var(0, correction=0) + alone[1].eps).sqrt()
+    assert row.mean_share == pytest.approx(
+        float((20**0.5 * (whole - held).mean(0).norm() / whole.norm()).detach()), rel=1e-4
+    )
 
 
 def test_units_that_do_not_vary_are_left_out_of_what_is_divided_by_their_sigma():
