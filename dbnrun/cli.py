@@ -42,6 +42,7 @@ Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
   lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
+  probe=true (what passes through each normalizer: probe.csv)
   debug=true checkpoint.minutes=10
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure

@@ -1,22 +1,20 @@
-"""How the scales of weights and of lambda move while a cell trains, and which gradient keeps them: a row an epoch.
+"""Train a fully connected network whose weights keep their norms, and probe it: a row per layer and epoch.
 
-    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8 norm.stats_grad=mean
+    python scripts/scales.py dataset=mnist norm=dbn schedule=alpha_0.01 train.epochs=8 --csv held.csv
 
-Takes the overrides of one cell. Columns: the running training error and the test error [%]; for each normalizer
-lambda's sigma and its |mu| / sigma, means over units, and the norm of the weights before it. Three interventions:
-
-norm.stats_grad=mean  a step can gain nothing by moving a unit's mean, as in batch normalization.
-norm.stats_grad=var   nothing by scaling it.
---hold                each unit's weights before a normalizer keep, after each step, the norm that they began with.
+After each step, each unit's weights before a normalizer get the norm back that they began with. That is an intervention
+that no option of a run makes, so it has no folder among the runs. The same run without it is `dbnrun … probe=true`.
+Columns: the errors [%] of metrics.csv, and those of probe.csv (docs/probes.md).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,57 +24,42 @@ from dbnrun.config.compose import composed
 from dbnrun.config.overrides import check_overrides, refusal
 from dbnrun.config.registry import UserError
 from dbnrun.models.fnn import FNN
-from dbnrun.norm.tracking import dbn_layers
-from dbnrun.runner.build import Cell, build_cell, load_data, prepare_device, training_of
+from dbnrun.runner.build import build_cell, load_data, prepare_device, training_of
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of one cell, norm=dbn and model=fnn")
-    parser.add_argument("--hold", action="store_true")
-    parser.add_argument("--csv", type=Path, help="put the rows into this file too")
+    parser.add_argument("overrides", nargs="*", help="of one run, model=fnn")
+    parser.add_argument(
+        "--csv", type=Path, help="put the rows into this file too, in place of those it has of this run"
+    )
     given = parser.parse_intermixed_args(arguments)
     check_overrides(given.overrides)
     config = composed(given.overrides)
     device = prepare_device(config)
     data = load_data(config, device)
     cell = build_cell(config, data, device)
-    if not dbn_layers(cell.model) or not isinstance(cell.model, FNN):
-        raise UserError(f"norm={config.norm.name}, model={config.model.name}: expected norm=dbn and model=fnn.")
-    hold = holding(weights_of(cell)) if given.hold else lambda: None
+    if not isinstance(cell.model, FNN):
+        raise UserError(f"model={config.model.name}: expected model=fnn.")
+    hold = holding([block["linear"].weight for block in cell.model.hidden])  # pyright: ignore[reportIndexIssue, reportArgumentType]
     training = training_of([[cell]], data)
-    rows = []
+    table = pd.DataFrame()
     while not training.over:
         for _ in training.updates():
             hold()
         ((row,),) = training.rows()
-        rows.append(
-            {
-                "epoch": row.epoch,
-                "train_error_pct": row.train_error_pct,
-                "test_error_pct": math.nan if row.test_error_pct is None else row.test_error_pct,
-                **scales(cell),
-            }
-        )
-        if len(rows) == 1:
-            print(" ".join(f"{name:>15}" for name in rows[-1]))
-        print(" ".join(f"{value:15.4g}" for value in rows[-1].values()), flush=True)
+        errors = {"train_error_pct": row.train_error_pct, "test_error_pct": row.test_error_pct}
+        rows = [{"run": " ".join(given.overrides), **errors, **asdict(one)} for one in cell.probe(row.epoch, data)]
+        print(shown(rows, header=table.empty), flush=True)
+        table = pd.concat([table, pd.DataFrame(rows)])
     if given.csv:
-        put(given.csv, rows, " ".join([*given.overrides, *["--hold"] * given.hold]))
+        put(given.csv, table)
 
 
-def weights_of(cell: Cell) -> list[Tensor]:
-    """The weights before each normalizer, (units, inputs)."""
-    return [block["linear"].weight for block in cell.model.hidden]  # pyright: ignore[reportReturnType, reportIndexIssue, reportGeneralTypeIssues]
-
-
-def scales(cell: Cell) -> dict[str, float]:
-    numbers = {}
-    for n, (layer, weight) in enumerate(zip(dbn_layers(cell.model), weights_of(cell), strict=True), start=1):
-        numbers[f"sigma{n}"] = layer.sigma.mean()
-        numbers[f"|mu|/sigma{n}"] = (layer.mu.abs() / layer.sigma.clamp_min(1e-6)).mean()
-        numbers[f"|W{n}|"] = weight.detach().norm()
-    return {name: round(float(value), 4) for name, value in numbers.items()}
+def shown(rows: list[dict[str, Any]], *, header: bool) -> str:
+    table = pd.DataFrame(rows).drop(columns="run")
+    text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}", col_space=16)
+    return text if header else text.partition("\n")[2]
 
 
 def holding(weights: list[Tensor]) -> Callable[[], None]:
@@ -91,14 +74,12 @@ def holding(weights: list[Tensor]) -> Callable[[], None]:
     return hold
 
 
-def put(path: Path, rows: list[dict[str, float]], cell: str) -> None:
-    """Put the rows of a cell into a CSV, in place of those it has of that cell."""
-    new = pd.DataFrame([{"cell": cell, **row} for row in rows])
+def put(path: Path, table: pd.DataFrame) -> None:
     if path.exists():
         old = pd.read_csv(path)
-        new = pd.concat([old[old["cell"] != cell], new])
+        table = pd.concat([old[~old["run"].isin(table["run"])], table])
     path.parent.mkdir(parents=True, exist_ok=True)
-    new.to_csv(path, index=False)
+    table.to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,41 @@
 """The scripts beside the command."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
+import torch
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+import scales
+from dbnrun.config.compose import composed
+from dbnrun.config.registry import UserError
+from dbnrun.runner.execute import run
+from dbnrun.runs import layout, probe
 
-
-def scales(*overrides):
-    command = [sys.executable, str(SCRIPTS / "scales.py"), "train.epochs=2", "threads=1", "device=cpu", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-@pytest.mark.slow
-def test_the_scales_of_a_lambda_that_never_moves_are_its_beginning():
-    done = scales("norm=dbn", "schedule=alpha_0", "norm.init=[0,3]")
-    assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()
-    assert header.split()[3:] == ["sigma1", "|mu|/sigma1", "|W1|", "sigma2", "|mu|/sigma2", "|W2|"] and len(rows) == 2
-    assert [float(row.split()[i]) for row in rows for i in (3, 6)] == [3.0] * 4
-    # Glorot normal: 64 x 64 weights of variance 2/128 have norm 8, give or take; two epochs do not double it.
-    assert all(4 < float(row.split()[5]) < 16 for row in rows)
+TINY = ["train.epochs=2", "train.limit_batches=3", "threads=1", "device=cpu", "progress=false"]
 
 
-@pytest.mark.slow
-def test_held_weights_keep_their_norm_and_a_file_takes_a_cell_once(tmp_path):
-    path = tmp_path / "scales.csv"
+def test_held_weights_keep_their_norms_and_a_file_takes_a_run_once(tmp_path, monkeypatch):
+    path, held = tmp_path / "scales.csv", []
+    monkeypatch.setattr(scales, "holding", lambda weights: held.extend(weights) or (lambda: None))
+    scales.main(["norm=dbn", *TINY, "--csv", str(path)])
+    free = pd.read_csv(path)
+    monkeypatch.undo()
     for _ in range(2):
-        done = scales("norm=dbn", "schedule=alpha_0.1", "--hold", "--csv", str(path))
-        assert done.returncode == 0, done.stderr
+        scales.main(["norm=dbn", *TINY, "--csv", str(path)])
     rows = pd.read_csv(path)
-    assert list(rows["epoch"]) == [1, 2] and rows["cell"].str.endswith("schedule=alpha_0.1 --hold").all()
-    assert rows["|W2|"].iloc[0] == pytest.approx(rows["|W2|"].iloc[1], rel=1e-5)
+    assert list(rows["epoch"]) == [1, 1, 2, 2] and list(rows["layer"][:2]) == ["hidden.0.norm", "hidden.1.norm"]
+    assert not rows["sigma"].equals(free["sigma"])
+    # Without the intervention the rows are those of a run with probe=true.
+    plain = run(composed(["norm=dbn", *TINY, "probe=true", f"results_dir={tmp_path}"]))
+    assert list(free["sigma"]) == [row.sigma for row in probe.read_rows(plain.folder / layout.PROBE)]
+    weights = [torch.randn(3, 4), torch.randn(2, 3)]
+    norms = [weight.norm(dim=1) for weight in weights]
+    hold = scales.holding(weights)
+    for weight in weights:
+        weight.mul_(3).add_(1)
+    hold()
+    torch.testing.assert_close([weight.norm(dim=1) for weight in weights], norms)
 
 
-@pytest.mark.slow
-def test_scales_without_a_lambda_are_refused_in_one_line():
-    done = scales("norm=bn")
-    assert done.returncode == 1 and "expected norm=dbn" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_what_has_no_linear_maps_before_its_normalizers_is_refused():
+    with pytest.raises(UserError, match="model=two_layer: expected model=fnn"):
+        scales.main(["norm=dbn", "model=two_layer", *TINY])

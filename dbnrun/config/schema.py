@@ -91,6 +91,7 @@ class RunConfig:
     save_weights: bool = MISSING
     progress: bool = MISSING
     theory: bool = MISSING
+    probe: bool = MISSING
     plugins: list[str] = MISSING
     debug: bool = MISSING
 

@@ -97,16 +97,15 @@ def lambda_drift(model: nn.Module, moments: Moments) -> float | None:
     if not moments:
         return None
     distances = [
-        (_mean(layer).double() - mean.double()) / (var.double().sqrt() + float(layer.eps))  # pyright: ignore[reportArgumentType]
+        (evaluated_mean(layer).double() - mean.double()) / (var.double().sqrt() + float(layer.eps))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
         for layer, (mean, var) in zip(statistics_layers(model), moments.values(), strict=True)
     ]
     return float(torch.cat(distances).square().mean().sqrt())
 
 
-def _mean(layer: nn.Module) -> Tensor:
-    mean = layer.running_mean if isinstance(layer, _BatchNorm) else layer.mu
-    assert isinstance(mean, Tensor)
-    return mean
+def evaluated_mean(layer: nn.Module) -> Tensor | None:
+    """The mean (C,) that a statistics layer evaluates with; None of a batch norm that keeps none."""
+    return layer.running_mean if isinstance(layer, _BatchNorm) else layer.mu  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

@@ -33,13 +33,13 @@ def draw_all(settings: Sequence[Setting], out: Path, title: str = "") -> list[Pa
 
 def draw(settings: Sequence[Setting], compared: Sequence[Setting], out: Path) -> list[Path]:
     """Print a table a setting, write figures and tables below `out`; the files written. `compared`: to a baseline."""
-    from dbnrun.report import figures, tables
+    from dbnrun.report import figures, probes, tables
 
     written = tables.write(settings, out / "tables") + tables.write_differences(compared, out / "tables")
     for setting in settings:
         print(tables.as_text(setting))
         print(tables.differences_as_text(setting) if setting in compared else "")
-        drawn = figures.draw(setting, out / "figures")
+        drawn = figures.draw(setting, out / "figures") + probes.draw(setting, out / "figures")
         print("".join(f"  {path}\n" for path in drawn if path.suffix == ".png"), end="")
         written += drawn
     print("Tables: " + ", ".join(str(path) for path in written if path.suffix in (".md", ".csv")))

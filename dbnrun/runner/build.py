@@ -22,10 +22,12 @@ from dbnrun.models.layers import Network
 from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Alpha
 from dbnrun.optim.groups import build_optimizer, load_state
+from dbnrun.runs.probe import ProbeRow
 from dbnrun.train import eager
 from dbnrun.train.compile import check_compiler
 from dbnrun.train.evaluate import Member
 from dbnrun.train.loop import Alone, Training, TrainingRun, steps_per_epoch
+from dbnrun.train.probe import probe
 from dbnrun.train.rng import Rngs, stream
 from dbnrun.train.stack.program import Stacked
 from dbnrun.train.sums import EpochProgress
@@ -40,6 +42,7 @@ class Cell:
     optimizer: torch.optim.Optimizer
     rngs: Rngs
     schedule: Alpha
+    normalizers: Sequence[torch.nn.Module]  # those that were built for the model
 
     def member(self) -> Member:
         return Member(self.model, self.schedule if self.config.norm.scheduled else None)
@@ -53,6 +56,11 @@ class Cell:
             "optimizer": self.optimizer.state_dict(),
             "streams": self.rngs.state(),
         }
+
+    def probe(self, epoch: int, data: Data) -> list[ProbeRow]:
+        """What passes through its normalizers at the end of an epoch."""
+        train = self.config.train
+        return probe(self.model, self.normalizers, data, train.batch_size, train.label_smoothing, epoch)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put everything back to where a checkpoint was taken."""
@@ -119,7 +127,8 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
         )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     compiled = config.compile and not config.lr_schedule.varies  # an update whose rates change is not compiled
-    return Cell(config, model, build_optimizer(config.optimizer, model, compiled, norm.built), rngs, schedule)
+    optimizer = build_optimizer(config.optimizer, model, compiled, norm.built)
+    return Cell(config, model, optimizer, rngs, schedule, norm.built)
 
 
 def training_of(built: Sequence[Sequence[Cell]], data: Data, **how: Any) -> Training:

@@ -137,6 +137,7 @@ class _Run:
 
     run_dirs: Sequence[RunDir]
     cells: Sequence[Cell]
+    data: Data
 
     @classmethod
     def built(cls, run_dirs: Sequence[RunDir], data: Data, device: torch.device) -> _Run:
@@ -148,7 +149,7 @@ class _Run:
         for cell in cells[1:]:
             share_weights(cells[0].model, cell.model)
         track_schedules(cells[0].model, [cell.model for cell in cells[1:]])
-        return cls(run_dirs, cells)
+        return cls(run_dirs, cells, data)
 
     @property
     def under_way(self) -> EpochProgress | None:
@@ -164,8 +165,9 @@ class _Run:
 
     def record(self, rows: Sequence[EpochRow]) -> None:
         """Record an epoch: each cell's row, and a checkpoint."""
-        for run_dir, row in zip(self.run_dirs, rows, strict=True):
-            run_dir.write(row)
+        for run_dir, cell, row in zip(self.run_dirs, self.cells, rows, strict=True):
+            probes = run_dir.config.probe and row.test_loss is not None  # where the epoch was evaluated
+            run_dir.write(row, cell.probe(row.epoch, self.data) if probes else None)
         self.keep(rows[0].epoch)
 
     def keep_weights(self) -> None:

@@ -25,7 +25,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
 from dbnrun.runner.plan import Plan, PlannedCell, plan, planned, plural, statuses
 from dbnrun.runs import layout
-from dbnrun.runs.run_dir import RunDir
+from dbnrun.runs.run_dir import RunDir, lacking
 from dbnrun.runs.status import Outcome, RunStatus
 
 # How many cells the sweep under way in this process trains, for "[3/12]"; 0 outside a sweep, or in a launcher's worker.
@@ -72,8 +72,9 @@ class CellSweeper(Sweeper):
         # Cells whose process died silently go last: they may have killed it.
         new.sort(key=lambda pair: pair[1].name == "unfinished" and _died(pair[0].folder))
         _say(_summary(asked, pairs, finished, new))
-        if bare := sum(_lacks_weights(cell) for cell, _ in finished):
-            _say(f"save_weights: {plural(bare, 'cell')} finished without; force=true trains them again")
+        without = Counter(setting for cell, _ in finished for setting in lacking(cell.config, cell.folder))
+        for setting, count in without.items():
+            _say(f"{setting}: {plural(count, 'cell')} finished without; force=true trains them again")
         cells = [cell for cell, _ in new]
         if any(cell.config.fail_fast for cell in cells) and not self._here:
             raise UserError(
@@ -153,10 +154,6 @@ def _summary(asked: Plan, pairs: Pairs, finished: Pairs, new: Pairs) -> str:
     text += f", {counts['recorded']} in the records" if counts["recorded"] else ""
     text += f", {counts['left']} left alone by retry={asked.cells[0].config.retry}" if counts["left"] else ""
     return text + (f"; {plural(asked.folded, 'duplicate')} folded" if asked.folded else "")
-
-
-def _lacks_weights(cell: PlannedCell) -> bool:
-    return cell.config.save_weights and not (cell.folder / layout.WEIGHTS).exists()
 
 
 def _died(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 <results_dir>/runs/<readable name>-<signature>/
     metrics.csv     one EpochRow a line, appended and synced as each epoch ends
+    probe.csv       with probe=true a ProbeRow a line, appended before the epoch's row: dbnrun.runs.probe
     config.yaml     the cell: everything that decides the numbers
     manifest.json   status, versions, device, data digest, wall time
     run.log         versions and environment of each attempt, and its traceback where it failed
@@ -27,6 +28,8 @@ from dbnrun.config.identity import readable_name
 FINISHED = ("done", "diverged")  # statuses of a manifest that leave nothing to train
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS = "weights.pt"  # the trained network, kept where save_weights=true
+PROBE = "probe.csv"  # written where probe=true
+KEPT_ON_REQUEST = {"save_weights": WEIGHTS, "probe": PROBE}  # by the setting that asks for it
 
 
 def results_dir() -> Path:
@@ -58,6 +61,24 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+class Appended:
+    """A text file that grows; what is written is synced to disk before `write` returns."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        """Begin with exactly `text`."""
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text.encode())
+        self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by close
+
+    def write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def remove_torn(folder: Path) -> None:

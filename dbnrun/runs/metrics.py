@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from dbnrun.config.registry import UserError
-from dbnrun.runs.layout import write_atomic
+from dbnrun.runs.layout import Appended
 
 TIME_COLUMNS = ("train_seconds", "eval_seconds")
 
@@ -156,15 +155,10 @@ class MetricsWriter:
     def __init__(self, folder: Path, rows: list[EpochRow]) -> None:
         """Keep exactly `rows`: epochs after the checkpoint that the run continues from are trained again."""
         self.path = folder / "metrics.csv"
-        text = csv_text(rows)
-        if not self.path.exists() or self.path.read_text() != text:
-            write_atomic(self.path, text.encode())
-        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by close
+        self._file = Appended(self.path, csv_text(rows))
 
     def write(self, row: EpochRow) -> None:
         self._file.write(_line(row))
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

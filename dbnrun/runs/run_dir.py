@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.lock import EXPIRY, Held, Lease, Lost, leased, was_requeued
 from dbnrun.runs.metrics import EpochRow, MetricsWriter
+from dbnrun.runs.probe import ProbeRow, ProbeWriter, csv_lines
 from dbnrun.runs.status import Outcome, recorded_status
 
 if TYPE_CHECKING:
@@ -78,14 +80,15 @@ class RunDir:
         self.diverged_step: int | None = None  # the first update whose loss was not finite
         self._lease = Lease(self.folder)
         self._writer: MetricsWriter | None = None
+        self._probe: ProbeWriter | None = None
         self._open = False
 
     def finished(self) -> Outcome | None:
         """The outcome "skipped" where the cell was done, or diverged, before."""
         if not self._is_finished():
             return None
-        if self.config.save_weights and not (self.folder / layout.WEIGHTS).exists():
-            _warn(f"{self.name}: was finished without save_weights=true; force=true trains it again")
+        for setting in lacking(self.config, self.folder):
+            _warn(f"{self.name}: was finished without {setting}=true; force=true trains it again")
         rows = metrics.read_rows(self.folder / "metrics.csv")
         manifest = layout.read_manifest(self.folder)
         where = layout.divergence(manifest)
@@ -179,7 +182,7 @@ class RunDir:
             self.go_on_from(max(self.states))
         elif self._recorded:
             _warn(f"{self.folder}: no usable checkpoint; starting over, the rows so far are kept aside")
-            layout.set_aside(self.folder / "metrics.csv")
+            layout.set_aside(self.folder / layout.PROBE, self.folder / "metrics.csv")
 
     def describe_training(self, **facts: Any) -> None:
         """Note in the manifest how the run is trained: threads, compile, device, who shares its wall clock.
@@ -193,8 +196,13 @@ class RunDir:
                 _warn(f"{self.folder.name}: began with {setting}; rounding differs from here on")
         self.manifest.write("running", **facts)
 
-    def write(self, row: EpochRow) -> None:
+    def write(self, row: EpochRow, probed: Sequence[ProbeRow] | None = None) -> None:
+        """Record an epoch, and what was probed at its end; None where nothing was."""
         self._lease.check()
+        if probed is not None:
+            if self._probe is None:
+                self._probe = ProbeWriter(self.folder, row.epoch)
+            self._probe.write(csv_lines(probed))
         if self._writer is None:  # not before there is a row: a cell that is refused leaves no empty metrics.csv
             self._writer = MetricsWriter(self.folder, self.rows)
         self._writer.write(row)
@@ -254,8 +262,9 @@ class RunDir:
     def _let_go(self) -> None:
         self._open = False
         try:
-            if self._writer is not None:
-                self._writer.close()
+            for writer in (self._writer, self._probe):
+                if writer is not None:
+                    writer.close()
         finally:
             self._lease.release()
 
@@ -286,7 +295,7 @@ class RunDir:
 
     def _set_records_aside(self) -> None:
         # The manifest last: until it is gone too, whoever is killed in between leaves a cell that is not lost.
-        names = layout.WEIGHTS, layout.CHECKPOINT, layout.PREVIOUS, "metrics.csv", "manifest.json"
+        names = *layout.KEPT_ON_REQUEST.values(), layout.CHECKPOINT, layout.PREVIOUS, "metrics.csv", "manifest.json"
         layout.set_aside(*(self.folder / name for name in names))
 
     def _describe(self, before: dict[str, Any]) -> dict[str, Any]:
@@ -327,6 +336,12 @@ def _outside_cell(config: RunConfig) -> dict[str, Any]:
     found |= {key: target for key, target in targets.items() if ".py:" not in target}
     found |= {"plugins": config.plugins} if config.plugins else {}
     return {"outside_cell": found} if found else {}
+
+
+def lacking(config: RunConfig, folder: Path) -> list[str]:
+    """The settings whose file a finished run lacks, as it was trained without them."""
+    asked = {setting: name for setting, name in layout.KEPT_ON_REQUEST.items() if getattr(config, setting)}
+    return [setting for setting, name in asked.items() if not (folder / name).exists()]
 
 
 def finished_before(config: RunConfig) -> Outcome | None:

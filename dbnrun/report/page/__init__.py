@@ -7,6 +7,7 @@ bytes. A page with more on it extends page.html.
 
 from __future__ import annotations
 
+import base64
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from dbnrun.report import answer, tables
+from dbnrun.report import answer, probes, tables
 from dbnrun.report.names import PROTOCOLS, dataset_of
 from dbnrun.report.page import charts, provenance
 from dbnrun.report.series import Setting, runs_of
@@ -89,8 +90,14 @@ def section(setting: Setting, call: charts.Call = str) -> dict[str, Any]:
         "table": tables.for_reader(setting),
         "base": base and base.label,
         "forest": charts.differences(answer.against_baseline(setting), base.label) if base else None,
+        "probes": _embedded(probes.svg(setting)),
         "panels": [_panel(setting, protocol, call) for protocol in setting.protocols],
     }
+
+
+def _embedded(svg: bytes | None) -> str:
+    """An image as an address that asks for nothing; '' where there is none."""
+    return "" if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _panel(setting: Setting, protocol: str, call: charts.Call) -> dict[str, Any]:
