@@ -26,7 +26,7 @@ dbnrun: train and compare batch normalization, DBN and other normalizers, reprod
 
   dbnrun plan [key=a,b …]     show what a sweep would train, what is done or failed, and how long it may take
   dbnrun status [PATH …]      show unfinished runs: progress, errors, time left, the process that trains them (--watch)
-  dbnrun runs ls [key=a,b …]  list runs; also: show RUN, diff RUN RUN, rm [key=a,b …]
+  dbnrun runs ls [key=a,b …]  list runs; also: show RUN, diff RUN RUN, rm [key=a,b …], export --to tensorboard
   dbnrun report [PATH …]      draw a page, figures and tables of finished runs, in results/report; trains nothing
   dbnrun compare [key=value …] --baseline norm=bn   compare methods with a baseline, paired by seed
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
@@ -44,6 +44,7 @@ Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
   probe=true (what passes through each normalizer: probe.csv)
   debug=true checkpoint.minutes=10
+  logger=tensorboard|trackio|wandb|mlflow also shows each epoch there when it ends
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
@@ -227,6 +228,7 @@ RUNS = {
     ),
     "show": ("Show a run in full.", "a name, a signature, how one of them begins, or a path"),
     "diff": ("Show two runs side by side: configuration, versions, metrics, the first epoch that differs.", "the two"),
+    "export": ("Show recorded runs in TensorBoard, trackio or MLflow, as logger= does in training.", "filters or runs"),
     "rm": ("Remove the folders of runs; asks first. Never one that trains, and never the records.", "filters or runs"),
 }
 
@@ -234,7 +236,7 @@ RUNS = {
 def _runs(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print("\n".join(f"dbnrun runs {name:6}{does}" for name, (does, _) in RUNS.items()))
+        print("\n".join(f"dbnrun runs {name:8}{does}" for name, (does, _) in RUNS.items()))
         return 0
     if verb not in RUNS:
         from dbnrun.config.registry import nearest
@@ -247,6 +249,10 @@ def _runs(arguments: list[str]) -> int:
     parser.add_argument("--results-dir", type=Path, default=_results())
     if verb == "ls":
         parser.add_argument("--json", action="store_true", help="print a JSON list")
+    if verb == "export":
+        from dbnrun.runs.live import EXPORTS
+
+        parser.add_argument("--to", choices=EXPORTS, required=True, help="where")
     if verb == "rm":
         parser.add_argument("--all", action="store_true", help="every run: needed where no filter is given")
         parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -270,6 +276,8 @@ def _runs_verb(verb: str, options: argparse.Namespace) -> int:
     if verb == "rm":
         for line in runs_table.remove(where, runs, options.yes):
             print(line, flush=True)
+    elif verb == "export":
+        print("\n".join(runs_table.exported(runs, options.to)))
     elif options.json:
         print(json.dumps([runs_table.as_json(run) for run in runs], indent=1))
     else:

@@ -15,7 +15,7 @@ from dbnrun.config.schema import RunConfig
 # Settings that change no number of a run, and so do not enter its signature.
 SETTINGS = (
     "results_dir", "data_dir", "device", "threads", "compile", "cuda_graphs", "debug", "progress", "save_weights",
-    "checkpoint", "retry", "force", "fail_fast", "skip_recorded", "theory", "probe", "plugins",
+    "checkpoint", "retry", "force", "fail_fast", "skip_recorded", "theory", "probe", "logger", "plugins",
 )  # fmt: skip
 
 

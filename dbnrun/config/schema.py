@@ -23,6 +23,8 @@ from dbnrun.norm.schedules import Schedule
 from dbnrun.optim.options import Optimizer
 from dbnrun.optim.schedules import LRSchedule
 
+LOGGERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")
+
 
 @dataclass
 class TrainConfig:
@@ -92,6 +94,7 @@ class RunConfig:
     progress: bool = MISSING
     theory: bool = MISSING
     probe: bool = MISSING
+    logger: str = MISSING
     plugins: list[str] = MISSING
     debug: bool = MISSING
 
@@ -102,6 +105,7 @@ class RunConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         if self.device == "cpu" and self.precision == "tf32":
             raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
+        one_of("logger", self.logger, LOGGERS)
         for key in ("results_dir", "data_dir"):
             if not getattr(self, key).strip() or not getattr(self, key).isprintable():
                 raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")

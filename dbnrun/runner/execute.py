@@ -198,6 +198,8 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
     begun = [progress for run in runs if (progress := run.under_way)]
     how = {"epochs_done": position[0], "under_way": begun, "captured": captured(config, device)}
     training = training_of([run.cells for run in runs], data, **how)
+    for run_dir in itertools.chain.from_iterable(groups):
+        run_dir.show_live()
     with _bar(config, training.steps, position) as bar:
         while not training.over:
             alive = [run for run, lives in enumerate(training.alive) if lives]

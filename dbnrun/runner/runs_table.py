@@ -1,6 +1,6 @@
-"""The verb `dbnrun runs`: what runs there are, one of them, two side by side, and their removal. Imports no torch.
+"""The verb `dbnrun runs`: what runs there are, one of them, two side by side, their export and their removal.
 
-`dbnrun status` is for what is under way: progress, time left, who trains it.
+Only the export to TensorBoard imports torch. `dbnrun status` is for what is under way: progress, time left, holder.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dbnrun.config.filters import options
 from dbnrun.config.registry import UserError
 from dbnrun.runner.plan import duration, plural
 from dbnrun.runner.status_table import aligned, counted
-from dbnrun.runs import catalog, metrics
+from dbnrun.runs import catalog, live, metrics
 from dbnrun.runs.catalog import Listed
-from dbnrun.runs.load import RunRecord, read_run
+from dbnrun.runs.load import RunRecord, read_run, readable
 
 WIDTH = 100  # characters that a line of `ls` has at most
 HEAD = ("status", "epochs", "test error", "age", "run")
@@ -159,6 +159,18 @@ def _differing(title: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
 def _side_by_side(a: float | None, b: float | None) -> tuple[str, str, str]:
     return _text(a), _text(b), "" if a is None or b is None else f"{b - a:+.3g}"
+
+
+def exported(runs: Sequence[Listed], to: str) -> Iterator[str]:
+    """Show recorded runs in a logger; one that trains shows itself. Raises UserError where the logger fails."""
+    idle = [run for run in runs if run.status.name != "running"]
+    yield from (f"left out: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
+    count = 0
+    for run in readable(read_run, [run.folder for run in idle]):
+        if run.rows:
+            live.show(to, run.folder, run.signature, run.cell, run.rows, run.status)
+            count += 1
+    yield f"{plural(count, 'run')} exported to {to}"
 
 
 def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[str]:

@@ -66,6 +66,11 @@ def _line(row: EpochRow) -> str:
     return ",".join(_field(name, getattr(row, name)) for name in COLUMNS) + "\n"
 
 
+def values(row: EpochRow) -> dict[str, float]:
+    """What metrics.csv holds of a row, by column, as it reads back; without its empty fields."""
+    return {name: float(text) for name in COLUMNS if (text := _field(name, getattr(row, name)))}
+
+
 def csv_text(rows: Iterable[EpochRow]) -> str:
     """A whole metrics.csv."""
     return ",".join(COLUMNS) + "\n" + "".join(map(_line, rows))

@@ -30,6 +30,7 @@ from dbnrun.config.identity import cell_of, readable_name, signature
 from dbnrun.config.registry import UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runs import layout, metrics
+from dbnrun.runs.live import Live
 from dbnrun.runs.lock import EXPIRY, Held, Lease, Lost, leased, was_requeued
 from dbnrun.runs.metrics import EpochRow, MetricsWriter
 from dbnrun.runs.probe import ProbeRow, ProbeWriter, csv_lines
@@ -81,6 +82,7 @@ class RunDir:
         self._lease = Lease(self.folder)
         self._writer: MetricsWriter | None = None
         self._probe: ProbeWriter | None = None
+        self._live = Live(config.logger, _warn)
         self._open = False
 
     def finished(self) -> Outcome | None:
@@ -196,6 +198,10 @@ class RunDir:
                 _warn(f"{self.folder.name}: began with {setting}; rounding differs from here on")
         self.manifest.write("running", **facts)
 
+    def show_live(self) -> None:
+        """Open the logger, if there is one, and show there what is recorded so far."""
+        self._live.open(self.folder, self.signature, self.cell, self.rows)
+
     def write(self, row: EpochRow, probed: Sequence[ProbeRow] | None = None) -> None:
         """Record an epoch, and what was probed at its end; None where nothing was."""
         self._lease.check()
@@ -207,6 +213,7 @@ class RunDir:
             self._writer = MetricsWriter(self.folder, self.rows)
         self._writer.write(row)
         self.rows.append(row)
+        self._live.write(row)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint inside the epoch."""
@@ -257,10 +264,11 @@ class RunDir:
         try:
             self.manifest.write(status, **more)
         finally:
-            self._let_go()
+            self._let_go(status)
 
-    def _let_go(self) -> None:
+    def _let_go(self, status: str = "interrupted") -> None:
         self._open = False
+        self._live.close(status)
         try:
             for writer in (self._writer, self._probe):
                 if writer is not None:

@@ -195,7 +195,7 @@ def test_a_process_that_takes_a_run_after_the_list_was_shown_keeps_it(results):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["runs", "lss"], "runs lss: expected one of ls, show, diff, rm. Did you mean 'ls'?"),
+        (["runs", "lss"], "runs lss: expected one of ls, show, diff, export, rm. Did you mean 'ls'?"),
         (["runs", "rm"], "runs rm: say which runs, by filters such as status=failed, by name, or --all."),
         (["runs", "rm", "seed=0", "--all"], "runs rm: say which runs"),
         (["runs", "ls", "nrom=bn"], "nrom=bn: there is no key 'nrom'. Did you mean 'norm'?"),
