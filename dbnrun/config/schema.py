@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dbnrun.config import registry
-from dbnrun.config.registry import GROUPS, Choice, UserError, in_range, one_of
+from dbnrun.config.registry import GROUPS, Choice, UserError, check_option, in_range, one_of, option
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
 from dbnrun.norm.options import Norm
@@ -69,9 +69,9 @@ class RunConfig:
     lr_schedule: LRSchedule = MISSING
     train: TrainConfig = MISSING
     seed: int = MISSING
-    precision: str = MISSING
-    deterministic: Any = MISSING
-    device: str = MISSING
+    precision: str = option(among=("fp32", "tf32", "bf16"))
+    deterministic: Any = option(among=("auto", True, False))
+    device: str = option(among=("auto", "cpu", "cuda"))
     threads: int | None = None
     compile: bool = MISSING
     cuda_graphs: bool = MISSING
@@ -90,9 +90,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, 0, 2**63 - 1)
-        one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
-        one_of("deterministic", self.deterministic, ("auto", True, False))
-        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for key in ("precision", "deterministic", "device"):
+            check_option(key, getattr(self, key), self.__dataclass_fields__[key].metadata)
         if self.device == "cpu" and self.precision == "tf32":
             raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
         for key in ("results_dir", "data_dir"):
