@@ -18,24 +18,24 @@ from dbnrun import __version__, interrupt
 from dbnrun.config.registry import UserError
 
 HELP = """\
-dbnrun: train and compare (diminishing) batch normalization, reproducibly
+dbnrun: train and compare batch normalization, DBN and other normalizers, reproducibly
 
-  dbnrun [key=value …]        train one cell:  dbnrun dataset=cifar10 norm=dbn schedule=harmonic
-  dbnrun -m [key=a,b …]       train a grid:    dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
-  dbnrun experiment=NAME      train a grid that conf/experiment/NAME.yaml describes
+  dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
+  dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
+  dbnrun experiment=NAME      train the sweep that conf/experiment/NAME.yaml describes
 
-  dbnrun plan [key=a,b …]     say what a grid would train, what is done or failed, and how long it may take
-  dbnrun status [PATH …]      what is under way: progress, errors, time left, who trains it (--watch)
-  dbnrun runs ls [key=a,b …]  what runs there are; show RUN, diff RUN RUN, rm [key=a,b …]
-  dbnrun report [PATH …]      a page, figures and tables of the runs there, in results/report; trains nothing
+  dbnrun plan [key=a,b …]     show what a sweep would train, what is done or failed, and how long it may take
+  dbnrun status [PATH …]      show unfinished runs: progress, errors, time left, the process that trains them (--watch)
+  dbnrun runs ls [key=a,b …]  list runs; also: show RUN, diff RUN RUN, rm [key=a,b …]
+  dbnrun report [PATH …]      draw a page, figures and tables of finished runs, in results/report; trains nothing
+  dbnrun compare [key=value …] --baseline norm=bn   compare methods with a baseline, paired by seed
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
-  dbnrun compare [key=value …] --baseline norm=bn   methods against a baseline, paired by seed: table, LaTeX, figure
-  dbnrun data [NAME …]        fetch and verify data sets ahead of time
-  dbnrun doctor               what this machine has: versions, device, data, disk, determinism
+  dbnrun data [NAME …]        download and verify data sets ahead of time
+  dbnrun doctor               check this computer: versions, device, data, disk, determinism
   dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
-  dbnrun bench [NAME …]       measure what dbnrun costs: layer, cell, grid, cli, plan, report
+  dbnrun bench [NAME …]       measure the overhead of dbnrun: layer, cell, grid, cli, plan, report
 
-Choose one of each (the model follows the data set unless given):
+Choose one of each (without model=, each data set has a suitable network):
 {choices}
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
@@ -43,17 +43,19 @@ Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=
   lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
   debug=true checkpoint.minutes=10
-  retry=failed|diverged trains those alone that failed, or diverged, before; force=true trains finished ones again
-  with -m: fail_fast=true stops at the first failure
+  retry=failed trains only runs that failed before, retry=diverged only those that diverged
+  force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
-  -m, --multirun         sweep over comma-separated values
+  -m, --multirun         train every combination of comma-separated values
   --cfg job              print the configuration and train nothing (--resolve fills in references)
   --version, -h, --help
   -sc install=bash       print shell completion; use it with: eval "$(dbnrun -sc install=bash)"
 
-A finished cell is skipped, an unfinished one goes on where it stopped. Results: $DBNRUN_RESULTS, or results/;
-data: $DBNRUN_DATA, or data/.
+The same command skips finished runs and continues unfinished ones. Results go to $DBNRUN_RESULTS or results/;
+data is read from $DBNRUN_DATA or data/.
 """
+
+DOCUMENTS = ("README.md", "docs/results.md", "docs/findings.md")  # what --readme writes results into
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -348,7 +350,7 @@ def _report_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         metavar="FILE",
-        help="write the records' results into these documents too (default: README.md, docs/findings.md)",
+        help=f"write the records' results into these documents too (default: {', '.join(DOCUMENTS)})",
     )
     parser.add_argument(
         "--strict", action="store_true", help="refuse where a run folder cannot be read (default: warn, leave it out)"
@@ -401,7 +403,7 @@ def _documents(named: Sequence[Path] | None) -> Sequence[Path]:
     """What --readme asks for; the project's documents where it names none."""
     if named != []:
         return named or []
-    documents = [path for path in map(Path, ("README.md", "docs/findings.md")) if path.exists()]
+    documents = [path for path in map(Path, DOCUMENTS) if path.exists()]
     return documents or [Path("README.md")]
 
 

@@ -52,34 +52,37 @@ class Comparison:
     def decided_at(self) -> int | None:
         """The number of seeds at the first look that decided; looks begin with two seeds."""
         looks = range(FEWEST, len(self.differences) + 1)
-        return next((n for n in looks if self.at(n).word), None)
+        return next((n for n in looks if self._at(n).word), None)
 
     @property
     def word(self) -> str:
         """What was decided, at whichever look; '' while nothing is."""
-        return self.at(self.decided_at).word if self.decided_at else ""
+        return self._at(self.decided_at).word if self.decided_at else ""
 
-    def at(self, n: int) -> anytime.Decision:
+    def _at(self, n: int) -> anytime.Decision:
         return anytime.decide(self.differences[:n], self.margin, self.alpha)
 
 
 def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Train and look, seed by seed, and print what was decided."""
     asked = _parsed(arguments, parser)
+    _check(asked)
     words = [*asked.overrides, *(["--config-dir", asked.config_dir] if asked.config_dir else [])]
     found: list[Comparison] = []
     for n in range(FEWEST, asked.max_seeds + 1):
-        seeds = "seed=" + ",".join(map(str, range(n)))
-        found = _compared(asked, seeds)  # refuses what cannot be compared before anything is trained
-        if found and len(found[0].differences) >= n and all(one.decided_at for one in found):
-            break
+        seeds = _seeds(n)
         app.run(["-m", *words, seeds])
         found = _compared(asked, seeds)
-        print(f"{n} seeds: {_progress(found)}", file=sys.stderr, flush=True)
-        if all(one.decided_at for one in found):
+        decided = sum(one.decided_at is not None for one in found)
+        print(f"{n} seeds: {decided} of {plan.plural(len(found), 'comparison')} decided", file=sys.stderr, flush=True)
+        if decided == len(found):
             break
     print(json.dumps(_as_json(found, asked), indent=1, ensure_ascii=False) if asked.json else "\n".join(_lines(found)))
     return 0
+
+
+def _seeds(n: int) -> str:
+    return "seed=" + ",".join(map(str, range(n)))
 
 
 def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -104,41 +107,42 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     return asked
 
 
-def _compared(asked: argparse.Namespace, seeds: str) -> list[Comparison]:
-    """Every method of the sweep against its baseline, by the finished runs of these seeds.
-
-    Raises UserError where the baseline is none of the methods, or a method cannot be paired with it.
-    """
-    cells = plan.asked([*asked.overrides, seeds], asked.config_dir).cells
-    is_baseline = matcher(shlex.split(asked.baseline))
-    if all(is_baseline(cell.cell) for cell in cells) or not any(is_baseline(cell.cell) for cell in cells):
+def _check(asked: argparse.Namespace) -> None:
+    """Raise UserError where the baseline is none of the methods, or one of them cannot be paired with it."""
+    cells = plan.asked([*asked.overrides, "seed=0"], asked.config_dir).cells
+    bases, others = _split(asked, [Method(cell.cell, "") for cell in cells])
+    if not bases or not others:
         raise UserError(
             f"--baseline {asked.baseline}: expected one of the methods that are trained, and another one to compare."
         )
-    reading = Reading(asked.metric, asked.select)
-    runs = [load.described(cell.folder) for cell in cells if (cell.folder / "config.yaml").exists()]
-    methods = methods_of(runs, reading.columns)
+    name_all([*bases, *others])
+    for method in others:
+        base = contrasts.nearest(method, bases, contrasts.differing(bases))
+        why = contrasts.why_unpaired(method, base, Reading(asked.metric)) if base else "no single baseline fits it"
+        if why:
+            raise UserError(f"{method.label}: it cannot be paired with the baseline ({why}); compare it apart.")
+
+
+def _split(asked: argparse.Namespace, methods: Sequence[Method]) -> tuple[list[Method], list[Method]]:
+    """The baselines, and the methods that are compared with them."""
+    is_baseline = matcher(shlex.split(asked.baseline))
     bases = [method for method in methods if is_baseline(method.cell)]
-    others = [method for method in methods if not is_baseline(method.cell)]
-    if not bases or not others:
-        return []
+    return bases, [method for method in methods if not is_baseline(method.cell)]
+
+
+def _compared(asked: argparse.Namespace, seeds: str) -> list[Comparison]:
+    """Every method against its baseline, by the finished runs of these seeds."""
+    reading = Reading(asked.metric, asked.select)
+    cells = plan.asked([*asked.overrides, seeds], asked.config_dir).cells
+    methods = methods_of((load.described(cell.folder) for cell in cells), reading.columns)
+    bases, others = _split(asked, methods)
     name_all(others)
-    pairs = [(method, _base_of(method, bases)) for method in others]
-    alpha = ALPHA / max(1, len(pairs))
-    return [Comparison(method, base, reading, asked.margin, alpha) for method, base in pairs]
-
-
-def _base_of(method: Method, bases: Sequence[Method]) -> Method:
-    base = contrasts.nearest(method, bases, contrasts.differing(bases))
-    why = "no single baseline fits it" if base is None else contrasts.why_unpaired(method, base, Reading(at=1))
-    if base is None or why:
-        raise UserError(f"{method.label}: it cannot be paired with the baseline ({why}); compare it with another one.")
-    return base
-
-
-def _progress(found: Sequence[Comparison]) -> str:
-    decided = sum(one.decided_at is not None for one in found)
-    return f"{decided} of {plan.plural(len(found), 'comparison')} decided"
+    found = []
+    for method in others:
+        base = contrasts.nearest(method, bases, contrasts.differing(bases))
+        assert base is not None, "checked before the first seed"
+        found.append(Comparison(method, base, reading, asked.margin, ALPHA / len(others)))
+    return found
 
 
 def _lines(found: Sequence[Comparison]) -> Iterator[str]:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -77,7 +76,10 @@ WRONG = [
     (["-m", "hydra.launcher.inner=fused"], r"expected a launcher other than fused"),
     (["-m", "hydra.launcher.inner=basic", "+hydra.launcher.inner_settings.x=1"], r"basic has no such setting"),
     (["experiment=NULL"], r"experiment=null: expected one of demo"),
-    (["trian"], r"trian: no such verb; expected one of plan, status, report, compare, data, theory, doctor, bench"),
+    (
+        ["trian"],
+        r"trian: no such verb; expected one of plan, status, runs, report, compare, data, theory, doctor, bench, until",
+    ),
     (["seed=1", "report"], r"'report': expected key=value.*A verb, such as report, comes first"),
     (["report", "nowhere"], r"nowhere: no runs; record some with"),
     (["report", "--ot", "x", "--nope"], r"dbnrun report: "),
@@ -268,33 +270,6 @@ def test_a_schedule_beside_a_normalizer_without_one_is_warned_of(dbnrun, words, 
     assert done.returncode == 0
     said = [line.removeprefix("dbnrun: warning: ") for line in done.stderr.splitlines() if "warning" in line]
     assert said == warned
-
-
-def test_every_make_target_that_the_readme_names_exists():
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make (\w+)", readme):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    assert len(README_COMMANDS) >= 3
-
-
-EVERY_README_COMMAND = [
-    shlex.split(command, comments=True)[1:]
-    for command in re.findall(r"^    (dbnrun .*)$", (ROOT / "README.md").read_text(), re.M)
-]
-README_COMMANDS = [words for words in EVERY_README_COMMAND if words[0] not in ("report", "plan", "status", "theory")]
-
-
-@pytest.mark.parametrize("words", README_COMMANDS, ids=" ".join)
-def test_a_training_command_of_the_readme_works(dbnrun, words):
-    quick = ["train.epochs=1"] if "-m" in words else ["--cfg", "job"]  # what needs fetched data is composed only
-    done = dbnrun(*words, *quick)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("words", [w for w in EVERY_README_COMMAND if w[:2] == ["theory", "check"]], ids=" ".join)
-def test_a_check_of_the_readme_works(dbnrun, words):
-    done = dbnrun(*words)
-    assert done.returncode == 0 and "Theorem 11" in done.stdout, done.stderr
 
 
 def test_the_demo_ends_with_a_table_and_a_figure(dbnrun, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -213,7 +214,7 @@ class DiminishingBatchNorm3d(DiminishingBatchNorm):
 
 
 for _layer in (DiminishingBatchNorm1d, DiminishingBatchNorm2d, DiminishingBatchNorm3d):
-    _layer.__doc__ = f"{_layer.__doc__}\n\n{DiminishingBatchNorm.__doc__}"
+    _layer.__doc__ = f"{_layer.__doc__}\n\n{inspect.getdoc(DiminishingBatchNorm)}"
 
 
 def convert_sync(module: nn.Module, process_group: Any = None) -> nn.Module:

@@ -17,8 +17,8 @@ class FilterResponseNorm(nn.Module):
 
         y = gamma x / sqrt(E(x^2) + eps) + beta        z = max(y, tau), the thresholded linear unit (TLU)
 
-    Of one value, as a unit's, y would be a sign: there the paper learns eps + |e|, and `learned_eps` is where e, one
-    number a layer, begins; None: eps alone. tau, (C,), begins at 0, as a rectifier; without it (tlu=False) z = y.
+    A unit has one value, whose y would be a sign. There the paper learns `eps + |e|`: `learned_eps` is the first value
+    of e, one number per layer; None leaves e out. tau, (C,), begins at 0, as a rectifier; with tlu=False, z = y.
     x and z (N, C, …). The mean is taken in float32 at least.
     """
 

@@ -35,7 +35,7 @@ def publish(
     The results go into the `readmes` too; returns the files written. Raises UserError where there is nothing to report,
     records are damaged, or with `strict` at a run folder that cannot be read.
     """
-    from dbnrun.paper import documents, page, table1
+    from dbnrun.paper import documents, normalizers, page, table1
     from dbnrun.paper.result_set import result_set
     from dbnrun.report import draw, draw_all, finish
     from dbnrun.report.series import nothing_to_report, settings_of
@@ -49,6 +49,7 @@ def publish(
     if results.has_papers:
         others = [setting for setting in results.settings if setting.slug not in results.mains]
         written = draw(results.settings, others, out) + table1.write(results, out / "tables")
+        written += normalizers.write(results.normalizers, out)
         written += finish(out, page.page(results, title))
     else:
         written = draw_all(settings_of(results.runs), out, title)

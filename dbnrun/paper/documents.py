@@ -1,7 +1,8 @@
 """Writes results into documents, between two markers, from the records: they cannot drift apart.
 
-`<!-- results: … -->` takes the table and the verdicts of the README, `<!-- results of mnist A B: … -->` a data set's
-columns under those protocols, `<!-- results of mnist sensitivity B: … -->` its sensitivity runs under one.
+`<!-- results: … -->` takes every row of Table 1 and the verdicts, `<!-- results of five rows: … -->` the README's five
+rows, `<!-- results of mnist A B: … -->` a data set's columns under those protocols, and
+`<!-- results of mnist sensitivity B: … -->` its sensitivity runs under one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BEGIN, END = "<!-- results: written by `dbnrun report --readme` -->", "<!-- end 
 BLOCK = re.compile(r"<!-- results(?: of (?P<columns>[\w ]+))?: written by `dbnrun report --readme` -->\n(.*\n)*?" + END)
 NOTHING = "No runs are recorded yet."
 SHOWN = ("0.5", "0.1", "0.01", "0.001")  # what stands for a column in `sensitivity`, 1/m and 1/m² beside it
+FIVE = (ALPHA_ONE, "0.1", DIMINISHING["epochs"][0], ALPHA_ZERO, MODERN_BN)  # the README's rows
 LIKELIEST = "A"  # the protocol whose numbers stand beside the paper's
 SHORT = {name: text.partition(" (")[0] for name, text in DATASETS.items()}
 Rows = dict[str, Row]  # by key
@@ -57,6 +59,8 @@ def with_results(text: str, results: ResultSet, path: Path) -> str:
 def _content(results: ResultSet, words: Sequence[str]) -> str:
     """What the words of a marker ask for."""
     match words:
+        case ["five", "rows"]:
+            return table_1(results, FIVE)
         case [dataset, "sensitivity", *letters]:
             return sensitivity(results, dataset, *letters)
         case [dataset, *letters]:
@@ -107,23 +111,31 @@ def sensitivity(results: ResultSet, dataset: str, letter: str = LIKELIEST) -> st
 
 def overview(results: ResultSet) -> str:
     """Table 1 beside ours and the verdicts, as Markdown."""
+    runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in results.mains.items())
+    return f"""\
+{table_1(results)}
+
+{runs}.
+
+The paper's claims by the rules of [claims.md](claims.md), under protocol A, compared with α = 1. A verdict in
+parentheses is the one compared with PyTorch's BN, where it is another:
+
+{markdown(pd.DataFrame(_verdicts(results.verdicts)))}"""
+
+
+def table_1(results: ResultSet, keys: Sequence[str] = (*SCHEDULES, *BASELINES)) -> str:
+    """These rows of the paper's Table 1 with the paper's numbers beside ours, as Markdown."""
     heads, columns = [""], []
     for name in PAPER_DATASETS:
         rows = _last(results, name, LIKELIEST, "baselines")
         heads.append(SHORT[name] + _count(rows))
         columns.append((rows, _with_paper, NOT_RUN))
-    runs = "; ".join(f"{SHORT[name]}: {describe(setting.cell)}" for name, setting in results.mains.items())
     return f"""\
-Test error [%] at the last epoch, mean over seeds [95 % interval], schedules under protocol A (training by
-each batch's own statistics, λ at test alone); in parentheses the paper's, one run at its best epoch on the
-test set. {runs}.
+Test error [%] at the last epoch: mean over n seeds [95 % interval]. In parentheses is the paper's number, from the best
+epoch of one run on the test set. α and 1/m name DBN's schedules under protocol A: training uses each batch's own
+statistics, testing uses the moving average.
 
-{markdown(pd.DataFrame(_lines(columns), columns=heads))}
-
-The paper's claims by the rules of [docs/claims.md](docs/claims.md), protocol A, against α = 1; in
-parentheses against PyTorch's BN, where that differs:
-
-{markdown(pd.DataFrame(_verdicts(results.verdicts)))}"""
+{markdown(pd.DataFrame(_lines(columns, keys), columns=heads))}"""
 
 
 def _last(results: ResultSet, dataset: str, *letters: str) -> Rows:
@@ -133,10 +145,10 @@ def _last(results: ResultSet, dataset: str, *letters: str) -> Rows:
     return {row["curve"]: row for row in table[asked].to_dict("records")}
 
 
-def _lines(columns: Sequence[Column]) -> list[list[str]]:
-    """A line for each curve of the paper and each baseline that any column has."""
-    keys = [key for key in (*SCHEDULES, *BASELINES) if any(key in rows for rows, _, _ in columns)]
-    return [[name_of(key), *(_text(rows, key, say, absent) for rows, say, absent in columns)] for key in keys]
+def _lines(columns: Sequence[Column], keys: Sequence[str] = (*SCHEDULES, *BASELINES)) -> list[list[str]]:
+    """A line for each of these curves of the paper and baselines that any column has."""
+    there = [key for key in keys if any(key in rows for rows, _, _ in columns)]
+    return [[name_of(key), *(_text(rows, key, say, absent) for rows, say, absent in columns)] for key in there]
 
 
 def _text(rows: Rows, key: str, say: Callable[[Row], str], absent: str = NOT_RUN) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dbnrun.paper import sensitivity, table1, verdicts
+from dbnrun.paper import normalizers, sensitivity, table1, verdicts
 from dbnrun.paper.protocols import PAPER_DATASETS, experiment_of, letter
 from dbnrun.paper.result_set import ResultSet
 from dbnrun.paper.statistics import difference, p_text, with_interval
@@ -54,6 +54,7 @@ def page(results: ResultSet, title: str = "") -> str:
         panel=panel,
         by_value=sensitivity.by_value,
         is_tested=is_tested,
+        normalizers=normalizers,
         settings=others,
         titles=names,
         sections={one.slug: general.section(one, letter) for one in others},

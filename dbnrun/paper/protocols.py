@@ -23,6 +23,8 @@ HYPERPARAMETERS: dict[str, tuple[str, Any]] = {
     "features": ("dataset.features", "log"),
 }
 PROTOCOL_AXES = ("train_stats", "stats_grad", "average")  # what makes a protocol, or is named above
+PAPER_NORMS = ("dbn", "bn", "ln", "gn", "none")  # what the paper's tables hold; other normalizers stand beside them
+BATCH_SIZE = 100  # of the paper's runs
 ADAGRAD_ONLY = ("l2", "lr")  # another optimizer's rates are its own, and its cells another setting
 # The other options of each normalizer, at their defaults in the paper's runs; these are hyperparameters as well.
 # A class of the user's own is another normalizer with other options, and none of the paper's.
@@ -77,19 +79,44 @@ def family_of(cell: Mapping[str, Any], name: str = "") -> dict[str, Any]:
 
 def is_papers(cell: Mapping[str, Any]) -> bool:
     """Whether a cell stands beside the paper's: its data sets, kind of network and optimizer, every hyperparameter."""
-    train = cell["train"]
+    return has_papers_surroundings(cell) and not overridden(cell) and not is_beside(cell)
+
+
+def has_papers_surroundings(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell trains a normalizer of this project as the paper trains its own, but for its hyperparameters."""
     return (
         cell["dataset"]["name"] in PAPER_DATASETS
         and cell["model"]["name"] in ("fnn", "cnn")
         and cell["norm"]["name"] in NORM_AXES
         and cell["optimizer"]["name"] == "adagrad"
-        and not {"label_smoothing", *TRIAL} & train.keys()
+        and not {"label_smoothing", *TRIAL} & cell["train"].keys()
         and "lr_schedule" not in cell
-        and not overridden(cell)
     )
 
 
+def is_beside(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell compares normalizers (paper/normalizers.py) and has no place in a table of the paper's.
+
+    It has a normalizer that the paper's tables do not hold, or DBN's gradient through one statistic alone, or is a
+    baseline after the activation. The corrections of the paper's tables do not count it.
+    """
+    norm = cell["norm"]
+    if cell["dataset"]["name"] not in PAPER_DATASETS or norm["name"] not in NORM_AXES:
+        return False
+    is_baseline_after = "schedule" not in cell and "norm position" in overridden(cell)
+    return norm["name"] not in PAPER_NORMS or norm.get("stats_grad") in ("mean", "var") or is_baseline_after
+
+
 def experiment_of(cell: Mapping[str, Any]) -> str:
-    """The records file of a cell, from the cell alone: 'mnist_A', 'ni_baselines', 'mnist_sensitivity', …."""
-    kind = "sensitivity" if overridden(cell) else LETTERS.get(protocol_of(cell), "other")
-    return f"{name_of_choice('dataset', cell['dataset'])}_{kind}"
+    """The records file of a cell, from the cell alone: 'mnist_A', 'ni_baselines', 'mnist_normalizers', …."""
+    return f"{name_of_choice('dataset', cell['dataset'])}_{_kind(cell)}"
+
+
+def _kind(cell: Mapping[str, Any]) -> str:
+    if is_beside(cell):
+        return "normalizers"
+    if overridden(cell):
+        return "sensitivity"
+    if has_papers_surroundings(cell) and cell["train"]["batch_size"] != BATCH_SIZE:
+        return "normalizers"
+    return LETTERS.get(protocol_of(cell), "other")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from dbnrun.paper import sensitivity, statistics, verdicts
-from dbnrun.paper.protocols import LETTERS, PAPER_DATASETS, is_papers, overridden
+from dbnrun.paper import normalizers, sensitivity, statistics, verdicts
+from dbnrun.paper.protocols import LETTERS, PAPER_DATASETS, is_beside, is_papers, overridden
 from dbnrun.paper.sensitivity import Variant
 from dbnrun.paper.verdicts import Verdict
 from dbnrun.report.series import Setting, settings_of
@@ -60,10 +60,16 @@ class ResultSet:
         """The statistics of the sensitivity runs, a row a value and schedule."""
         return sensitivity.frame(self.variants, self.mains.values())
 
+    @cached_property
+    def normalizers(self) -> Any:
+        """Every normalizer against BN, a row for each data set, batch size and place."""
+        return normalizers.frame(self.runs)
+
 
 def result_set(runs: Sequence[RunRecord]) -> ResultSet:
     """Sort recorded runs; a main setting's files are named by its data set alone, whatever else was run."""
-    variants = sensitivity.variants([run for run in runs if run.cell["dataset"]["name"] in PAPER_DATASETS])
+    papers = [run for run in runs if run.cell["dataset"]["name"] in PAPER_DATASETS and not is_beside(run.cell)]
+    variants = sensitivity.variants(papers)
     shown = {run.signature for variant in variants for series in variant.series.values() for run in series.runs}
     varying = {run.signature for run in runs if run.signature in shown and overridden(run.cell)}
     results = ResultSet(list(runs), settings_of([run for run in runs if run.signature not in varying]), variants)
@@ -71,7 +77,24 @@ def result_set(runs: Sequence[RunRecord]) -> ResultSet:
         swapped = {dataset: main.slug, main.slug: dataset}
         for setting in [*results.settings, main]:
             setting.slug = swapped.get(setting.slug, setting.slug)
+    results.settings = [part for setting in results.settings for part in _apart(setting)]
     return results
+
+
+def _apart(setting: Setting) -> list[Setting]:
+    """A setting without what only compares normalizers, and that in another, beside the baselines.
+
+    The paper's figures and tables are the same whichever other normalizers were trained.
+    """
+    beside = [series for series in setting.series if is_beside(series.cell)]
+    rest = [series for series in setting.series if not is_beside(series.cell)]
+    if not beside or not rest:
+        return [setting]
+    baselines = [series for series in rest if not series.protocol]
+    return [
+        replace(setting, series=rest),
+        replace(setting, series=[*baselines, *beside], slug=f"{setting.slug}-normalizers"),
+    ]
 
 
 def _weight(setting: Setting) -> tuple[bool, int]:

@@ -143,7 +143,8 @@ def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: there is no such folder; {HOW_TO_RECORD}.")
-    recorded = itertools.chain.from_iterable(archive.read(path / "records") for path in paths)
+    records = [path if archive.is_archive(path) else path / "records" for path in paths]
+    recorded = itertools.chain.from_iterable(map(archive.read, records))
     found = itertools.chain(recorded, load.readable(load.described, load.folders(paths)))
     runs = list(map(load.as_auto, found))
     if not runs:

@@ -28,7 +28,7 @@ HEAD = ("signature", "curve", "seed")
 OWN = ("started", "wall_seconds", "git", "command")
 ORIGIN = (
     "results_version", "versions", "device", "device_name", "host", "threads", "compile", "deterministic", "stacked",
-    "test_records",
+    "together", "test_records",
 )  # fmt: skip
 TRIAL = {"limit_batches", "limit_eval"}  # a run with one of these among train's keys is a trial
 RESTORE = "restore it with `git checkout`, or move it away and record its runs again"

@@ -77,7 +77,7 @@ ANOTHER_VALUE = {
     "compile": "compile=true", "cuda_graphs": "cuda_graphs=false", "debug": "debug=true", "progress": "progress=false",
     "save_weights": "save_weights=true", "checkpoint": "checkpoint.minutes=3", "retry": "retry=failed",
     "fail_fast": "fail_fast=true", "skip_recorded": "skip_recorded=true", "theory": "theory=true",
-    "plugins": "plugins=[mylab.norms]",
+    "plugins": "plugins=[mylab.norms]", "force": "force=true",
 }  # fmt: skip
 
 

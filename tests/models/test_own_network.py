@@ -8,7 +8,7 @@ from dbnrun.config import registry
 from dbnrun.config.compose import composed
 from dbnrun.config.overrides import prepared
 from dbnrun.models.layers import global_draws_from
-from dbnrun.norm.options import Normalizers
+from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.schedules import Constant
 from dbnrun.runner.build import build_cell, load_data
 from dbnrun.runner.grouping import grouped
@@ -77,7 +77,9 @@ def build(file):
         chosen = registry.make("norm", norm, **({"target": f"{file}:Drawing"} if norm == "custom" else {}))
         rngs = Rngs.of(seed)
         model = registry.make("model", "custom", target=target or f"{file}:{name}", options=options)
-        network = model.build(shape, 10, Normalizers(chosen, Constant(alpha=0.1), seed), rngs.dropout)
+        network = model.build(
+            shape, 10, Normalizers(chosen, RunFacts(Constant(alpha=0.1), 7, 3, 50), seed), rngs.dropout
+        )
         network.initialize(rngs.init)
         return network
 

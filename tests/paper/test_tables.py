@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from synthetic import cell, constant, run, table_1
 
+from dbnrun.cli import DOCUMENTS
 from dbnrun.config.registry import UserError
 from dbnrun.paper import documents, table1
 from dbnrun.paper.result_set import result_set
@@ -191,7 +192,7 @@ def test_a_main_setting_without_a_hyperparameter_varied_has_no_sensitivity(resul
     assert results.variants == [] and len(results.sensitivity) == 0
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_of_this_checkout_has_the_results_of_its_records(name):
     results = result_set(archive.read(ROOT / "results" / "records"))
     text = (ROOT / name).read_text()
@@ -258,8 +259,8 @@ def test_a_documents_sensitivity_can_be_of_another_protocol(tmp_path):
     assert before.startswith("| norm position before (main) |") and "−0.50 [−0.50, −0.50]" in before
 
 
-def test_the_readmes_results_are_written_between_the_markers(results, tmp_path):
-    path = tmp_path / "README.md"
+def test_all_results_are_written_between_the_markers(results, tmp_path):
+    path = tmp_path / "results.md"
     path.write_text(f"before\n{documents.BEGIN}\nformer\n{documents.END}\nafter\n")
     assert documents.update(path, results) and not documents.update(path, results)
     text = path.read_text()
@@ -267,6 +268,22 @@ def test_the_readmes_results_are_written_between_the_markers(results, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| α = 0.25 |"))
     assert "(1.91)" in row and "(7.24)" in row and "(17.00)" in row and row.count("[") == 3
     assert text.count("| holds") >= 3 and "MNIST, n = 10" in text
+
+
+def test_the_readme_has_five_of_the_rows(results, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"{documents.BEGIN.replace('results', 'results of five rows', 1)}\n{documents.END}\n")
+    assert documents.update(path, results)
+    rows = [line for line in path.read_text().splitlines() if line.startswith("| ")][1:]
+    everything = documents.overview(results).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| α = 1",
+        "| α = 0.1",
+        "| 1/m (epochs)",
+        "| α = 0",
+        "| BN (PyTorch)",
+    ]
+    assert set(rows) <= set(everything)
 
 
 def test_a_readme_without_markers_is_refused_in_one_line(results, tmp_path):

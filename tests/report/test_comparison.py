@@ -428,6 +428,13 @@ def test_every_command_on_the_page_runs_on_the_records(monkeypatch, tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
+def test_a_folder_of_records_is_compared_without_the_runs_beside_it(tmp_path):
+    (tmp_path / "records").symlink_to(ROOT / "results" / "records")
+    synthetic.write_run(tmp_path, synthetic.cell(synthetic.constant(1.0)), [3.0])
+    with_runs, records = (methods.runs_under([path]) for path in (tmp_path, tmp_path / "records"))
+    assert len(with_runs) == len(records) + 1
+
+
 # What is refused
 
 

@@ -63,8 +63,8 @@ def unknown_runs(results):
     """Cells with a choice of each group that no registry here knows, as a plugin or a later version records them."""
     shape = {"optimizer": {"name": "lion", "beta": 0.9, "groups": {"all": {"pattern": "*", "lr": 1e-3}}}}
     folders = [
-        write_run(results, with_norm({"name": "frn", "tau": 1}), [3.0, 2.5]),
-        write_run(results, with_norm({"name": "frn", "tau": 2}), [3.0, 2.4]),
+        write_run(results, with_norm({"name": "newest", "tau": 1}), [3.0, 2.5]),
+        write_run(results, with_norm({"name": "newest", "tau": 2}), [3.0, 2.4]),
         write_run(results, with_norm({"name": "later", "eps": 1}, schedule={"name": "exp", "rate": 0.9}), [3.0, 2.0]),
         write_run(results, cell({"name": "exp", "rate": 0.9, "unit": "step"}), [3.0, 2.1]),
         write_run(results, cell(norm="bn") | {"model": {"name": "vit", "depth": 3}}, [3.0, 2.0]),
@@ -89,8 +89,8 @@ def test_names_that_are_not_registered_here_have_a_label_a_row_and_a_figure(tmp_
         "svhn",
     }
     assert [series.label for series in settings["mnist-fnn-adagrad"].series] == [
-        "frn, tau=1",
-        "frn, tau=2",
+        "newest, tau=1",
+        "newest, tau=2",
         "exp rate=0.9, unit=step",
         "exp rate=0.9",
     ]

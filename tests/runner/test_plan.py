@@ -34,8 +34,10 @@ VALUES = {
     "precision": ["bf16"],
     "results_dir": ["'a b'", "'ü'"],
 }
+# Refused beside other widths or other data, or without a path, a target or a network's name.
+NOT_ALONE = ("cnn", "two_layer", "custom", "folder", "table", "torchvision")
 GROUPS = {
-    group: [name for name in names if name not in ("cnn", "two_layer")]
+    group: [name for name in names if name not in NOT_ALONE]
     for group, names in files().items()
     if group != "experiment"
 }
