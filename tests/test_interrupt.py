@@ -82,7 +82,7 @@ def test_work_that_does_not_look_is_interrupted_where_it_is_and_at_once_by_what_
 
 
 def test_a_verb_is_interrupted_where_it_is(monkeypatch, capsys):
-    monkeypatch.setitem(cli.VERBS, "status", lambda _: (send(), pytest.fail("went on")))
+    monkeypatch.setitem(cli.VERBS, "status", cli.Verb(lambda _: (send(), pytest.fail("went on"))))
     assert cli.main(["status"]) == interrupt.EXIT_CODE == 130
     assert capsys.readouterr().err.startswith("dbnrun: interrupted")
 

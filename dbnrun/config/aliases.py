@@ -27,7 +27,7 @@ ALIASES = {
     "batchsize": "train.batch_size", "bs": "train.batch_size", "random_seed": "seed", "data": "dataset",
     "network": "model", "net": "model", "arch": "model.arch", "optim": "optimizer", "opt": "optimizer",
     "normalization": "norm", "normalizer": "norm", "norm_layer": "norm", "warmup_epochs": "lr_schedule.warmup",
-    "output_dir": "results_dir", "out_dir": "results_dir", "amp": "precision",
+    "epsilon": "eps", "output_dir": "results_dir", "out_dir": "results_dir", "amp": "precision",
     # verbs
     "list": "runs", "ls": "runs", "show": "runs", "download": "data", "fetch": "data", "plot": "report",
     "benchmark": "bench", "dry_run": "plan",
@@ -76,11 +76,12 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     """The same for a dotted key, by its last part: within its section where there is one, else anywhere."""
     known = [each for each in known if not each.endswith(".name")]  # which a choice of the group sets
     section, _, last = key.rpartition(".")
-    for elsewhere in (ALIASES.get(key), ALIASES.get(last)):
-        if elsewhere in known:
-            return meant([elsewhere])
-    if same := [each for each in known if each.rpartition(".")[2] == last]:
-        return meant(same)
+    ours = ALIASES.get(key) or ALIASES.get(last, last)
+    if ours in known:
+        return meant([ours])
+    same = [each for each in known if each.rpartition(".")[2] == ours]
+    if same:
+        return meant([f"{section}.{ours}"] if f"{section}.{ours}" in same else same)
     within = [each for each in known if section not in known or each.startswith(f"{section}.")]
     by_last = {each.rpartition(".")[2]: each for each in reversed(within)}
     return meant([by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=CLOSE)])

@@ -135,7 +135,7 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["norm=mine"], "norm=mine: expected one of"),
+        (["norm=mine"], "norm=mine: not supported; expected one of"),
         (["norm=min", "plugins=[mylab.norms]"], "Did you mean 'mine'?"),
         (["norm=mine", "norm.epsilon=1", "plugins=[mylab.norms]"], "Did you mean 'norm.eps'?"),
         (["norm=mine", "norm.eps=-1", "plugins=[mylab.norms]"], "norm.eps=-1.0: expected a number above 0."),
@@ -153,9 +153,9 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
         (["--config-dir", "lab", "experiment=our"], "Did you mean 'ours'?"),
         (["--config-dir", "hides"], "hides/norm/bn.yaml: dbnrun has norm=bn already"),
         (["--config-dir", "lab", "norm=syntax"], "lab/norm/syntax.yaml, line 3: expected ',' or ']'"),
-        (["--config-dir", "lab", "norm=unknown"], "norm/unknown.yaml: its choice takes no epsilon; the file begins"),
-        (["--config-dir", "lab", "norm=no_base"], "norm/no_base.yaml: its choice takes no target; the file begins"),
-        (["--config-dir", "lab", "norm=empty"], "norm: its YAML file has no options of a choice; begin it with"),
+        (["--config-dir", "lab", "norm=unknown"], "norm/unknown.yaml: this choice has no option epsilon. The file"),
+        (["--config-dir", "lab", "norm=no_base"], "norm/no_base.yaml: this choice has no option target. The file"),
+        (["--config-dir", "lab", "norm=empty"], "norm: its YAML file sets no choice; begin it with"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_is_written(here, dbnrun, words, said):
