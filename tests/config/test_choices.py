@@ -65,10 +65,10 @@ def test_a_normalizer_of_options_layer_and_yaml_goes_through_every_verb(command,
     assert all(row["test_error_pct_population"] == "" for row in csv.DictReader(path.open()))  # it has no statistics
     sweep = ["norm=bn,mine", "seed=0,1", *QUICK]
     planned = command("plan", *sweep)
-    assert planned.returncode == 0 and "4 cells" in planned.stdout
+    assert planned.returncode == 0 and "4 runs" in planned.stdout
     assert "norm=mine: these runs train one by one" in planned.stdout
     done = command("-m", *sweep, "hydra.launcher.max_stack=auto")
-    assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
+    assert done.returncode == 0 and "4 runs: 4 done" in done.stderr, done.stderr
     stacked = [f.parent.name for f in tmp_path.glob("results/runs/*/manifest.json") if '"stacked": 2' in f.read_text()]
     assert len(stacked) == 2 and all("-bn-" in name for name in stacked)
     assert "digits-fnn-mine-seed1" in command("status", "--all").stdout

@@ -373,7 +373,7 @@ def test_a_sweep_over_folders_is_refused_before_the_first_cell_where_the_last_on
     (few.with_name("worse") / "bee" / "0001.png").write_bytes(b"no image")
     answer = dbnrun("-m", *SMALL, "dataset.path=images,worse", "seed=0,1")
     said = answer.stderr.splitlines()
-    assert answer.returncode == 2 and said[0].startswith("4 cells: 4 to train") and len(said) == 2, answer.stderr
+    assert answer.returncode == 2 and said[0].startswith("4 runs: 4 to train") and len(said) == 2, answer.stderr
     assert re.fullmatch(r"dbnrun: .*worse/bee/0001\.png: cannot be read as an image .*", said[1])
     assert not (few.parent / "results").exists()
 

@@ -164,7 +164,7 @@ WAYS = {
 def test_a_cell_that_breaks_does_not_stop_the_others(dbnrun, tmp_path, way):
     done = dbnrun("-m", "seed=0,1,2", *QUICK, before=BREAK.format(what=WAYS[way]))
     assert done.returncode == 1 and one_line(done), done.stderr
-    assert "3 cells: 2 done, 1 failed" in done.stderr
+    assert "3 runs: 2 done, 1 failed" in done.stderr
     broken = next(folder for folder in runs(tmp_path / "results") if "seed1" in folder.name)
     assert f"log: results/runs/{broken.name}/run.log" in done.stderr and "Traceback" in (broken / "run.log").read_text()
 

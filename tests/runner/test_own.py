@@ -240,7 +240,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
     done = dbnrun("norm=custom", f"norm.target={path}:BatchRenorm", "norm.options.momentum=0.2", *QUICK)
     assert done.returncode == 0, done.stderr
     swept = dbnrun("-m", "norm=bn,custom", f"norm.target={path}:BatchRenorm", "seed=0,1", *QUICK)
-    assert swept.returncode == 0 and "4 cells: 4 done" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "4 runs: 4 done" in swept.stderr, swept.stderr
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules
     (here / "mean.py").write_text(SCHEDULED)
     words = ["norm=bn,custom", "norm.target=mean.py:Mean", "schedule=alpha_0.5,harmonic", *QUICK]
     planned = dbnrun("plan", *words)
-    assert planned.returncode == 0 and "3 cells, 1 duplicate folded" in planned.stdout, planned.stderr
+    assert planned.returncode == 0 and "3 runs, 1 duplicate left out" in planned.stdout, planned.stderr
     swept = dbnrun("-m", *words)
-    assert swept.returncode == 0 and "3 cells: 3 done" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "3 runs: 3 done" in swept.stderr, swept.stderr
     found = {}
     for folder in (here / "results" / "runs").glob("digits-fnn-Mean-*"):
         cell = yaml.safe_load((folder / "config.yaml").read_text())
@@ -396,7 +396,7 @@ def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules
 def test_networks_of_ones_own_are_swept_beside_those_of_the_project_and_named_in_tables(here, dbnrun):
     words = ["model=fnn,custom", "model.target=mynet.py:Net", "model.options.width=4,8", "norm=bn,dbn", *QUICK]
     swept = dbnrun("-m", *words)
-    assert swept.returncode == 0 and "6 cells: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "6 runs: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
     assert "model=custom: these runs train one by one" in dbnrun("plan", *words).stdout
     names = {folder.name.partition("-seed")[0] for folder in (here / "results" / "runs").iterdir()}
     assert names == {f"digits-{model}-{norm}" for model in ("fnn", "Net") for norm in ("bn", "dbn-alpha0.1")}
