@@ -417,7 +417,7 @@ def _data(arguments: list[str]) -> int:
 
     known = registry.of("dataset")
     names = [name for name, kind in known.items() if kind.downloads]
-    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
+    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; complete ones are kept.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     options = parser.parse_args(arguments)
@@ -442,9 +442,7 @@ def _data(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     scripts = Path(__file__).parent.parent / "scripts"
     if not (scripts / "bench").is_dir():
-        raise UserError(
-            "bench: what it measures stands in scripts/bench of a checkout, and this is an installed package."
-        )
+        raise UserError("bench: it needs scripts/bench of a checkout, and this is an installed package.")
     sys.path.append(str(scripts))
     import bench
 

@@ -93,7 +93,7 @@ class RunConfig:
         for key in ("precision", "deterministic", "device"):
             check_option(key, getattr(self, key), self.__dataclass_fields__[key].metadata)
         if self.device == "cpu" and self.precision == "tf32":
-            raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
+            raise UserError("precision=tf32 needs a CUDA device; with device=cpu use fp32 or bf16.")
         for key in ("results_dir", "data_dir"):
             if not getattr(self, key).strip() or not getattr(self, key).isprintable():
                 raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
@@ -101,7 +101,7 @@ class RunConfig:
             one_of("retry", self.retry, ("failed", "diverged"))
             if self.force:
                 raise UserError(
-                    f"retry={self.retry}, force=true: force trains every finished cell again; leave one out."
+                    f"retry={self.retry}, force=true: force trains every finished run again; leave one out."
                 )
         if self.threads is not None:
             in_range("threads", self.threads, 1, 1024)

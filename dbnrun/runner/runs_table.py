@@ -131,7 +131,7 @@ def differences(a: Path, b: Path) -> Iterator[str]:
     yield from _differing("made by", _made_by(one), _made_by(other))
     both = min(len(one.rows), len(other.rows))
     if not both:
-        yield "\nno epoch that both have recorded"
+        yield "\nboth have recorded no common epoch"
         return
     yield f"\nepoch {one.rows[both - 1].epoch}, the last of both"
     rows = [vars(run.rows[both - 1]) for run in (one, other)]
@@ -140,7 +140,7 @@ def differences(a: Path, b: Path) -> Iterator[str]:
     yield ""
     first = catalog.first_difference(one.rows, other.rows)
     if first is None:
-        yield f"the rows of {plural(both, 'epoch')} are equal but for the seconds"
+        yield f"the rows of {plural(both, 'epoch')} are equal, except for the seconds"
     else:
         yield from textwrap.wrap(f"first epoch that differs: {first[0]} ({', '.join(first[1])})", WIDTH)
 
@@ -164,7 +164,7 @@ def _side_by_side(a: float | None, b: float | None) -> tuple[str, str, str]:
 def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[str]:
     """Remove runs, after asking unless `sure`; what a process trains stays. Records are no runs, and stay too."""
     idle = [run for run in runs if run.status.name != "running"]
-    yield from (f"stays: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
+    yield from (f"kept: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
     if not idle:
         yield "nothing to remove"
         return
@@ -172,11 +172,11 @@ def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[st
         yield from table(idle)
         if not sys.stdin.isatty():
             raise UserError(
-                f"runs rm: asks before it removes {plural(len(idle), 'run')}, and here is no terminal; --yes."
+                f"runs rm: it asks before it removes {plural(len(idle), 'run')}, which needs a terminal; or add --yes."
             )
         if input(f"Remove {plural(len(idle), 'run')} with all files? [y/N] ").strip().lower() not in ("y", "yes"):
             yield "nothing removed"
             return
     stayed = {run.folder.name: why for run in idle if (why := catalog.remove(run.folder, results_dir))}
-    yield from (f"stays: {name} ({why})" for name, why in stayed.items())
+    yield from (f"kept: {name} ({why})" for name, why in stayed.items())
     yield f"{plural(len(idle) - len(stayed), 'run')} removed"

@@ -232,7 +232,7 @@ def test_a_wrong_table_is_refused_in_one_line_that_names_it(load, content, chang
 SECOND = {
     "a label of its own": (
         BASE.replace("y", "z"),
-        r"s\.csv: no record of the training part has the label z of .*'kind'",
+        r"s\.csv: the training part has no record with label z in .*'kind'",
     ),
     "other columns": (BASE.replace("a,", "b,"), r"t\.csv: has no column 'b', which .*s\.csv has"),
     "text for numbers": (BASE.replace("1,", "one,"), r"s\.csv: column 'a' holds text, and numbers in .*t\.csv"),
@@ -249,7 +249,7 @@ def test_a_second_file_that_does_not_fit_is_refused(load, table, content, line, 
 def test_a_label_that_only_the_test_part_has_is_refused(load):
     frame = flowers()
     frame.loc[parts_of(frame)[2].index[0], "kind"] = "tulip"
-    with pytest.raises(UserError, match=r"no record of the training part has the label tulip"):
+    with pytest.raises(UserError, match=r"the training part has no record with label tulip"):
         load(frame)
 
 

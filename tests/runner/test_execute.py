@@ -137,7 +137,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is
     assert numbers_of(resumed) == numbers_of(whole)
     said = capsys.readouterr().err
     assert said.count("a checkpoint that cannot be used is kept as") == len(files)
-    assert ("starting over" in said) == (len(files) == 2)
+    assert ("training starts over" in said) == (len(files) == 2)
     # The checkpoints, and where we start over the rows that they belonged to.
     assert len(list(resumed.folder.glob("*.set-aside-1.*"))) == len(files) + (len(files) == 2)
 

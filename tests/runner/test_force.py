@@ -100,5 +100,5 @@ def test_force_beside_retry_is_refused(command):
     code, said = command(*CELL, "force=true", "retry=failed")
     assert (
         code == 2
-        and said == "dbnrun: retry=failed, force=true: force trains every finished cell again; leave one out.\n"
+        and said == "dbnrun: retry=failed, force=true: force trains every finished run again; leave one out.\n"
     )

@@ -1,8 +1,8 @@
 """Fewer evaluations: train.eval_every skips epochs, train.limit_eval records. What is left keeps its numbers."""
 
 import csv
-import math
 import functools
+import math
 from dataclasses import replace
 
 import pytest
