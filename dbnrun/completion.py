@@ -60,7 +60,7 @@ def _help_of(run: Callable[[list[str]], int], words: Sequence[str], pattern: str
 
 def _keys(word: str) -> list[str]:
     """Groups and keys, those of a section once the word has its dot: `train.` and `seed=`, then `train.epochs=`."""
-    groups, known = list(registry.files()), known_keys()
+    groups, known = list(registry.files()), [key for key in known_keys() if not key.endswith(".name")]
     sections = dict.fromkeys(key.rpartition(".")[0] + "." for key in known if "." in key)
     plain = [key for key in known if ("." in key) == ("." in word) and f"{key}." not in sections]
     return [f"{key}=" for key in [*groups, *plain]] + list(sections)

@@ -317,3 +317,79 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path):
     located = subprocess.run([tmp_path / "env" / "bin" / "python", "-c", "import dbnrun; print(dbnrun.__file__)"],
                              cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
     assert located.stdout.startswith(str(site))
+
+
+@pytest.mark.parametrize("words", [[], ["-m"], ["--multirun"]])
+def test_without_a_word_the_help_is_printed_and_nothing_trains(command, tmp_path, words):
+    from dbnrun.cli import _help
+
+    assert command(*words) == (2, _help())
+    assert list(tmp_path.iterdir()) == []
+
+
+def completed(command, monkeypatch, line, shell="bash"):
+    """What the shell is offered where the line ends."""
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, said = command("-sc", f"query={shell}")
+    assert code == 0
+    return said.split("\n")[:-1] if shell == "fish" else said.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dbnrun st", ["status"]),
+        ("dbnrun un", ["until"]),
+        ("dbnrun --mul", ["--multirun"]),
+        ("dbnrun -m norm=bn,ba", ["norm=bn,batch_renorm"]),
+        ("dbnrun plan train.epo", ["train.epochs="]),
+        ("dbnrun plan --", ["--all", "--json", "--help", "--multirun", "--config-dir"]),
+        ("dbnrun status --w", ["--watch"]),
+        ("dbnrun runs ", ["ls", "show", "diff", "rm"]),
+        ("dbnrun runs rm --y", ["--yes"]),
+        ("dbnrun theory ", ["check", "run", "figures"]),
+        ("dbnrun data mn", ["mnist"]),
+        ("dbnrun device=", ["device=auto", "device=cpu", "device=cuda"]),
+        ("dbnrun force=t", ["force=true"]),
+        ("dbnrun norm=nothing_like_it", []),
+        ("dbnrun report x", []),
+    ],
+)
+def test_completion_offers_verbs_flags_keys_and_choices_and_prints_nothing_else(command, monkeypatch, line, offered):
+    assert completed(command, monkeypatch, line) == offered
+    assert completed(command, monkeypatch, line, "fish") == (offered or [""])
+
+
+def test_completion_of_an_empty_word_begins_with_the_verbs(command, monkeypatch):
+    from dbnrun.cli import VERBS
+
+    found = completed(command, monkeypatch, "dbnrun ")
+    assert found[: len(VERBS)] == list(VERBS) and {"norm=", "seed=", "train."} <= set(found)
+    assert "name=" not in " ".join(completed(command, monkeypatch, "dbnrun norm.n"))
+
+
+def test_what_trains_is_marked_in_the_table_of_verbs(command, monkeypatch):
+    from dbnrun import cli
+    from dbnrun.runner.sweeper import CellFailed
+
+    def failing(_):
+        raise CellFailed("no luck.")
+
+    assert [name for name, verb in cli.VERBS.items() if verb.trains] == ["until"]
+    monkeypatch.setitem(cli.VERBS, "until", cli.Verb(failing, trains=True))
+    assert command("until") == (1, "dbnrun: no luck.\n")
+
+
+def test_a_folder_that_does_not_exist_is_said_so_and_results_dir_names_one(command, tmp_path):
+    for verb in ("report", "status"):
+        code, said = command(verb, "/nonexistent")
+        assert code == 2 and said.startswith("dbnrun: /nonexistent: it does not exist")
+    quick = ["train.epochs=1", "train.limit_batches=1", "progress=false"]
+    assert command(*quick, "results_dir=X")[0] == 0
+    code, said = command("status", "results_dir=X")
+    assert code == 0 and "1 done" in said and "digits-fnn-bn-seed0" in said
+    code, said = command("status", "results_dir=X", "--json")
+    (run,) = json.loads(said)["runs"]
+    assert (run["status"], run["epoch"], run["epochs"]) == ("done", 1, 1) and json.loads(said)["counts"] == {"done": 1}
+    assert command("status", "results_dir=X", "--json", "--watch")[0] == 2

@@ -74,7 +74,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
     """The same for a dotted key, by its last part: within its section where there is one, else anywhere."""
-    known = [each for each in known if not each.endswith(".name")]  # which a choice of the group sets
+    # A choice of the group sets its name; train and checkpoint hold keys, and are none.
+    known = [each for each in known if not each.endswith(".name") and each not in ("train", "checkpoint")]
     section, _, last = key.rpartition(".")
     ours = ALIASES.get(key) or ALIASES.get(last, last)
     if ours in known:
@@ -82,7 +83,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     same = [each for each in known if each.rpartition(".")[2] == ours]
     if same:
         return meant([f"{section}.{ours}"] if f"{section}.{ours}" in same else same)
-    within = [each for each in known if section not in known or each.startswith(f"{section}.")]
+    within = [each for each in known if each.startswith(f"{section}.")] or known
     by_last = {each.rpartition(".")[2]: each for each in reversed(within)}
     return meant([by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=CLOSE)])
 

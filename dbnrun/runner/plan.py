@@ -266,7 +266,8 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
     if not everything and len(shown) > MOST_SHOWN:
         yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every run"
     if recorded := in_records(pairs):
-        yield f"{plural(recorded, 'run')} to train {'is' if recorded == 1 else 'are'} in the records: {LEAVE_OUT}"
+        are, them = ("is", "it") if recorded == 1 else ("are", "them")
+        yield f"{plural(recorded, 'run')} to train {are} in the records: skip_recorded=true leaves {them} out"
     if lone := sorted({choice for cell in found.cells for choice in alone(cell.config)}):
         yield f"{', '.join(lone)}: these runs train one by one, because stacks do not support them"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
@@ -276,14 +277,13 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
 def _time(left: Estimate) -> Iterator[str]:
     """How long the cells may take to train, and what cannot be said."""
     if left.trainings < left.cells:
-        yield f"{left.cells} runs share {left.trainings} trainings: they differ only in what evaluation uses"
+        yield f"{left.cells} runs share {plural(left.trainings, 'training')}: they differ only in what evaluation uses"
     if left.seconds:
         yield f"about {duration(left.seconds)} to train, one after another, as finished runs of the same kind took"
     if left.unknown:
         yield f"no estimate for {plural(left.unknown, 'run')}: none of the same kind is finished"
 
 
-LEAVE_OUT = "skip_recorded=true leaves them out"
 QUIET = ("done", "forced", "recorded", "left", "new")  # statuses that need no line of their own
 MOST_SHOWN = 30
 

@@ -279,9 +279,7 @@ class RunDir:
         """Keep aside what was recorded of a cell that is stale, or diverged and asked for again."""
         manifest = layout.read_manifest(self.folder)
         if layout.is_stale(manifest, self.config.dataset.name):
-            _warn(
-                f"{self.folder}: a version with other numbers recorded it; it trains again, and the old records are kept"
-            )
+            _warn(f"{self.folder}: a version with other numbers recorded it; it trains again and keeps the old records")
         elif not self.config.retry == "diverged" == manifest.get("status"):
             return
         self._set_records_aside()
