@@ -205,7 +205,7 @@ def _plan(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("--all", action="store_true", help="list every cell")
+    parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 

@@ -120,7 +120,7 @@ def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_
     process = start(*LONG)
     other = dbnrun("-m", *LONG[1:], "train.epochs=100000,2", timeout=240)
     assert other.returncode == 0, other.stderr
-    assert f"left to process {process.pid} on" in other.stderr and "1 held" in other.stderr
+    assert f"skipped: process {process.pid} on" in other.stderr and "1 held" in other.stderr
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and said.count("\n") == 1, said

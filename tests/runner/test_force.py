@@ -77,7 +77,7 @@ def test_a_forced_sweep_sets_all_aside_first_so_that_the_command_without_force_d
 ):
     sweep = ["-m", *CELL, "seed=0,1,2", *launcher]
     assert command(*sweep)[0] == 0
-    assert "3 forced      finished, and force=true trains it again" in command("plan", *sweep[1:], "force=true")[1]
+    assert "3 forced      finished; force=true trains it again" in command("plan", *sweep[1:], "force=true")[1]
     with stopped_after(3) as recorded:
         code, said = command(*sweep, "force=true")
     assert code == 130 and "3 runs: 3 to train, 0 finished before" in said and len(recorded) == 3

@@ -259,7 +259,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         ([*OWN, "norm.optoins.momentum=1"], "there is no key"),
         ([*OWN, "norm.momentum=1"], "norm=custom has no option momentum; it is an option of bn"),
         (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm=bn has no option target; it is an option of custom"),
-        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no cell of this sweep takes it"),
+        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no run of this sweep uses it"),
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
@@ -289,7 +289,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
                 "Asks": "nets.py, line 32: TypeError: Normalizers.__call__() missing 1 required positional argument",
                 "Other": "norm is a SyncBatchNorm; expected nn.BatchNorm1d, 2d or 3d itself.",
                 "Scaled": "miss 1 parameter(s), first 'net.scale'; groups tried",
-                "Pair": "gave tuple for 100 records of 10 classes; expected logits (100, 10).",
+                "Pair": "returned tuple for 100 records of 10 classes; expected (100, 10).",
                 "Infinite": "is not finite in the first two steps",
                 "Numpy": "two networks of one seed differ in their first step",
                 "Noise": "two networks of one seed differ in their first step",
@@ -311,7 +311,7 @@ def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(her
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
     assert main([*words, *QUICK]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ cells?: ", line)]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ runs?: ", line)]
     assert said in line
     assert not list((here / "results").glob("runs/*"))
 

@@ -365,6 +365,7 @@ def test_runs_on_their_own_have_a_report_in_their_results_folder(recorded, tmp_p
     assert main(["report", str(recorded), "--title", "My <runs>"]) == 0
     page = (recorded / "report" / "report.html").read_text()
     assert "<h1>My &lt;runs&gt;</h1>" in page and 'id="claims"' not in page and 'id="sensitivity"' not in page
+    (tmp_path / "other").mkdir()
     for paths in ([run_folder], [recorded / "runs"], [recorded, tmp_path / "other"]):
         assert main(["report", *map(str, paths)]) == 0
         assert (tmp_path / "mine" / "report" / "report.html").exists()
