@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from dbnrun.config.schema import RunConfig
+from dbnrun.runner.status_table import shortened
 from dbnrun.runs.checkpoint import Position
 from dbnrun.runs.metrics import EpochRow
 
 EVERY = 30.0  # seconds between two lines, where there is no terminal
+FORMAT = "{desc} {percentage:3.0f}%|{bar}|{elapsed}<{remaining}{postfix}"
+BESIDE = 47  # columns for what stands beside the name, a bar of some letters with it
 
 
 class Progress:
@@ -22,15 +26,15 @@ class Progress:
     """
 
     def __init__(self, names: Sequence[str], config: RunConfig, steps: int, position: Position) -> None:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        self.name = names[0].rpartition("-")[0] + more
+        self.name = names[0].rpartition("-")[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
         self.config = config
         self.lines = config.progress and not sys.stderr.isatty()
         self.said = time.monotonic()
         self.bar = tqdm(
             total=config.train.epochs * steps,
             initial=position[0] * steps + position[1],
-            desc=self.name,
+            desc=shortened(self.name, shutil.get_terminal_size().columns - BESIDE),
+            bar_format=FORMAT,
             unit="step",
             leave=False,
             disable=None if config.progress else True,  # None: hidden where stderr is no terminal
@@ -48,13 +52,13 @@ class Progress:
         self.bar.update()
 
     def evaluating(self) -> None:
-        self.bar.set_description(f"{self.name}, evaluating")
+        """The epoch's last step is done."""
+        self.bar.set_postfix_str("evaluating")
 
     def epoch(self, number: int, rows_by_run: Sequence[Sequence[EpochRow]]) -> None:
         """An epoch has ended, with the rows of each run."""
         said = shown(rows_by_run)
-        self.bar.set_postfix_str(said, refresh=False)
-        self.bar.set_description(self.name)  # draws the bar without "evaluating"
+        self.bar.set_postfix_str(said)
         if self.lines and time.monotonic() - self.said >= EVERY:
             self.said = time.monotonic()
             line = f"{self.name}: epoch {number} of {self.config.train.epochs}, {said}"

@@ -18,7 +18,7 @@ from typing import Any
 from dbnrun.config.filters import options
 from dbnrun.config.registry import UserError
 from dbnrun.runner.plan import duration, plural
-from dbnrun.runner.status_table import aligned, counted
+from dbnrun.runner.status_table import aligned, counted, shortened
 from dbnrun.runs import catalog, metrics
 from dbnrun.runs.catalog import Listed
 from dbnrun.runs.load import RunRecord, read_run
@@ -32,7 +32,7 @@ def table(runs: Sequence[Listed]) -> Iterator[str]:
     """A line a run, in columns, and how many stand how."""
     lines = [HEAD, *map(_line, runs)]
     room = WIDTH - sum(max(map(len, column)) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    yield from aligned([(*line[:-1], _shortened(line[-1], room)) for line in lines])
+    yield from aligned([(*line[:-1], shortened(line[-1], room)) for line in lines])
     yield counted(run.status for run in runs)
 
 
@@ -52,11 +52,6 @@ def _age(run: Listed) -> str:
     except (LookupError, TypeError, ValueError):
         return ""
     return duration(max(0.0, time.time() - updated))
-
-
-def _shortened(name: str, room: int) -> str:
-    """A run's name with its signature, the middle left out where it is too long."""
-    return name if len(name) <= room else f"{name[: room - 10]}…{name[-9:]}"
 
 
 def as_json(run: Listed) -> dict[str, Any]:

@@ -73,9 +73,14 @@ def fitted(lines: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     before = max(map(len, columns)) + 2
     room = max(width - before, 12)
     for column, (*_, name, detail) in zip(columns, lines, strict=True):
-        yield column.ljust(before) + (name if len(name) <= room else "…" + name[1 - room :])
+        yield column.ljust(before) + shortened(name, room)
         if detail:
             yield f"    {detail}"[:width]
+
+
+def shortened(name: str, room: int) -> str:
+    """A name in so many letters; it loses its beginning, because its end tells it from others."""
+    return name if len(name) <= room else "…" + name[1 - room :]
 
 
 def counted(statuses: Iterable[RunStatus]) -> str:

@@ -201,16 +201,13 @@ class Bar:
     """In place of tqdm's: writes down what is said to it."""
 
     def __init__(self, said, desc, **_):
-        self.said, self.name = said, desc
+        self.said = said
         said.append(desc)
 
     def update(self):
         self.said.append("step")
 
-    def set_description(self, words):
-        self.said.append(words.removeprefix(self.name))
-
-    def set_postfix_str(self, shown, refresh):
+    def set_postfix_str(self, shown):
         self.said.append([pair.partition("=")[0] for pair in shown.split(", ")])
 
     def close(self):
@@ -225,11 +222,11 @@ def test_the_bar_names_the_run_and_says_evaluating_from_the_last_update_to_the_r
     sparse = ["train.eval_every=2", "train.epochs=2"]
     if stacked:
         run_all([[cell(*sparse, f"seed={seed}")] for seed in (0, 1)])
-        expected = [*steps, ", evaluating", ["loss"], "", *steps, ", evaluating", ["loss"], ""]
-        assert said == ["digits-fnn-bn-seed0 and 1 more", *expected]
+        expected = [*steps, ["evaluating"], ["loss"], *steps, ["evaluating"], ["loss"]]
+        assert said == ["digits-fnn-bn-seed0 +1", *expected]
     else:
         execute.run(cell(*sparse))
-        expected = [*steps, ", evaluating", ["loss"], "", *steps, ", evaluating", ["loss", "test"], ""]
+        expected = [*steps, ["evaluating"], ["loss"], *steps, ["evaluating"], ["loss", "test"]]
         assert said == ["digits-fnn-bn-seed0", *expected]
 
 
