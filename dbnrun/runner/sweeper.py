@@ -217,8 +217,10 @@ def sentence(outcome: Outcome) -> str:
         return f"{outcome.message}: {outcome.folder}"
     if outcome.status in FAILED:
         return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
-    ended = f"skipped, {outcome.message} before" if outcome.status == "skipped" else outcome.status
-    ended += f" at {outcome.where} (the training loss is not finite)" if outcome.where else ""
+    before = outcome.status == "skipped"
+    ended = f"{outcome.message} before" if before else outcome.status
+    ended += f" at {outcome.where}: the training loss is not finite" if outcome.where else ""
+    ended = f"skipped ({ended})" if before else ended
     row, result = outcome.row, ""
     if row and row.test_error_pct is not None:
         result = f", test error {row.test_error_pct:.2f} % after epoch {row.epoch}"

@@ -7,7 +7,7 @@ SICK = ["norm=none", "optimizer=sgd", "train.epochs=2", "train.limit_batches=4",
 
 def test_a_cell_that_diverges_exits_with_1_says_where_and_what_to_do_and_again_when_it_is_skipped(command, tmp_path):
     words = [*SICK, "optimizer.lr=1e30"]
-    for began in ("diverged at epoch 1, step 2", "skipped, diverged before at epoch 1, step 2"):
+    for began in ("diverged at epoch 1, step 2", "skipped (diverged before at epoch 1, step 2"):
         code, said = command(*words)
         assert code == 1 and said.startswith(began), said
         line = said.splitlines()[-1]
