@@ -83,17 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
-    trains = not first or first.startswith(("-", "+", "~")) or "=" in first
+    trains = first.startswith(("-", "+", "~")) or "=" in first
+    if not [word for word in arguments if word not in ("-m", "--multirun")]:
+        print(_help(), end="")
+        return 2
     if first == "help" or (trains and {"-h", "--help"} & set(arguments)):
         print(_help(), end="")
         return 0
     if first == "--version":
         print(f"dbnrun {__version__}")
         return 0
+    if first in COMPLETION:
+        from dbnrun import completion
+
+        if completion.query(arguments[1:], VERBS):
+            return 0
     verb = Verb(_train, trains=True) if trains else VERBS.get(first)
-    if verb is None:
-        return _refuse(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.")
     try:
+        if verb is None:
+            raise _no_verb(arguments)
+        if trains and (named := [word for word in arguments if word.startswith("--") and word[2:] in VERBS]):
+            raise UserError(f"{named[0]}: {named[0][2:]} is a verb; write dbnrun {named[0][2:]} in front of the rest.")
         return _run(verb, arguments if trains else arguments[1:])
     except Exception as error:
         if trains and "debug=true" in [word.lower() for word in arguments]:
@@ -113,6 +123,17 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)
         return 1
+
+
+def _no_verb(arguments: list[str]) -> UserError:
+    """Why a command is refused whose first word is neither a verb nor key=value."""
+    from dbnrun.config import aliases
+    from dbnrun.config.overrides import refuse_spaces
+
+    refuse_spaces(arguments)
+    first = arguments[0]
+    hint = aliases.sentence(first) or aliases.nearest(first, VERBS)
+    return UserError(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.{hint}")
 
 
 def _help() -> str:
@@ -154,9 +175,8 @@ def _train(arguments: list[str]) -> int:
 def _until(arguments: list[str]) -> int:
     from dbnrun import until
 
-    return until.main(
-        arguments, _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
-    )
+    parser = _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
+    return until.main(arguments, parser)
 
 
 def _refused(error: Exception) -> int:
@@ -187,7 +207,7 @@ def _plan(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("--all", action="store_true", help="list every cell")
+    parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 
@@ -204,8 +224,9 @@ def _plan(arguments: list[str]) -> int:
 
 def _status(arguments: list[str]) -> int:
     parser = _verb_parser("status", "How runs stand: progress, last error, time an epoch, time left, holder.")
-    parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
-    parser.add_argument("--all", action="store_true", help="list finished runs, too")
+    parser.add_argument("paths", nargs="*", type=_place, help="results folders or run folders")
+    parser.add_argument("--all", action="store_true", help="list every finished run, too")
+    parser.add_argument("--json", action="store_true", help="print every run as JSON")
     parser.add_argument("--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again every 2 seconds")
     options = parser.parse_intermixed_args(arguments)
     if options.watch is not None and not 0.1 <= options.watch <= 86400:
@@ -213,8 +234,13 @@ def _status(arguments: list[str]) -> int:
 
     from dbnrun.runner import status_table
 
+    _there(options.paths)
     paths = options.paths or [_results()]
-    if options.watch is not None:
+    if options.json and options.watch is not None:
+        raise UserError("--json goes without --watch; read the JSON again when you need it.")
+    if options.json:
+        print(json.dumps(status_table.as_json(paths), indent=1))
+    elif options.watch is not None:
         status_table.watch(paths, options.all, options.watch)
     else:
         print("\n".join(status_table.table(paths, options.all)))
@@ -285,15 +311,27 @@ def _runs_verb(verb: str, options: argparse.Namespace) -> int:
     return 0
 
 
+def _place(word: str) -> Path:
+    """A path among a verb's words; results_dir=DIR, as training has it, is one, too."""
+    return Path(word.removeprefix("results_dir="))
+
+
+def _there(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: it does not exist; expected a results folder or a run folder.")
+
+
 def _doctor(arguments: list[str]) -> int:
     parser = _verb_parser("doctor", "What this machine has, and whether dbnrun can rely on it. Exit code 1 if not.")
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     parser.add_argument("--results-dir", type=Path, default=_results())
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     options = parser.parse_args(arguments)
 
     from dbnrun.runner import doctor
 
-    return 0 if doctor.report(options.data_dir, options.results_dir) else 1
+    return 0 if doctor.report(options.data_dir, options.results_dir, options.json) else 1
 
 
 def _report_parser() -> argparse.ArgumentParser:
@@ -301,7 +339,7 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths",
         nargs="*",
-        type=Path,
+        type=_place,
         help="results folders or run folders, on their own; or a folder of records, for the paper's claims and tables "
         "(default: the records, and the runs of the results folder)",
     )
@@ -331,6 +369,7 @@ def _report_parser() -> argparse.ArgumentParser:
 
 def _report(arguments: list[str]) -> int:
     options = _report_parser().parse_args(arguments)
+    _there(options.paths)
     results = _results()
     try:
         _draw(options, results)
@@ -387,7 +426,7 @@ def _data(arguments: list[str]) -> int:
 
     known = registry.of("dataset")
     names = [name for name, kind in known.items() if kind.downloads]
-    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; what is there and sound is left alone.")
+    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; complete ones are kept.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     options = parser.parse_args(arguments)
@@ -412,9 +451,7 @@ def _data(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     scripts = Path(__file__).parent.parent / "scripts"
     if not (scripts / "bench").is_dir():
-        raise UserError(
-            "bench: what it measures stands in scripts/bench of a checkout, and this is an installed package."
-        )
+        raise UserError("bench: it needs scripts/bench of a checkout, and this is an installed package.")
     sys.path.append(str(scripts))
     import bench
 
@@ -446,3 +483,4 @@ VERBS = {
     "doctor": Verb(_doctor),
     "bench": Verb(_bench),
 }
+COMPLETION = ("-sc", "--shell-completion")

@@ -30,8 +30,8 @@ WRONG = [
     (["~norm"], r"cannot be deleted"),
     (["schedule.alpha=2", "norm=dbn"], r"schedule.alpha=2.0: expected a number of at least 0, at most 1"),
     (["schedule.alpha=nan", "norm=dbn"], r"schedule.alpha=nan"),
-    (["schedule=harmonic", "schedule.alpha=0.5"], r"schedule 'harmonic' takes no alpha"),
-    (["train.epochs=abc"], r"train.epochs=abc: Value 'abc' .* could not be converted to Integer"),
+    (["schedule=harmonic", "schedule.alpha=0.5"], r"schedule=harmonic has no option alpha"),
+    (["train.epochs=abc"], r"train.epochs=abc: expected a whole number\."),
     (["train.epochs=0"], r"train.epochs=0: expected a number of at least 1"),
     (["train.epochs=1.5"], r"train.epochs=1.5"),
     (["train.batch_size=1"], r"train.batch_size=1: expected a number of at least 2"),
@@ -45,43 +45,46 @@ WRONG = [
     (["model=torchvision", "model.arch=../x"], r"model.arch=../x: expected the name of a network"),
     (["model=torchvision", "model.arch=resnet19"], r"model.arch=resnet19: .* Did you mean 'resnet18'\?"),
     (["model=torchvision", "model.arch=squeezenet1_1"], r"squeezenet1_1: it has no batch norm"),
-    (["model=torchvision", "model.arch=mobilenet_v2", "model.stem=cifar"], r"CIFAR stem .* model.stem=imagenet"),
+    (["model=torchvision", "model.arch=mobilenet_v2", "model.stem=cifar"], r"CIFAR stem .*model.stem=imagenet"),
     (["model=torchvision", "model.arch=densenet121", "model.stem=imagenet"], r"cannot take images of 8x8 pixels"),
-    (["model=torchvision", "model.arch=resnet18", "model.widths=[9]"], r"model 'torchvision' takes no widths"),
+    (["model=torchvision", "model.arch=resnet18", "model.widths=[9]"], r"model=torchvision has no option widths"),
     (["model.activation=rellu"], r"Did you mean 'relu'\?"),
     (["norm=dbn", "norm.average=mean"], r"expected one of std, var, inv_std"),
     (["norm.momentum=2"], r"norm.momentum=2.0"),
-    (["norm=dbn", "norm.momentum=0.1"], r"norm 'dbn' takes no momentum; it belongs to bn"),
+    (["norm=dbn", "norm.momentum=0.1"], r"norm=dbn has no option momentum; it is an option of bn"),
     (["optimizer.lr=-1"], r"optimizer.lr=-1"),
     (["optimizer.groups.weights.pattern=nothing"], r"miss \d+ parameter\(s\), first 'hidden.0.linear.weight'"),
     (["optimizer.groups.weigths.lr=1"], r"weigths"),
     (["optimizer.groups.norm.lr=fast"], r"optimizer.groups.norm.lr=fast: expected a number"),
     (["+optimizer.groups.rest={pattern: '*'}"], r"expected exactly pattern, lr, weight_decay"),
     (["seed=-1"], r"seed=-1"),
-    (["seed=0,1"], r"seed=0,1: several values; expected one, or -m"),
+    (["seed=0,1"], r"seed=0,1: expected one value\. To sweep over several: dbnrun -m seed=0,1\."),
     (["seed=[1"], r"expected key=value"),
     (["precision=fp64"], r"expected one of fp32, tf32, bf16"),
-    (["precision=tf32", "device=cpu"], r"precision=tf32 is a mode of CUDA devices"),
+    (["precision=tf32", "device=cpu"], r"precision=tf32 needs a CUDA device"),
     (["device=gpu"], r"expected one of auto, cpu, cuda"),
     (["dataset.val_size=99999"], r"expected at least 1 and fewer than the"),
     (["-m", "norm=bn,dnb"], r"norm=dnb"),
-    (["-m", "norm=dbn", "schedule=constant,harmonic", "schedule.alpha=0.1,0.5"], r"harmonic' takes no alpha"),
+    (
+        ["-m", "norm=dbn", "schedule=constant,harmonic", "schedule.alpha=0.1,0.5"],
+        r"schedule=harmonic has no option alpha",
+    ),
     (["dataset=MNIST"], r"Did you mean 'mnist'\?"),
-    (["schedule=alpha_0.3"], r"Any other constant is schedule=constant schedule.alpha=0.3\."),
-    (["--seed", "1"], r"unrecognized arguments: --seed\. Keys have no dashes: seed=…\."),
+    (["schedule=alpha_0.3"], r"Write a constant as schedule=constant schedule.alpha=0.3\."),
+    (["--seed", "1"], r"--seed: there is no such flag\. Keys have no dashes: seed=…\."),
     (["--mutlirun", "seed=0"], r"Did you mean '--multirun'\?"),
     (["hydra.nonsense=1"], r"hydra.nonsense"),
     (["hydra/launcher=nonsense"], r"nonsense"),
     (["-m", "hydra.launcher.inner=fusd"], r"hydra.launcher.inner=fusd: expected one of .* Did you mean 'fused'\?"),
     (["-m", "hydra.launcher.inner=fused"], r"expected a launcher other than fused"),
     (["-m", "hydra.launcher.inner=basic", "+hydra.launcher.inner_settings.x=1"], r"basic has no such setting"),
-    (["experiment=NULL"], r"experiment=null: expected one of demo"),
+    (["experiment=NULL"], r"experiment=null: not supported; expected one of demo"),
     (
         ["trian"],
         r"trian: no such verb; expected one of plan, status, runs, report, compare, until, data, theory, doctor, bench",
     ),
-    (["seed=1", "report"], r"'report': expected key=value.*A verb, such as report, comes first"),
-    (["report", "nowhere"], r"nowhere: no runs; record some with"),
+    (["seed=1", "report"], r"'report': expected key=value.*A verb, such as report, must come first"),
+    (["report", "nowhere"], r"nowhere: it does not exist"),
     (["report", "--ot", "x", "--nope"], r"dbnrun report: "),
     (["data", "minst"], r"minst: no such data set; .* Did you mean 'mnist'\?"),
 ]
@@ -132,7 +135,7 @@ def test_a_sweep_trains_a_normalizer_without_a_schedule_once(dbnrun, tmp_path):
     words = ["-m", "norm=bn,dbn", "schedule=constant,harmonic", "train.epochs=1"]
     done = dbnrun(*words)
     assert done.returncode == 0, done.stderr
-    assert "3 cells: 3 to train, 0 finished before; 1 duplicate folded" in done.stderr
+    assert "3 runs: 3 to train, 0 finished before; 1 duplicate left out" in done.stderr
     names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "results" / "runs").iterdir())
     assert names == ["digits-fnn-bn-seed0", "digits-fnn-dbn-alpha0.1-seed0", "digits-fnn-dbn-harmonic-seed0"]
     again = dbnrun(*words)
@@ -149,7 +152,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_the_exit_code_is_1(dbnru
     done = dbnrun("-m", "train.batch_size=5000,100", "train.epochs=1")
     assert done.returncode == 1
     assert "[1/2]" in done.stderr and "refused: train.batch_size=5000" in done.stderr
-    assert "[2/2] done" in done.stderr and "1 of 2 cells failed" in done.stderr
+    assert "[2/2] done" in done.stderr and "1 of 2 runs failed" in done.stderr
 
 
 def test_a_finished_cell_is_skipped_and_says_so(dbnrun, tmp_path):
@@ -221,7 +224,7 @@ def test_an_optimizer_group_can_be_added_and_sweeps_may_change_one(dbnrun, tmp_p
     (path,) = tmp_path.glob("results/runs/*/config.yaml")
     assert "rest:\n      pattern: '*'\n      lr: 1.0" in path.read_text()
     sweep = dbnrun("-m", "train.epochs=1", "optimizer.groups.norm.lr=0.01,0.1")
-    assert sweep.returncode == 0 and "2 cells: 2 to train" in sweep.stderr
+    assert sweep.returncode == 0 and "2 runs: 2 to train" in sweep.stderr
 
 
 def test_a_results_folder_that_cannot_be_made_is_one_line(dbnrun, tmp_path):
@@ -251,15 +254,15 @@ def test_final_weights_load_with_weights_only(dbnrun, tmp_path):
     assert "save_weights" not in dbnrun("train.epochs=1", "save_weights=true", "norm=dbn").stderr
     path.unlink()  # as if it had been trained without
     alone = dbnrun("train.epochs=1", "save_weights=true", "norm=dbn")
-    assert "was finished without save_weights=true" in alone.stderr
+    assert "finished without save_weights=true" in alone.stderr
     swept = dbnrun("-m", "train.epochs=1", "save_weights=true", "norm=dbn", "seed=0")
-    assert "save_weights: 1 cell finished without" in swept.stderr
+    assert "save_weights=true: 1 run finished without it" in swept.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "warned"),
     [
-        (["norm=bn", "schedule=harmonic"], ["schedule=harmonic: has no part in this cell; norm=bn has no schedule."]),
+        (["norm=bn", "schedule=harmonic"], ["schedule=harmonic is ignored: norm=bn has no schedule."]),
         (["norm=dbn", "schedule=harmonic"], []),
         (["norm=bn"], []),
         (["-m", "norm=bn,dbn", "schedule=harmonic"], []),
@@ -274,7 +277,7 @@ def test_a_schedule_beside_a_normalizer_without_one_is_warned_of(dbnrun, words, 
 
 def test_the_demo_ends_with_a_table_and_a_figure(dbnrun, tmp_path):
     done = dbnrun("experiment=demo", "seed=0", "train.epochs=3")
-    assert done.returncode == 0 and "5 cells: 5 to train" in done.stderr
+    assert done.returncode == 0 and "5 runs: 5 to train" in done.stderr
     report = dbnrun("report")
     assert report.returncode == 0
     assert re.search(r"dbn +α = 1 +\d+\.\d\d", report.stdout) and re.search(r"α = 0.1 +\d+\.\d\d", report.stdout)
@@ -314,3 +317,79 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path):
     located = subprocess.run([tmp_path / "env" / "bin" / "python", "-c", "import dbnrun; print(dbnrun.__file__)"],
                              cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
     assert located.stdout.startswith(str(site))
+
+
+@pytest.mark.parametrize("words", [[], ["-m"], ["--multirun"]])
+def test_without_a_word_the_help_is_printed_and_nothing_trains(command, tmp_path, words):
+    from dbnrun.cli import _help
+
+    assert command(*words) == (2, _help())
+    assert list(tmp_path.iterdir()) == []
+
+
+def completed(command, monkeypatch, line, shell="bash"):
+    """What the shell is offered where the line ends."""
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, said = command("-sc", f"query={shell}")
+    assert code == 0
+    return said.split("\n")[:-1] if shell == "fish" else said.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dbnrun st", ["status"]),
+        ("dbnrun un", ["until"]),
+        ("dbnrun --mul", ["--multirun"]),
+        ("dbnrun -m norm=bn,ba", ["norm=bn,batch_renorm"]),
+        ("dbnrun plan train.epo", ["train.epochs="]),
+        ("dbnrun plan --", ["--all", "--json", "--help", "--multirun", "--config-dir"]),
+        ("dbnrun status --w", ["--watch"]),
+        ("dbnrun runs ", ["ls", "show", "diff", "export", "rm"]),
+        ("dbnrun runs rm --y", ["--yes"]),
+        ("dbnrun theory ", ["check", "run", "figures"]),
+        ("dbnrun data mn", ["mnist"]),
+        ("dbnrun device=", ["device=auto", "device=cpu", "device=cuda"]),
+        ("dbnrun force=t", ["force=true"]),
+        ("dbnrun norm=nothing_like_it", []),
+        ("dbnrun report x", []),
+    ],
+)
+def test_completion_offers_verbs_flags_keys_and_choices_and_prints_nothing_else(command, monkeypatch, line, offered):
+    assert completed(command, monkeypatch, line) == offered
+    assert completed(command, monkeypatch, line, "fish") == (offered or [""])
+
+
+def test_completion_of_an_empty_word_begins_with_the_verbs(command, monkeypatch):
+    from dbnrun.cli import VERBS
+
+    found = completed(command, monkeypatch, "dbnrun ")
+    assert found[: len(VERBS)] == list(VERBS) and {"norm=", "seed=", "train."} <= set(found)
+    assert "name=" not in " ".join(completed(command, monkeypatch, "dbnrun norm.n"))
+
+
+def test_what_trains_is_marked_in_the_table_of_verbs(command, monkeypatch):
+    from dbnrun import cli
+    from dbnrun.runner.sweeper import CellFailed
+
+    def failing(_):
+        raise CellFailed("no luck.")
+
+    assert [name for name, verb in cli.VERBS.items() if verb.trains] == ["until"]
+    monkeypatch.setitem(cli.VERBS, "until", cli.Verb(failing, trains=True))
+    assert command("until") == (1, "dbnrun: no luck.\n")
+
+
+def test_a_folder_that_does_not_exist_is_said_so_and_results_dir_names_one(command, tmp_path):
+    for verb in ("report", "status"):
+        code, said = command(verb, "/nonexistent")
+        assert code == 2 and said.startswith("dbnrun: /nonexistent: it does not exist")
+    quick = ["train.epochs=1", "train.limit_batches=1", "progress=false"]
+    assert command(*quick, "results_dir=X")[0] == 0
+    code, said = command("status", "results_dir=X")
+    assert code == 0 and "1 done" in said and "digits-fnn-bn-seed0" in said
+    code, said = command("status", "results_dir=X", "--json")
+    (run,) = json.loads(said)["runs"]
+    assert (run["status"], run["epoch"], run["epochs"]) == ("done", 1, 1) and json.loads(said)["counts"] == {"done": 1}
+    assert command("status", "results_dir=X", "--json", "--watch")[0] == 2

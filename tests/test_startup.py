@@ -58,7 +58,7 @@ def started(tmp_path_factory, warm_command):
     assert warm_command.run(FINISHED, folder, os.environ, 60, "").returncode == 0
     words = [sys.executable, "-c", SCRIPT, json.dumps([ASKED, TRAINED])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
-    assert "done before" in done.stderr and "train_stats: lambda" in done.stdout and "120 cells" in done.stdout
+    assert "done before" in done.stderr and "train_stats: lambda" in done.stdout and "120 runs" in done.stdout
     return folder, json.loads((folder / "modules.json").read_text())
 
 

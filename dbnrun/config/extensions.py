@@ -47,7 +47,7 @@ def folders(config_dir: str | None, words: Sequence[str]) -> list[Path]:
         for group, names in registry.files().items():
             if hidden := sorted({file.stem for file in (path / group).glob("*.yaml")} & set(names)):
                 raise UserError(
-                    f"{path / group / hidden[0]}.yaml: dbnrun has {group}={hidden[0]} already, which would be taken; "
+                    f"{path / group / hidden[0]}.yaml: dbnrun has {group}={hidden[0]} already and would use that; "
                     "give the file another name."
                 )
     return paths

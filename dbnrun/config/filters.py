@@ -20,7 +20,7 @@ import yaml
 
 from dbnrun.config import registry
 from dbnrun.config.identity import SETTINGS, slug_of
-from dbnrun.config.registry import GROUPS, UserError, choosable, conf_dir, defaults_of, nearest, one_of
+from dbnrun.config.registry import GROUPS, UserError, choosable, conf_dir, defaults_of, no_such_key, one_of, spelled
 from dbnrun.config.schema import RunConfig, TrainConfig, known_keys
 
 Cell = Mapping[str, Any]
@@ -102,14 +102,12 @@ def _all_are(cell: Cell, pattern: str, value: Any) -> bool:
 
 def _check_key(word: str, key: str, facts: Iterable[str]) -> None:
     if key.partition(".")[0] in SETTINGS:
-        raise UserError(f"{word}: {key} changes no number, and runs do not record it.")
+        raise UserError(f"{word}: {key} changes no result, and runs do not record it; leave it out.")
     if ".options." in key or key.startswith("optimizer.groups."):
         return  # the user's own names
     known = [each for each in (*facts, *known_keys()) if each.partition(".")[0] not in SETTINGS]
     if key not in known:
-        leaves = {each.rpartition(".")[2]: each for each in reversed(known)}
-        hint = nearest(leaves.get(key, key), known) or nearest(key, leaves)
-        raise UserError(f"{word}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
+        raise no_such_key(word, key, known)
 
 
 def _choice(group: str, name: str) -> Test:
@@ -163,7 +161,7 @@ def _typed(key: str, value: Any) -> Any:
     if wrong or (takes == {bool} and not isinstance(value, bool)):
         wanted = "true or false" if takes == {bool} else "numbers in brackets" if list in takes else "a number"
         raise UserError(f"{key}={value}: expected {wanted}.")
-    if isinstance(value, str) and (words := _words(key)):
+    if isinstance(value, str) and (words := words_of(key)):
         one_of(key, value, words)
     return value
 
@@ -185,10 +183,12 @@ def _kinds(key: str) -> set[Any]:
     return found or {Any}
 
 
-def _words(key: str) -> list[str]:
+def words_of(key: str) -> list[str]:
     """The words that an option is one of; [] where it takes any."""
+    if _kinds(key) == {bool}:
+        return ["true", "false"]
     found = [list(each.metadata.get("among", ())) for _, each in _holders(key)]
-    return list(dict.fromkeys(word for words in found for word in words)) if all(found) else []
+    return list(dict.fromkeys(spelled(word) for words in found for word in words)) if all(found) else []
 
 
 def _same(recorded: Any, wanted: Any) -> bool:

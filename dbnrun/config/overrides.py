@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from dbnrun.config.registry import Choice, UserError, choosable, nearest, owners
+from dbnrun.config.aliases import nearest, sentence
+from dbnrun.config.registry import Choice, UserError, choosable, no_such_key, owners
 from dbnrun.config.schema import RunConfig, known_keys
 
 OWN_OPTION = re.compile(r"\+{0,2}((?:dataset|model|norm|optimizer)\.options\.[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
@@ -54,12 +56,13 @@ def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
 
     `folders` are the user's own, beside conf/.
     """
+    refuse_spaces(typed)
     try:
         parsed = OverridesParser.create().parse_overrides(list(typed))
     except OverrideParseException as error:
         raise UserError(
-            f"{error.override!r}: expected key=value, of plain letters unless quoted. "
-            "A verb, such as report, comes first; quote a value with special characters: 'key=\"value\"'."
+            f"{error.override!r}: expected key=value. A verb, such as report, must come first; "
+            "a value with special characters needs quotes: 'key=\"value\"'."
         ) from None
     known = choosable(folders)
     for override in parsed:
@@ -68,27 +71,36 @@ def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
         _check_override(override, known)
 
 
+def refuse_spaces(typed: Sequence[str]) -> None:
+    """Raise UserError where a shell seems to have split one word at a space: `norm=bn, dbn` or `dataset = mnist`."""
+    for number, (word, following) in enumerate(pairwise(typed)):
+        dangling = word.endswith(",") or (word.endswith("=") and "=" not in following)
+        if dangling or following.startswith(("=", ",")):
+            rest = takewhile(lambda each: "=" not in each[1:] and not each.startswith("-"), typed[number + 1 :])
+            joined = "".join([word, *rest]).rstrip(",")
+            raise UserError(f"'{word} {following}': a space ends a word; write {joined} without a space.")
+
+
 def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
     key = override.key_or_group
     if re.match(r"hydra[./]", key):
         return  # Hydra's own settings are Hydra's to check
     if key not in groups and not _is_known(key):
-        words = [*groups, *known_keys()]
-        leaves = {word.rpartition(".")[2]: word for word in reversed(words)}
-        hint = nearest(key, words) or nearest(leaves.get(key, key), words) or nearest(key, leaves)
-        raise UserError(f"{override.input_line}: there is no key {key!r}.{hint} See `dbnrun --cfg job` for all keys.")
+        raise no_such_key(str(override.input_line), key, dict.fromkeys([*groups, *known_keys()]))
     if (override.is_add() or override.is_force_add()) and not re.match(r"optimizer\.groups\.|\w+\.options\.", key):
         raise UserError(f"{override.input_line}: keys cannot be added; write {key}=… without the plus.")
     if key in groups:
         if not override.is_sweep_override() and isinstance(override.value(), list | dict):
-            raise UserError(f"{override.input_line}: expected one name; to sweep, dbnrun -m {key}=a,b.")
+            raise UserError(f"{override.input_line}: expected one name. To sweep: dbnrun -m {key}=a,b.")
         for choice in _chosen(override):
             if choice not in groups[key]:
-                known = groups[key]
-                hint = nearest(choice, known)
-                if key == "schedule" and (number := re.fullmatch(r"alpha_([\d.]+)", choice)):
-                    hint = f" Any other constant is schedule=constant schedule.alpha={number[1]}."
-                raise UserError(f"{key}={choice}: expected one of {', '.join(known)}.{hint}")
+                raise _no_such_choice(key, choice, groups[key])
+
+
+def _no_such_choice(group: str, name: str, known: Sequence[str]) -> UserError:
+    hint = sentence(f"{group}={name}") or nearest(name, known)
+    supported = "" if hint else "not supported; "
+    return UserError(f"{group}={name}: {supported}expected one of {', '.join(known)}.{hint}")
 
 
 def _is_known(key: str) -> bool:
@@ -112,7 +124,7 @@ def without_effect(typed: Sequence[str], config: RunConfig) -> list[str]:
     idle = [line for line, key in zip(typed, keys, strict=True) if key.partition(".")[0] == "schedule"]
     if config.norm.scheduled:
         return []
-    return [f"{line}: has no part in this cell; norm={config.norm.name} has no schedule." for line in idle]
+    return [f"{line} is ignored: norm={config.norm.name} has no schedule." for line in idle]
 
 
 def refusal(error: BaseException) -> UserError | None:
@@ -150,27 +162,50 @@ def _said(error: BaseException, cause: BaseException) -> str:
     """What Hydra or OmegaConf found wrong, in one line that begins with what was typed."""
     text = str(error)
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return f"{match[1]}: several values; expected one, or -m in front of them to sweep."
+        return f"{match[1]}: expected one value. To sweep over several: dbnrun -m {match[1]}."
     if match := re.match(r"In '(.*)': ConfigKeyError .*\nKey '(.*)' not in", text):
-        begun = "the file begins with defaults: [base_<name>, _self_] and states options of that choice"
-        return f"{match[1]}.yaml: its choice takes no {match[2]}; {begun}."
+        begun = "The file must begin with defaults: [base_<name>, _self_] and set options of that choice only"
+        return f"{match[1]}.yaml: this choice has no option {match[2]}. {begun}."
     kind = getattr(cause, "object_type", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(kind, type) and issubclass(kind, Choice):
         typed = re.search(r"use \+(.*)$", text)
         return _not_an_option(typed[1] if typed else str(cause.full_key), kind)
     if isinstance(cause, MissingMandatoryValue) and (named := re.fullmatch(r"(\w+)\.name", str(cause.full_key))):
-        return f"{named[1]}: its YAML file has no options of a choice; begin it with defaults: [base_<name>, _self_]."
+        return f"{named[1]}: its YAML file sets no choice; begin it with defaults: [base_<name>, _self_]."
     override = re.match(r"Error merging override (.*)", text)
     typed = f"{override[1].rstrip('.')}: " if override else ""
     key = f"{cause.full_key}: " if not typed and isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
-    return f"{typed or key}{first_line(cause)}"
+    return f"{typed or key}{_conversion(override[1].rstrip('.') if override else '', first_line(cause))}"
+
+
+# What OmegaConf says of a value of another type, and what it expects.
+EXPECTED = {
+    "Value '.*' could not be converted to Integer": "a whole number",
+    "Value '.*' could not be converted to Float": "a number",
+    "Value '.*' is not a valid bool": "true or false",
+    "field '.*' is not Optional": "a value other than null",
+    "Invalid value assigned: .* is not a ListConfig": "a list in brackets, such as [300,300]",
+    "Cannot convert '.*' to string": "one word",
+    "Cannot assign|Cannot merge|Invalid type assigned": "another kind of value, as `dbnrun --cfg job` shows",
+}
+
+
+def _conversion(typed: str, said: str) -> str:
+    """What OmegaConf says of a value of another type, in the words of a user."""
+    expected = next((ours for theirs, ours in EXPECTED.items() if re.match(theirs, said)), None)
+    if expected is None:
+        return said
+    plain = re.sub(r"[\[\] ]", "", typed)
+    sweep = f" To sweep over several: dbnrun -m {plain}." if "=[" in typed else ""
+    return f"expected {expected}.{sweep}"
 
 
 def _not_an_option(typed: str, kind: type[Choice]) -> str:
     """Why an option is refused that a choice does not have."""
     name = typed.partition("=")[0].rpartition(".")[2]
-    belongs = f"it belongs to {', '.join(known)}" if (known := owners(kind.group, name)) else "there is none"
-    return f"{typed}: {kind.group} {kind.registered!r} takes no {name}; {belongs}. Leave it out."
+    known = owners(kind.group, name)
+    belongs = f"it is an option of {', '.join(known)}" if known else f"no {kind.group} has it"
+    return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. Leave it out."
 
 
 def first_line(error: object) -> str:

@@ -7,13 +7,14 @@ The YAML file of a choice, conf/<group>/<name>.yaml, begins with `defaults: [bas
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from dbnrun.config.aliases import nearest, nearest_key, sentence
 
 # A cell has one choice of each group; the module registers those of the project.
 GROUPS = {
@@ -168,19 +169,24 @@ def owners(group: str, option: str) -> list[str]:
     return [name for name, kind in of(group).items() if option in options_of(kind)]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean …?' for the known word closest to `word`, or '' where none is close."""
-    by_lower = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
+def no_such_key(word: str, key: str, known: Iterable[str]) -> UserError:
+    """Why a word is refused whose key is none of the known ones."""
+    hint = sentence(word) or nearest_key(key, known) or " It is not supported; `dbnrun --cfg job` shows all keys."
+    return UserError(f"{word}: there is no key {key!r}.{hint}")
 
 
 def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
     """Raise UserError unless the value is one of the known ones."""
     known = list(known)
     if value not in known:
-        listed = ", ".join(str(k).lower() if isinstance(k, bool) else str(k) for k in known)
-        raise UserError(f"{key}={value}: expected one of {listed}.{nearest(value, map(str, known))}")
+        raise UserError(
+            f"{key}={value}: expected one of {', '.join(map(spelled, known))}.{nearest(value, map(str, known))}"
+        )
+
+
+def spelled(value: Any) -> str:
+    """A value as a command has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def in_range(key: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dbnrun.config import registry
-from dbnrun.config.registry import GROUPS, Choice, UserError, in_range, one_of
+from dbnrun.config.registry import GROUPS, Choice, UserError, check_option, in_range, one_of, option
 from dbnrun.data.options import Dataset
 from dbnrun.models.options import Model
 from dbnrun.norm.options import Norm
@@ -77,9 +77,9 @@ class RunConfig:
     lr_schedule: LRSchedule = MISSING
     train: TrainConfig = MISSING
     seed: int = MISSING
-    precision: str = MISSING
-    deterministic: Any = MISSING
-    device: str = MISSING
+    precision: str = option(among=("fp32", "tf32", "bf16"))
+    deterministic: Any = option(among=("auto", True, False))
+    device: str = option(among=("auto", "cpu", "cuda"))
     threads: int | None = None
     compile: bool = MISSING
     cuda_graphs: bool = MISSING
@@ -94,18 +94,16 @@ class RunConfig:
     progress: bool = MISSING
     theory: bool = MISSING
     probe: bool = MISSING
-    logger: str = MISSING
+    logger: str = option(among=LOGGERS)
     plugins: list[str] = MISSING
     debug: bool = MISSING
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, 0, 2**63 - 1)
-        one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
-        one_of("deterministic", self.deterministic, ("auto", True, False))
-        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for key in ("precision", "deterministic", "device", "logger"):
+            check_option(key, getattr(self, key), self.__dataclass_fields__[key].metadata)
         if self.device == "cpu" and self.precision == "tf32":
-            raise UserError("precision=tf32 is a mode of CUDA devices: on device=cpu use fp32 or bf16.")
-        one_of("logger", self.logger, LOGGERS)
+            raise UserError("precision=tf32 needs a CUDA device; with device=cpu use fp32 or bf16.")
         for key in ("results_dir", "data_dir"):
             if not getattr(self, key).strip() or not getattr(self, key).isprintable():
                 raise UserError(f"{key}={getattr(self, key)!r}: expected the name of a folder.")
@@ -113,7 +111,7 @@ class RunConfig:
             one_of("retry", self.retry, ("failed", "diverged"))
             if self.force:
                 raise UserError(
-                    f"retry={self.retry}, force=true: force trains every finished cell again; leave one out."
+                    f"retry={self.retry}, force=true: force trains every finished run again; leave one out."
                 )
         if self.threads is not None:
             in_range("threads", self.threads, 1, 1024)

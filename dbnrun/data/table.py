@@ -268,8 +268,8 @@ def _labels(name: str, parts: Sequence[Records]) -> list[np.ndarray]:
     for part, value, code in zip(parts, values, codes, strict=True):
         if (code < 0).any():
             raise UserError(
-                f"{part.table.path}: no record of the training part has the label {value[int(np.argmax(code < 0))]} of "
-                f"column {name!r}; leave out such records, or give more of them."
+                f"{part.table.path}: the training part has no record with label {value[int(np.argmax(code < 0))]} in "
+                f"column {name!r}; remove such records, or add more of them."
             )
     return codes
 

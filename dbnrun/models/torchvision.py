@@ -90,8 +90,7 @@ def _parts(arch: str, stem: str, shape: tuple[int, ...], num_classes: int) -> nn
     net = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **SETTINGS.get(arch, {}))
     if not any(type(layer) in SPATIAL for layer in net.modules()):
         raise UserError(
-            f"model.arch={arch}: it has no batch norm in whose place another normalizer could stand; "
-            "choose a network that has, such as resnet18."
+            f"model.arch={arch}: it has no batch norm to replace; choose a network with batch norms, such as resnet18."
         )
     place, first = next((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
     if stem == "cifar" or (stem == "auto" and min(shape[1:]) < SMALL):
@@ -117,8 +116,8 @@ def _cifar_stem(arch: str, net: nn.Module, shape: tuple[int, ...]) -> tuple[str,
     kind = type(net).__name__
     if kind not in CIFAR_STEMS:
         raise UserError(
-            f"model.arch={arch}: the CIFAR stem for images of {_pixels(shape)} pixels is defined for "
-            f"{' and '.join(CIFAR_STEMS)} alone; use model.stem=imagenet, which keeps {arch} as it is, or resnet18."
+            f"model.arch={arch}: only {' and '.join(CIFAR_STEMS)} have a CIFAR stem for images of {_pixels(shape)} "
+            f"pixels; use model.stem=imagenet, which keeps {arch} as it is, or model.arch=resnet18."
         )
     return CIFAR_STEMS[kind]
 

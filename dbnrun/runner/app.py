@@ -50,10 +50,11 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         unknown = message.rpartition(": ")[2].split(" ")[0]
         if "unrecognized" in message and not unknown.startswith("-"):
-            raise UserError(f"{unknown}: comes after a flag that follows a key; write flags, such as -m, first.")
+            raise UserError(f"{unknown}: a key before a flag hides it; write flags, such as -m, first.")
         key = unknown.lstrip("-").replace("-", "_")
         hint = f" Keys have no dashes: {key}=…." if key in known_keys() else nearest(unknown, known)
-        raise UserError(f"{message}.{hint} See `dbnrun --help`.")
+        said = f"{unknown}: there is no such flag" if "unrecognized" in message else message
+        raise UserError(f"{said}.{hint} `dbnrun --help` lists the flags.")
 
     parser.error = refuse  # type: ignore[method-assign]
     flags = parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--package goes with --cfg, as in `dbnrun --cfg job --package optimizer`.")
     if flags.run or flags.experimental_rerun:
         raise UserError(
-            "--run and --experimental-rerun mean nothing here: one cell trains without a flag, a grid with -m."
+            "--run and --experimental-rerun are not supported: dbnrun key=value trains one run, dbnrun -m a sweep."
         )
     return flags
 
@@ -88,10 +89,10 @@ def _hydra(arguments: Sequence[str]) -> None:
     if outcomes[0].status == "refused":
         raise UserError(outcomes[0].message)
     if outcomes[0].status == "failed":
-        raise sweeper.CellFailed("the cell failed; what was recorded is kept, and the same command tries again.")
+        raise sweeper.CellFailed("the run failed. Its finished epochs are kept; the same command tries it again.")
     if outcomes[0].diverged:
         since = f" from {outcomes[0].where} on" if outcomes[0].where else ""
-        raise sweeper.CellFailed(f"the training loss was not finite{since}; {sweeper.MENDED}.")
+        raise sweeper.CellFailed(f"the run diverged: the training loss is not finite{since}; {sweeper.MENDED}.")
 
 
 def trained(config: RunConfig) -> Outcome:

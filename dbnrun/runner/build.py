@@ -77,7 +77,7 @@ def prepare_device(config: RunConfig) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
     if kind == "cpu" and config.precision == "tf32":
-        raise UserError("precision=tf32 is a mode of CUDA devices and none is here: use fp32 or bf16.")
+        raise UserError("precision=tf32 needs a CUDA device, and torch sees none; use fp32 or bf16.")
     if config.compile:
         check_compiler(config.model.name, kind)
     if config.threads:
@@ -121,9 +121,9 @@ def build_cell(config: RunConfig, data: Data, device: torch.device) -> Cell:
     model.initialize(rngs.init)
     if config.norm.normalizes and not norm.built:
         raise UserError(
-            f"model={config.model.slug}: there is no place for norm={config.norm.name} in it; expected batch norms, "
-            "such as nn.BatchNorm2d, or a parameter `norm` that it calls as norm(features, spatial). Without, use "
-            "norm=none."
+            f"model={config.model.slug}: it has no place for norm={config.norm.name}; expected batch norms, such as "
+            "nn.BatchNorm2d, or a parameter `norm` that it calls as norm(features, spatial). Networks with neither "
+            "train with norm=none."
         )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions only; faster
     compiled = config.compile and not config.lr_schedule.varies  # an update whose rates change is not compiled

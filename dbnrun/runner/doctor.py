@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
@@ -12,54 +13,87 @@ import torch
 
 import dbnrun
 from dbnrun.config.compose import composed
+from dbnrun.config.overrides import first_line
 from dbnrun.config.registry import UserError, of
 from dbnrun.data.download import faults, missing
+from dbnrun.data.options import Dataset
 from dbnrun.runner.execute import run
 from dbnrun.runner.memory import free_bytes
 from dbnrun.runs.metrics import TIME_COLUMNS
 from dbnrun.runs.run_dir import git_revision
 from dbnrun.train.compile import check_compiler
 
-# A line of the report: what is looked at, whether it is well, and what was found.
-Finding = tuple[str, bool, str]
+# What is looked at, how it stands, and what was found. True: checked, and in order. None: not there or not usable here,
+# and runs that do not ask for it do without. False: wrong.
+Finding = tuple[str, bool | None, str]
+MARKS = {True: "ok", None: "-", False: "NOT"}
 
 
-def report(data_dir: Path, results_dir: Path) -> bool:
-    """Print every finding as it is made, the slow ones last; whether all is well."""
-    well = True
+def report(data_dir: Path, results_dir: Path, as_json: bool = False) -> bool:
+    """Print every finding as it is made, the slow ones last; whether nothing is wrong."""
+    findings = []
     for what, good, found in _examine(data_dir, results_dir):
-        print(f"{'ok ' if good else 'NOT'}  {what:12}  {found}")
-        well = well and good
-    return well
+        findings.append({"check": what, "ok": good, "found": found})
+        if not as_json:
+            print(f"{MARKS[good]:3}  {what:13}  {found}", flush=True)
+    if as_json:
+        print(json.dumps(findings, indent=1, ensure_ascii=False))
+    return all(finding["ok"] is not False for finding in findings)
 
 
 def _examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
     revision = git_revision() or "not from a checkout"
     python = f"python {platform.python_version()} on {platform.platform()}"
     yield "versions", True, f"dbnrun {dbnrun.__version__}, {revision}; torch {torch.__version__}; {python}"
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    free = free_bytes(torch.device(kind)) / 2**30
-    threads = torch.get_num_threads()
-    yield "device", True, f"device=auto is {kind}, {free:.1f} GiB free; {threads} threads on {os.cpu_count()} cores"
-    yield "compile", True, _compiling(kind)
+    yield "device", *_device()
+    yield "compile", *_compiling()
+    yield "torchvision", *_torchvision()
     yield "results", *_writable(results_dir)
     for name, data in of("dataset").items():
-        if not data.downloads:
-            continue  # comes with a package, or is the user's own
-        if absent := missing(data, data_dir):
-            yield name, True, f"{absent[0]} is not there; fetched when needed, or now by `dbnrun data {name}`"
-        else:
-            damaged = [f"{data_dir / path}: {fault}" for path, fault in faults(data.downloads, data_dir).items()]
-            yield name, not damaged, "; ".join(damaged) or f"complete, SHA-256 {data.digest[:16]}…"
+        if data.downloads:  # others come with a package, or are the user's own
+            yield name, *_data(name, data, data_dir)
     yield "determinism", *_deterministic()
 
 
-def _compiling(kind: str) -> str:
+def _device() -> tuple[bool, str]:
+    """Compute on the device that device=auto takes."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        check_compiler("fnn", kind)
+        torch.ones(8, 8, device=kind).matmul(torch.ones(8, 8, device=kind)).sum().item()
+        free = free_bytes(torch.device(kind)) / 2**30
+    except RuntimeError as error:
+        return False, f"device=auto is {kind}, which cannot compute ({first_line(error)}); device=cpu may"
+    threads = torch.get_num_threads()
+    return True, f"device=auto is {kind}, {free:.1f} GiB free; {threads} threads on {os.cpu_count()} cores"
+
+
+def _compiling() -> tuple[bool | None, str]:
+    try:
+        check_compiler("fnn", "cuda" if torch.cuda.is_available() else "cpu")
     except UserError as error:
-        return str(error)
-    return "compile=true can be used"
+        return None, str(error)
+    return True, "compile=true can be used"
+
+
+def _torchvision() -> tuple[bool, str]:
+    """Evaluate one of its networks: the import alone may succeed where they do not."""
+    try:
+        from dbnrun.torchvision_shim import torchvision  # noqa: PLC0415 - it may be broken
+
+        net = torchvision.models.get_model("resnet18", weights=None).eval()
+        with torch.no_grad():
+            net(torch.zeros(1, 3, 32, 32))
+    except Exception as error:  # whatever a torchvision of another torch raises
+        needs = "model=torchvision, MNIST and CIFAR need it"
+        return False, f"it cannot be used ({type(error).__name__}: {first_line(error)}); {needs}"
+    return True, f"torchvision {torchvision.__version__}: its networks and data sets can be used"
+
+
+def _data(name: str, data: type[Dataset], folder: Path) -> tuple[bool | None, str]:
+    if absent := missing(data, folder):
+        return None, f"{absent[0]} is missing; downloaded when needed, or now with `dbnrun data {name}`"
+    damaged = [f"{folder / path}: {fault}" for path, fault in faults(data.downloads, folder).items()]
+    return not damaged, "; ".join(damaged) or f"complete, SHA-256 {data.digest[:16]}…"
 
 
 def _writable(folder: Path) -> tuple[bool, str]:
@@ -79,7 +113,7 @@ def _deterministic() -> tuple[bool, str]:
             words = ["norm=dbn", "schedule=harmonic", "train.epochs=2", "train.limit_batches=5", "progress=false"]
             outcome = run(composed([*words, f"results_dir='{folder}'"]))
             if outcome.row is None:
-                return False, f"a small cell {outcome.status}: {outcome.message}"
+                return False, f"a small run {outcome.status}: {outcome.message}"
             rows.append({name: value for name, value in vars(outcome.row).items() if name not in TIME_COLUMNS})
     same = rows[0] == rows[1]
-    return same, "two runs of a small cell agree bit for bit" if same else "two runs of a small cell differ"
+    return same, "two trainings of a small run agree bit for bit" if same else "two trainings of a small run differ"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from dbnrun import interrupt
 from dbnrun.config.schema import RunConfig
@@ -21,7 +20,7 @@ from dbnrun.data.dataset import Data
 from dbnrun.norm.tracking import share_weights, track_schedules
 from dbnrun.runner import own_check
 from dbnrun.runner.build import Cell, build_cell, captured, device_facts, load_data, prepare_device, training_of
-from dbnrun.runs.checkpoint import Position
+from dbnrun.runner.progress import Progress
 from dbnrun.runs.lock import Held
 from dbnrun.runs.metrics import EpochRow
 from dbnrun.runs.run_dir import Finished, RunDir
@@ -186,35 +185,36 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
     """Train runs that stand at one position, each given by the folders of its cells; record every epoch."""
     groups = sorted(groups, key=lambda group: group[0].config.seed)  # networks that see the same batches side by side
     config, position = groups[0][0].config, groups[0][0].position
+    folders = list(itertools.chain.from_iterable(groups))
     data = load_data(config, device)
-    for run_dir in itertools.chain.from_iterable(groups):
+    for run_dir in folders:
         own_check.check(run_dir.config, data, device)
     runs = [_Run.built(group, data, device) for group in groups]
     facts = device_facts(config, device)
     if config.dataset.test_records is None:  # not known before the files are
         facts["test_records"] = len(data.test)
-    for run_dir in itertools.chain.from_iterable(groups):
+    for run_dir in folders:
         run_dir.describe_training(**facts, stacked=len(runs), together=sum(map(len, groups)))
     begun = [progress for run in runs if (progress := run.under_way)]
     how = {"epochs_done": position[0], "under_way": begun, "captured": captured(config, device)}
     training = training_of([run.cells for run in runs], data, **how)
-    for run_dir in itertools.chain.from_iterable(groups):
+    for run_dir in folders:
         run_dir.show_live()
-    with _bar(config, training.steps, position) as bar:
+    with Progress([run_dir.name for run_dir in folders], config, training.steps, position) as progress:
         while not training.over:
             alive = [run for run, lives in enumerate(training.alive) if lives]
 
             def keep_under_way(alive: Sequence[int] = alive) -> None:
-                progress = training.under_way()
+                under_way = training.under_way()
                 for run in alive:
-                    runs[run].keep(training.epoch - 1, progress[run])
+                    runs[run].keep(training.epoch - 1, under_way[run])
 
             for _ in training.updates():
-                bar.update()
+                progress.update()
                 if groups[alive[0]][0].due() or interrupt.noted():
                     keep_under_way()
                 interrupt.check()
-            bar.set_description("evaluating")
+            progress.evaluating()
             try:
                 rows_by_run = training.rows()
             except KeyboardInterrupt:  # evaluating changes nothing: the epoch's updates stand as they stood
@@ -228,23 +228,4 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
                     runs[number].keep_weights()
                 if diverged:
                     runs[number].diverged(training.diverged_at(number))
-            bar.set_postfix_str(_shown(rows_by_run), refresh=False)
-            bar.set_description()  # draws the bar without "evaluating"
-
-
-def _shown(rows_by_run: Sequence[Sequence[EpochRow]]) -> str:
-    """What the bar shows of an epoch: a run's loss and test error, or the range of several runs' losses."""
-    rows = [rows[0] for rows in rows_by_run if rows]
-    losses = [row.train_loss for row in rows]
-    if len(rows_by_run) > 1:
-        return f"loss={min(losses):.3f} to {max(losses):.3f}" if losses else ""
-    error = rows[0].test_error_pct
-    return f"loss={losses[0]:.3f}" + ("" if error is None else f", test={error:.2f}%")
-
-
-def _bar(config: RunConfig, steps: int, position: Position) -> tqdm:
-    """A bar over the steps of a run, or of a stack of runs, from a position on."""
-    initial = position[0] * steps + position[1]
-    hidden = None if config.progress else True  # None: hidden where stderr is no terminal
-    total = config.train.epochs * steps
-    return tqdm(total=total, initial=initial, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
+            progress.epoch(training.epoch, rows_by_run)

@@ -48,7 +48,7 @@ class FusedLauncher(Launcher):
         if self.inner == "fused" or self.max_stack == "auto":
             raise UserError(
                 f"hydra.launcher.inner={self.inner}, max_stack={self.max_stack}: expected a launcher other than fused, "
-                "and a number: free memory is unknown until the job starts."
+                "and a number for max_stack; free memory is unknown until the job starts."
             )
         master = with_launcher(self.loader, config, self.inner, self.inner_settings)
         self.jobs = Plugins.instance().instantiate_launcher(
@@ -82,7 +82,7 @@ class FusedLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Launch each stack, given by its cells' positions, as one job of the inner launcher."""
         jobs = [[packed([job_overrides[position] for position in stack])] for stack in stacks]
-        print(f"{len(job_overrides)} cells as {len(jobs)} jobs of {self.inner}", file=sys.stderr, flush=True)
+        print(f"{len(job_overrides)} runs as {len(jobs)} jobs of {self.inner}", file=sys.stderr, flush=True)
         outcomes: dict[int, Outcome] = {}
         for stack, returned in zip(stacks, self.jobs.launch(jobs, first), strict=True):
             whole = returned.status == JobStatus.COMPLETED and isinstance(returned._return_value, list)

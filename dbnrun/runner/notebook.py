@@ -118,14 +118,14 @@ def _recorded(folder: Path, settings: dict[str, Any]) -> RunConfig:
     for key in settings:
         group, _, name = key.partition(".")
         if group not in SETTINGS and (group not in GROUPS or name not in ("path", "test_path", "target")):
-            raise UserError(f"{key}: is the run's own; expected data_dir, or where data and classes lie now.")
+            raise UserError(f"{key}: it belongs to the run; only data_dir, and where data and classes lie, may change.")
     paths = {**recorded, **_kept(folder, cell), **settings}
     choices = {group: _choice(group, cell[group], paths) for group in GROUPS if group in cell}
     others = {key: cell[key] for key in ("seed", "precision", "deterministic")}
     config = replace(config, **choices, **others, train=TrainConfig(**cell["train"]))
     found = signature(cell_of(config), config.dataset.digest_in(Path(config.data_dir)))
     if found != manifest.get("signature", found):
-        raise UserError(f"{folder}: its data, or its classes, are not those that it was trained on.")
+        raise UserError(f"{folder}: its data or classes differ from those that it was trained on.")
     return config
 
 
@@ -138,8 +138,8 @@ def _choice(group: str, recorded: Mapping[str, Any], paths: Mapping[str, Any]) -
         found["lr"] = next(iter(recorded["groups"].values()))["lr"]
     if "target" in found and f"{group}.target" not in paths:
         raise UserError(
-            f"{group}: the run's folder keeps no {found['target']} as it was when the run was trained; say where it "
-            f"lies, {group}.target=FILE.py:NAME or package.module:NAME."
+            f"{group}: the run's folder has no copy of {found['target']}; say where the class lies with "
+            f"{group}.target=FILE.py:NAME or package.module:NAME."
         )
     return registry.make(group, **found)
 

@@ -68,7 +68,7 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
             raise _Unfit("two evaluations of one batch differ; expected the same numbers each time in eval mode.")
         if not torch.equal(first, _logits(other, x, classes)):
             raise _Unfit(
-                "a network restored from state_dict evaluates otherwise; keep what training changes in parameters "
+                "a network restored from state_dict gives other numbers; keep what training changes in parameters "
                 "and buffers (register_buffer)."
             )
 
@@ -96,5 +96,5 @@ def _logits(cell: Cell, x: Tensor, classes: int) -> Tensor:
         logits = cell.model(x)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (len(x), classes):
-        raise _Unfit(f"gave {shape} for {len(x)} records of {classes} classes; expected logits {(len(x), classes)}.")
+        raise _Unfit(f"returned {shape} for {len(x)} records of {classes} classes; expected {(len(x), classes)}.")
     return logits if logits.dtype == torch.float64 else at_least_float32(logits)

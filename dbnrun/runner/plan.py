@@ -24,7 +24,7 @@ from dbnrun.config.overrides import TEXT, check_overrides, prepared, quoted
 from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, store_schema
 from dbnrun.data import download
-from dbnrun.runner.grouping import alone
+from dbnrun.runner.grouping import alone, trajectory
 from dbnrun.runs import archive, layout, metrics
 from dbnrun.runs.status import STATUSES, TO_TRAIN, RunStatus, status_of
 
@@ -48,8 +48,8 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
 
 # Keys that are not swept over, and why.
 NOT_SWEPT = {
-    **{key: "it changes no number, so all its values are one cell" for key in SETTINGS},
-    "checkpoint.minutes": "it changes no number, so all its values are one cell",
+    **{key: "it changes no result, so all its values are one run" for key in SETTINGS},
+    "checkpoint.minutes": "it changes no result, so all its values are one run",
     "experiment": "each experiment is a sweep of its own",
 }
 
@@ -93,6 +93,7 @@ class Plan:
 
     cells: Sequence[PlannedCell]
     folded: int
+    shares: bool = True  # whether the launcher trains once what can share a training run
 
 
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
@@ -113,8 +114,9 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
         cells.setdefault(cell.signature, cell)
         idle -= set(job)
     if idle:
-        raise UserError(f"{min(idle).lstrip('+')}: no cell of this sweep takes it; choose custom of its group.")
-    return Plan(list(cells.values()), len(jobs) - len(cells))
+        raise UserError(f"{min(idle).lstrip('+')}: no run of this sweep uses it; choose custom of its group.")
+    shares = str(composer.master.hydra.launcher.get("_target_", "")).endswith("FusedLauncher")
+    return Plan(list(cells.values()), len(jobs) - len(cells), shares)
 
 
 def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
@@ -138,31 +140,63 @@ ENOUGH = 5  # finished runs of a kind whose time is read
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sequential time for the unfinished cells, and the number of cells without an estimate."""
+    """Sequential time for the cells to train, how many those are, in how many training runs, how many are unknown."""
 
     seconds: float
+    cells: int
+    trainings: int
     unknown: int
 
 
-def time_left(cells: Sequence[tuple[PlannedCell, RunStatus]]) -> Estimate:
-    """Epochs left, times the median epoch time of a few finished cells of the same kind, shared runs included.
+Statuses = Sequence[tuple[PlannedCell, RunStatus]]
 
-    Of a kind are cells of one data set, network, normalizer and precision.
+
+def time_left(cells: Statuses, shares: bool = True) -> Estimate:
+    """Epochs left, times the median epoch time of a few finished cells of the same kind.
+
+    Of a kind are cells of one data set, network, normalizer and precision. Cells that share a training run train once,
+    and each is evaluated.
     """
-    costs: dict[tuple[str, ...], list[float]] = {}
+    costs = _costs(cells)
+    trainings: dict[str, float] = {}  # the longest of those that share a run
+    seconds, number, unknown = 0.0, 0, 0
+    for cell, how in cells:
+        if how.name not in (*TO_TRAIN, cell.config.retry):
+            continue
+        done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+        left, known = cell.config.train.epochs - done, costs[cell.kind]
+        number, unknown = number + 1, unknown + (not known)
+        train, evaluate = map(statistics.median, zip(*known, strict=True)) if known else (0.0, 0.0)
+        run = trajectory(cell.config) if shares and cell.config.norm.shares_runs else cell.signature
+        trainings[run] = max(trainings.get(run, 0.0), left * train)
+        seconds += left * evaluate
+    return Estimate(seconds + sum(trainings.values()), number, len(trainings), unknown)
+
+
+def _costs(cells: Statuses) -> dict[tuple[str, ...], list[tuple[float, float]]]:
+    """For each kind, what an epoch of a few finished cells took: to train a run, and to evaluate one cell of it [s]."""
+    costs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for cell, how in cells:
         known = costs.setdefault(cell.kind, [])
         if "done" in (how.name, how.detail) and len(known) < ENOUGH:
             rows = metrics.read_rows(cell.folder / "metrics.csv")
-            known += [statistics.fmean(row.train_seconds + row.eval_seconds for row in rows)] if rows else []
-    seconds, unknown = 0.0, 0
-    for cell, how in cells:
-        if how.name in (*TO_TRAIN, cell.config.retry):
-            done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
-            known = costs[cell.kind]
-            unknown += not known
-            seconds += statistics.median(known) * (cell.config.train.epochs - done) if known else 0
-    return Estimate(seconds, unknown)
+            manifest = layout.read_manifest(cell.folder)
+            sharing = manifest.get("together", 1) / manifest.get("stacked", 1)  # cells a run; each has its share
+            train, evaluate = ([getattr(row, name) for row in rows] for name in metrics.TIME_COLUMNS)
+            known += [(sharing * statistics.fmean(train), statistics.fmean(evaluate))] if rows else []
+    return costs
+
+
+def in_records(cells: Statuses) -> int:
+    """How many of the cells to train the committed records hold, where they can be read."""
+    wanted = {cell.signature: cell for cell, how in cells if how.name in TO_TRAIN}
+    try:
+        there = (
+            archive.signatures(Path(next(iter(wanted.values())).config.results_dir) / "records") if wanted else set()
+        )
+    except UserError:
+        there = set()
+    return len(there & set(wanted))
 
 
 def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
@@ -172,13 +206,14 @@ def missing_data(cells: Sequence[PlannedCell]) -> list[str]:
     for name, data_dir in sorted(wanted):
         if files := download.missing(registry.of("dataset")[name], Path(data_dir)):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            lines.append(f"{name}: {files[0]}{more}; fetched when a cell needs it, or now by `dbnrun data {name}`")
+            lines.append(f"{name}: {files[0]}{more}; downloaded when a run needs it, or now with `dbnrun data {name}`")
     return lines
 
 
 def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
     """The whole plan as plain data."""
-    left = time_left(list(zip(asked.cells, statuses, strict=True)))
+    pairs = list(zip(asked.cells, statuses, strict=True))
+    left = time_left(pairs, asked.shares)
     return {
         "cells": [
             {
@@ -192,6 +227,8 @@ def as_json(asked: Plan, statuses: Sequence[RunStatus]) -> dict[str, Any]:
         ],
         "counts": dict(Counter(how.name for how in statuses)),
         "duplicates_folded": asked.folded,
+        "in_records": in_records(pairs),
+        "training_runs": left.trainings,
         "missing_data": missing_data(asked.cells),
         "seconds_left": round(left.seconds, 1),
         "cells_without_estimate": left.unknown,
@@ -212,31 +249,40 @@ def asked(arguments: Sequence[str], config_dir: str | None = None) -> Plan:
 
 
 def plural(number: int, thing: str) -> str:
-    """'1 cell', '2 cells'."""
+    """'1 run', '2 runs'."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Iterator[str]:
     """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
-    counts = Counter(how.name for how in statuses)
-    folded = f", {plural(found.folded, 'duplicate')} folded" if found.folded else ""
-    yield plural(len(found.cells), "cell") + folded
+    counts, pairs = Counter(how.name for how in statuses), list(zip(found.cells, statuses, strict=True))
+    folded = f", {plural(found.folded, 'duplicate')} left out" if found.folded else ""
+    yield plural(len(found.cells), "run") + folded
     for name, meaning in STATUSES.items():
         if counts[name]:
             yield f"{counts[name]:7} {name:10}  {meaning}"
-    shown = [(c, how) for c, how in zip(found.cells, statuses, strict=True) if everything or how.name not in QUIET]
+    shown = [(cell, how) for cell, how in pairs if everything or how.name not in QUIET]
     for cell, how in shown[: None if everything else MOST_SHOWN]:
         yield f"  {how.name:10}  {cell.folder.name}" + (f"  ({how.detail})" if how.detail else "")
     if not everything and len(shown) > MOST_SHOWN:
-        yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every cell"
+        yield f"  … and {len(shown) - MOST_SHOWN} more; --all lists every run"
+    if recorded := in_records(pairs):
+        are, them = ("is", "it") if recorded == 1 else ("are", "them")
+        yield f"{plural(recorded, 'run')} to train {are} in the records: skip_recorded=true leaves {them} out"
     if lone := sorted({choice for cell in found.cells for choice in alone(cell.config)}):
-        yield f"{', '.join(lone)}: these runs train one by one; no stack knows how to join them"
+        yield f"{', '.join(lone)}: these runs train one by one, because stacks do not support them"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
-    left = time_left(list(zip(found.cells, statuses, strict=True)))
+    yield from _time(time_left(pairs, found.shares))
+
+
+def _time(left: Estimate) -> Iterator[str]:
+    """How long the cells may take to train, and what cannot be said."""
+    if left.trainings < left.cells:
+        yield f"{left.cells} runs share {plural(left.trainings, 'training')}: they differ only in what evaluation uses"
     if left.seconds:
-        yield f"about {duration(left.seconds)} to train, one after another, by what finished cells took"
+        yield f"about {duration(left.seconds)} to train, one after another, as finished runs of the same kind took"
     if left.unknown:
-        yield f"no estimate for {left.unknown} of the cells: none of their kind is finished"
+        yield f"no estimate for {plural(left.unknown, 'run')}: none of the same kind is finished"
 
 
 QUIET = ("done", "forced", "recorded", "left", "new")  # statuses that need no line of their own

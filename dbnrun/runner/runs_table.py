@@ -18,7 +18,7 @@ from typing import Any
 from dbnrun.config.filters import options
 from dbnrun.config.registry import UserError
 from dbnrun.runner.plan import duration, plural
-from dbnrun.runner.status_table import aligned, counted
+from dbnrun.runner.status_table import aligned, counted, shortened
 from dbnrun.runs import catalog, live, metrics
 from dbnrun.runs.catalog import Listed
 from dbnrun.runs.load import RunRecord, read_run, readable
@@ -32,7 +32,7 @@ def table(runs: Sequence[Listed]) -> Iterator[str]:
     """A line a run, in columns, and how many stand how."""
     lines = [HEAD, *map(_line, runs)]
     room = WIDTH - sum(max(map(len, column)) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    yield from aligned([(*line[:-1], _shortened(line[-1], room)) for line in lines])
+    yield from aligned([(*line[:-1], shortened(line[-1], room)) for line in lines])
     yield counted(run.status for run in runs)
 
 
@@ -52,11 +52,6 @@ def _age(run: Listed) -> str:
     except (LookupError, TypeError, ValueError):
         return ""
     return duration(max(0.0, time.time() - updated))
-
-
-def _shortened(name: str, room: int) -> str:
-    """A run's name with its signature, the middle left out where it is too long."""
-    return name if len(name) <= room else f"{name[: room - 10]}…{name[-9:]}"
 
 
 def as_json(run: Listed) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def differences(a: Path, b: Path) -> Iterator[str]:
     yield from _differing("made by", _made_by(one), _made_by(other))
     both = min(len(one.rows), len(other.rows))
     if not both:
-        yield "\nno epoch that both have recorded"
+        yield "\nboth have recorded no common epoch"
         return
     yield f"\nepoch {one.rows[both - 1].epoch}, the last of both"
     rows = [vars(run.rows[both - 1]) for run in (one, other)]
@@ -140,7 +135,7 @@ def differences(a: Path, b: Path) -> Iterator[str]:
     yield ""
     first = catalog.first_difference(one.rows, other.rows)
     if first is None:
-        yield f"the rows of {plural(both, 'epoch')} are equal but for the seconds"
+        yield f"the rows of {plural(both, 'epoch')} are equal, except for the seconds"
     else:
         yield from textwrap.wrap(f"first epoch that differs: {first[0]} ({', '.join(first[1])})", WIDTH)
 
@@ -176,7 +171,7 @@ def exported(runs: Sequence[Listed], to: str) -> Iterator[str]:
 def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[str]:
     """Remove runs, after asking unless `sure`; what a process trains stays. Records are no runs, and stay too."""
     idle = [run for run in runs if run.status.name != "running"]
-    yield from (f"stays: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
+    yield from (f"kept: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
     if not idle:
         yield "nothing to remove"
         return
@@ -184,11 +179,11 @@ def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[st
         yield from table(idle)
         if not sys.stdin.isatty():
             raise UserError(
-                f"runs rm: asks before it removes {plural(len(idle), 'run')}, and here is no terminal; --yes."
+                f"runs rm: it asks before it removes {plural(len(idle), 'run')}, which needs a terminal; or add --yes."
             )
         if input(f"Remove {plural(len(idle), 'run')} with all files? [y/N] ").strip().lower() not in ("y", "yes"):
             yield "nothing removed"
             return
     stayed = {run.folder.name: why for run in idle if (why := catalog.remove(run.folder, results_dir))}
-    yield from (f"stays: {name} ({why})" for name, why in stayed.items())
+    yield from (f"kept: {name} ({why})" for name, why in stayed.items())
     yield f"{plural(len(idle) - len(stayed), 'run')} removed"

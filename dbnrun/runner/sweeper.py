@@ -39,7 +39,7 @@ class CellFailed(Exception):
     """A cell, or some cells of a sweep, failed or diverged. Exit code 1."""
 
 
-MENDED = "a smaller optimizer.lr may help, and retry=diverged trains again what diverged"
+MENDED = "a smaller optimizer.lr may help; retry=diverged trains diverged runs again"
 
 
 class CellSweeper(Sweeper):
@@ -62,7 +62,7 @@ class CellSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         global cells_to_train  # noqa: PLW0603 - read by the task, which Hydra calls with a config alone
         if not isinstance(self.params, Mapping):
-            raise UserError(f"hydra.sweeper.params={self.params}: expected keys and what to sweep them over.")
+            raise UserError(f"hydra.sweeper.params={self.params}: expected keys with the values to sweep over.")
         asked = plan(Composer(self.loader, self.master), self.params, arguments)
         retry = asked.cells[0].config.retry
         pairs = list(zip(asked.cells, statuses(asked.cells), strict=True))
@@ -74,12 +74,12 @@ class CellSweeper(Sweeper):
         _say(_summary(asked, pairs, finished, new))
         without = Counter(setting for cell, _ in finished for setting in lacking(cell.config, cell.folder))
         for setting, count in without.items():
-            _say(f"{setting}: {plural(count, 'cell')} finished without; force=true trains them again")
+            _say(f"{setting}=true: {plural(count, 'run')} finished without it; force=true trains again")
         cells = [cell for cell, _ in new]
         if any(cell.config.fail_fast for cell in cells) and not self._here:
             raise UserError(
-                "fail_fast=true: other launchers submit all cells at once, so none can be stopped; leave it out, or "
-                "sweep in this process (hydra/launcher=fused, without inner)."
+                "fail_fast=true: this launcher submits all runs at once and cannot stop them; leave fail_fast out, or "
+                "train in this process (hydra/launcher=fused, without inner)."
             )
         _check_inputs([cell.config for cell in cells])
         for cell, how in new:
@@ -109,11 +109,11 @@ class CellSweeper(Sweeper):
         except Exception as error:
             if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
-            _say(f"the launcher gave up at a job: {type(error).__name__}: {first_line(error)}")
+            _say(f"The launcher stopped at a job: {type(error).__name__}: {first_line(error)}")
         ended = Counter(cell.status().name for cell in cells)
-        _say(f"{plural(len(cells), 'cell')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
+        _say(f"{plural(len(cells), 'run')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
         raise CellFailed(
-            "jobs still queued or running go on; `dbnrun status` shows them, the same command does the rest."
+            "jobs that are queued or running go on; `dbnrun status` shows them. Repeat the command to train the rest."
         )
 
 
@@ -148,12 +148,12 @@ Pairs = Sequence[tuple[PlannedCell, RunStatus]]
 
 
 def _summary(asked: Plan, pairs: Pairs, finished: Pairs, new: Pairs) -> str:
-    """'6 cells: 2 to train, 3 finished before, 1 in the records; 1 duplicate folded'."""
+    """'6 runs: 2 to train, 3 finished before, 1 in the records; 1 duplicate left out'."""
     counts = Counter(how.name for _, how in pairs)
-    text = f"{plural(len(pairs), 'cell')}: {len(new)} to train, {len(finished)} finished before"
+    text = f"{plural(len(pairs), 'run')}: {len(new)} to train, {len(finished)} finished before"
     text += f", {counts['recorded']} in the records" if counts["recorded"] else ""
-    text += f", {counts['left']} left alone by retry={asked.cells[0].config.retry}" if counts["left"] else ""
-    return text + (f"; {plural(asked.folded, 'duplicate')} folded" if asked.folded else "")
+    text += f", {counts['left']} skipped by retry={asked.cells[0].config.retry}" if counts["left"] else ""
+    return text + (f"; {plural(asked.folded, 'duplicate')} left out" if asked.folded else "")
 
 
 def _died(folder: Path) -> bool:
@@ -164,25 +164,26 @@ def _conclude(outcomes: Sequence[Outcome], asked: int, diverged_before: int) -> 
     """Say in one table how the cells of a sweep ended. Raises CellFailed where one failed or diverged."""
     counts = Counter(outcome.status for outcome in outcomes)
     if len(outcomes) < asked:
-        counts["not tried"] = asked - len(outcomes)
+        counts["not started"] = asked - len(outcomes)
     if asked:
-        _say(f"{plural(asked, 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        _say(f"{plural(asked, 'run')}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     failed = [outcome for outcome in outcomes if outcome.status in FAILED]
     for outcome in failed:
         _say(f"  {outcome.status} {outcome.name}: {outcome.message}" + _log_of(outcome, "\n    log: {}"))
     diverged = [outcome for outcome in outcomes if outcome.diverged]
     for outcome in diverged:
-        _say(f"  diverged {outcome.name}" + (f": at {outcome.where}" if outcome.where else ""))
+        where = f": the training loss is not finite from {outcome.where} on" if outcome.where else ""
+        _say(f"  diverged {outcome.name}{where}")
     wrong = []
     if failed:
         refused = all(outcome.status == "refused" for outcome in failed)
-        then = "mend what was refused and sweep again" if refused else "retry=failed tries those that failed again"
-        wrong.append(f"{len(failed)} of {plural(asked, 'cell')} failed; {then}.")
+        then = "correct what was refused and repeat the command" if refused else "the same command tries them again"
+        wrong.append(f"{len(failed)} of {plural(asked, 'run')} failed; {then}.")
     if diverged:
         also = f", and {diverged_before} before" if diverged_before else ""
-        wrong.append(f"{len(diverged)} of {plural(asked, 'cell')} diverged{also}; {MENDED}.")
+        wrong.append(f"{len(diverged)} of {plural(asked, 'run')} diverged{also}; {MENDED}.")
     elif diverged_before:
-        wrong.append(f"{plural(diverged_before, 'cell')} diverged before (`dbnrun status` shows where); {MENDED}.")
+        wrong.append(f"{plural(diverged_before, 'run')} diverged before (`dbnrun status` shows where); {MENDED}.")
     if wrong:
         raise CellFailed(" ".join(wrong))
 
@@ -204,7 +205,7 @@ def left_alone(config: RunConfig) -> Outcome | None:
     how = cell.status().name
     if how == config.retry:
         return None
-    message = f"it is {how} and retry={config.retry} trains others"
+    message = f"skipped ({how}): retry={config.retry} trains only {config.retry} runs"
     return Outcome(cell.folder.name, cell.folder, "left", message=message)
 
 
@@ -217,13 +218,15 @@ def announce(outcome: Outcome, number: int) -> None:
 def sentence(outcome: Outcome) -> str:
     """How a cell ended; the folder bears its name."""
     if outcome.status == "held":
-        return f"left to {outcome.message}: {outcome.folder}"
+        return f"skipped: {outcome.message} trains it: {outcome.folder}"
     if outcome.status == "left":
-        return f"left alone, for {outcome.message}: {outcome.folder}"
+        return f"{outcome.message}: {outcome.folder}"
     if outcome.status in FAILED:
         return f"{outcome.status}: {outcome.message}" + _log_of(outcome, " (traceback in {})")
-    ended = f"{outcome.message} before" if outcome.status == "skipped" else outcome.status
-    ended += f" at {outcome.where}" if outcome.where else ""
+    before = outcome.status == "skipped"
+    ended = f"{outcome.message} before" if before else outcome.status
+    ended += f" at {outcome.where}: the training loss is not finite" if outcome.where else ""
+    ended = f"skipped ({ended})" if before else ended
     row, result = outcome.row, ""
     if row and row.test_error_pct is not None:
         result = f", test error {row.test_error_pct:.2f} % after epoch {row.epoch}"

@@ -68,7 +68,7 @@ def update(folder: Path, runs: Sequence[RunRecord], file_of: Callable[[Mapping[s
             for experiment in sorted(changed):
                 _write(folder, experiment, [run for run in united if file_of(run.cell) == experiment])
     except lock.Held as held:
-        raise UserError(f"{folder}: being written by {held}; wait for it to end, then ask again.") from None
+        raise UserError(f"{folder}: {held} is writing to it; wait until it ends, then repeat the command.") from None
     say_unlike(unlike)
     return read(folder)
 
@@ -98,11 +98,11 @@ def _read(path: Path) -> list[RunRecord]:
     runs, described = [], _described(path.with_suffix(".json"))
     for signature, rows in _rows(path).items():
         if signature not in described:
-            raise UserError(f"{path}: cell {signature} is not in {path.stem}.json beside it; {RESTORE}.")
+            raise UserError(f"{path}: run {signature} is not in {path.stem}.json beside it; {RESTORE}.")
         cell, manifest = described[signature]
         if layout.is_stale(manifest, cell["dataset"]["name"]):
             raise UserError(
-                f"{path}: cell {signature} was recorded by code whose numbers differ from this one's; move the file "
+                f"{path}: run {signature} was recorded by a version with other numbers; move the file "
                 "and its .json away and record its runs again."
             )
         _check_whole(path, signature, cell, manifest, rows)
@@ -152,7 +152,7 @@ def _check_whole(
     epochs = cell["train"]["epochs"] if manifest["status"] == "done" else len(rows)
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise UserError(
-            f"{path}: cell {signature} has epochs {rows[0].epoch} to {rows[-1].epoch} in {len(rows)} rows, "
+            f"{path}: run {signature} has epochs {rows[0].epoch} to {rows[-1].epoch} in {len(rows)} rows, "
             f"expected 1 to {epochs}; {RESTORE}."
         )
 

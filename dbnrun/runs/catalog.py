@@ -58,7 +58,7 @@ def read(folder: Path) -> Listed:
         cell = read_cell(folder)
         dataset, _ = cell["dataset"]["name"], int(cell["train"]["epochs"])
     except Exception as error:  # whatever a damaged file makes of it
-        raise UserError(f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}).") from None
+        raise UserError(f"{folder / 'config.yaml'}: not a run of dbnrun ({type(error).__name__}).") from None
     manifest = layout.read_manifest(folder)
     return Listed(folder, cell, manifest, status_of(folder, dataset, manifest))
 

@@ -68,5 +68,5 @@ def _runs(path: str | Path | None) -> list[RunRecord]:
         except UserError as error:
             warnings.warn(f"left out: {error}", stacklevel=3)
     if not runs:
-        raise UserError(f"{where}: no runs there; expected a results folder, such as the one of results_dir=….")
+        raise UserError(f"{where}: it holds no runs; expected a results folder, such as that of results_dir=….")
     return runs

@@ -93,14 +93,14 @@ def described(folder: Path) -> RunRecord:
     try:
         cell = read_cell(folder)
         if int(cell["train"]["epochs"]) < 1 or not _has_what_a_report_reads(cell):
-            raise ValueError("not a cell")
+            raise ValueError("not a run")
     except UserError:
         raise
     except OSError as error:
         raise _not_readable(folder, error) from None
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'config.yaml'}: not a cell of dbnrun ({type(error).__name__}); move it away."
+            f"{folder / 'config.yaml'}: not a run of dbnrun ({type(error).__name__}); move it away."
         ) from None
     manifest = layout.read_manifest(folder)
     status = str(manifest.get("status", ""))
@@ -126,7 +126,7 @@ def with_rows(run: RunRecord) -> RunRecord:
 
 
 def _not_readable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); mend it, or move it away.")
+    return UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); repair it, or move it away.")
 
 
 def read_cell(folder: Path) -> dict[str, Any]:
@@ -194,10 +194,10 @@ def say_unlike(unlike: Sequence[Pair]) -> None:
     runs = "runs differ" if len(unlike) > 1 else "run differs"
     apart = f"by up to {far:.3g} pp of test error" if math.isfinite(far) else "one of the two has diverged"
     print(
-        f"{len(unlike)} {runs} from the copy that is used (the record, else the first one): "
-        f"{apart} ({other.folder} against {kept.folder}). Another machine, device, number of threads, stack or compile "
-        "rounds otherwise; another device also draws other dropout and augmentation. `dbnrun report RUNS --out DIR` "
-        "draws runs on their own."
+        f"{len(unlike)} {runs} from the copy that is used (the record, or else the first): "
+        f"{apart} ({other.folder} against {kept.folder}). Rounding depends on the machine, device, threads, stack and "
+        "compile; dropout and augmentation depend on the device. `dbnrun report RUNS --out DIR` draws runs "
+        "on their own."
     )
 
 

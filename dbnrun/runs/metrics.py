@@ -150,7 +150,7 @@ def refuse_unknown_columns(path: Path, known: Collection[str] = COLUMNS) -> None
     if unknown := [name for name in names if name not in known]:
         raise UserError(
             f"{path}: has the column {unknown[0]!r}, which this version of dbnrun does not know and would lose; "
-            "go on with the version that wrote it, or move it away to begin anew."
+            "continue with the version that wrote it, or move it away to start over."
         )
 
 

@@ -90,7 +90,7 @@ class RunDir:
         if not self._is_finished():
             return None
         for setting in lacking(self.config, self.folder):
-            _warn(f"{self.name}: was finished without {setting}=true; force=true trains it again")
+            _warn(f"{self.name}: finished without {setting}=true; force=true trains it again")
         rows = metrics.read_rows(self.folder / "metrics.csv")
         manifest = layout.read_manifest(self.folder)
         where = layout.divergence(manifest)
@@ -109,7 +109,7 @@ class RunDir:
                 if self._is_finished():
                     self._set_records_aside()
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written to ({error.strerror}), as force=true must.") from None
+            raise UserError(f"{self.folder}: cannot be written to ({error.strerror}); force=true needs that.") from None
 
     @property
     def position(self) -> Position:
@@ -183,7 +183,7 @@ class RunDir:
         if self.states:
             self.go_on_from(max(self.states))
         elif self._recorded:
-            _warn(f"{self.folder}: no usable checkpoint; starting over, the rows so far are kept aside")
+            _warn(f"{self.folder}: no checkpoint can be used; training starts over, and the old rows are kept aside")
             layout.set_aside(self.folder / layout.PROBE, self.folder / "metrics.csv")
 
     def describe_training(self, **facts: Any) -> None:
@@ -296,7 +296,7 @@ class RunDir:
         """Keep aside what was recorded of a cell that is stale, or diverged and asked for again."""
         manifest = layout.read_manifest(self.folder)
         if layout.is_stale(manifest, self.config.dataset.name):
-            _warn(f"{self.folder}: recorded by code whose numbers differ from this one's; kept aside, trained again")
+            _warn(f"{self.folder}: a version with other numbers recorded it; it trains again and keeps the old records")
         elif not self.config.retry == "diverged" == manifest.get("status"):
             return
         self._set_records_aside()

@@ -12,16 +12,16 @@ from dbnrun.runs.metrics import EpochRow
 
 # How a cell can stand, in the order in which `dbnrun plan` counts them.
 STATUSES = {
-    "done": "trained to its end",
-    "diverged": "ended with a loss that is not finite; retry=diverged trains it again",
-    "forced": "finished, and force=true trains it again, the old records kept aside",
-    "recorded": "in the committed records, and skip_recorded=true leaves it out",
+    "done": "finished",
+    "diverged": "ended because the training loss was not finite; retry=diverged trains it again",
+    "forced": "finished; force=true trains it again and keeps the old records aside",
+    "recorded": "in the committed records; skip_recorded=true leaves it out",
     "running": "a live process trains it",
-    "unfinished": "goes on from its last checkpoint",
-    "failed": "raised an error; tried again when asked for",
-    "left": "not of those that retry= asks for",
-    "stale": "recorded by code whose numbers differ from this one's; trained again, the old records kept aside",
-    "new": "nothing is recorded",
+    "unfinished": "continues from its last checkpoint",
+    "failed": "ended with an error; the same command tries it again",
+    "left": "skipped: retry= selects other runs",
+    "stale": "recorded by an older version with other numbers; trained again, the old records kept aside",
+    "new": "not trained yet",
 }
 ON_DISK = ("running", "failed", "unfinished", "stale", "diverged", "done", "new")  # those of a folder, worst first
 TO_TRAIN = ("forced", "unfinished", "failed", "stale", "new")  # what a sweep would train; retry=diverged adds those
@@ -45,11 +45,11 @@ def recorded_status(folder: Path, dataset: str, manifest: Mapping[str, Any] | No
     """The same, whether or not a process trains it now."""
     manifest = layout.read_manifest(folder) if manifest is None else manifest
     if layout.is_stale(manifest, dataset):
-        return RunStatus("stale", f"by results version {manifest.get('results_version', 1)}")
+        return RunStatus("stale", f"of results version {manifest.get('results_version', 1)}")
     status = str(manifest.get("status", "new"))
     lost = status in layout.FINISHED and not (folder / "metrics.csv").is_file()
     if lost or status in ("running", "interrupted"):  # a holder that is dead could not say so itself
-        return RunStatus("unfinished", "its metrics.csv is gone" if lost else "")
+        return RunStatus("unfinished", "its metrics.csv is missing" if lost else "")
     details = {"failed": str(manifest.get("error", "")), "diverged": layout.divergence(manifest)}
     return RunStatus(status if status in STATUSES else "new", details.get(status, ""))
 

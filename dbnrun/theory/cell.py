@@ -27,7 +27,7 @@ def line(config: RunConfig) -> str:
         stepper = f"lr_schedule={config.lr_schedule.name}" if config.lr_schedule.varies else optimizer.name
         steps = f" at the admissible eta(m) = 1/m; {stepper}'s steps are no sequence eta(m), so outside it."
     said = [f"{name} {report.verdict(name)}{_why(report, name)}" for name in ("Theorem 7", "Lemma 8")]
-    caveat = "Full gradients are assumed; this cell trains on mini-batches."
+    caveat = "Full gradients are assumed; this run trains on mini-batches."
     return f"theory: alpha(m) = {alpha}: {', '.join(said)}{steps} {caveat}"
 
 

@@ -80,7 +80,7 @@ def test_the_cli_bench_trains_a_new_cell_each_time_beside_one_that_is_finished(d
             subject()
     ours = [words[2:] for words in commands if words[:2] == ("-m", "dbnrun")]
     said = [dbnrun(*words, "train.limit_batches=1") for words in ours if words[0].startswith("dataset=")]
-    assert [done.stderr.split(",")[0] for done in said] == ["done", "done", "done", "done before"]
+    assert [done.stderr.split(",")[0] for done in said] == ["done", "done", "done", "skipped (done before)"]
 
 
 def test_findings_are_printed_and_written_as_json(monkeypatch, capsys, tmp_path):

@@ -105,9 +105,9 @@ def test_a_registered_class_has_typed_options_and_its_source_in_the_cell(here, d
 def test_a_registered_class_is_swept_planned_and_trained_by_workers(here, dbnrun):
     sweep = ["norm=bn,mine", "seed=0,1", "plugins=[mylab.norms]", *QUICK]
     planned = dbnrun("plan", *sweep)
-    assert "4 cells" in planned.stdout and "norm=mine: these runs train one by one" in planned.stdout, planned.stderr
+    assert "4 runs" in planned.stdout and "norm=mine: these runs train one by one" in planned.stdout, planned.stderr
     done = dbnrun("-m", *sweep, "hydra/launcher=joblib")
-    assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
+    assert done.returncode == 0 and "4 runs: 4 done" in done.stderr, done.stderr
 
 
 def test_an_installed_distribution_registers_its_choices_by_an_entry_point(here, dbnrun):
@@ -126,7 +126,7 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
     (folder,) = runs(here, "RMS")
     assert yaml.safe_load((folder / "config.yaml").read_text())["norm"]["options"] == {"eps": 0.1}
     swept = dbnrun(*given, "experiment=ours", "threads=1")
-    assert swept.returncode == 0 and "4 cells: 4 done" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "4 runs: 4 done" in swept.stderr, swept.stderr
     planned = dbnrun("plan", "--json", *given, "experiment=ours")
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["counts"] == {"done": 4}
@@ -135,7 +135,7 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["norm=mine"], "norm=mine: expected one of"),
+        (["norm=mine"], "norm=mine: not supported; expected one of"),
         (["norm=min", "plugins=[mylab.norms]"], "Did you mean 'mine'?"),
         (["norm=mine", "norm.epsilon=1", "plugins=[mylab.norms]"], "Did you mean 'norm.eps'?"),
         (["norm=mine", "norm.eps=-1", "plugins=[mylab.norms]"], "norm.eps=-1.0: expected a number above 0."),
@@ -145,7 +145,7 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
         (["plugins=[group]"], "expected a group among dataset, model, norm"),
         (["plugins=[taken]"], '@choice("norm", "bn"): dbnrun.norm.options has registered this name'),
         (["plugins=[plain]"], "expected a subclass of the group's class in dbnrun.norm.options"),
-        (["-m", "plugins=choice(mylab.norms,mylab.layers)"], "expected one value; it changes no number"),
+        (["-m", "plugins=choice(mylab.norms,mylab.layers)"], "expected one value; it changes no result"),
         (["--config-dir", "lap", "norm=theirs"], "--config-dir lap: there is no such folder"),
         (["hydra.searchpath=[lap]", "norm=theirs"], "hydra.searchpath lap: there is no such folder"),
         (["hydra.searchpath=[pkg://no.such]", "norm=theirs"], "pkg://no.such: there is no such folder"),
@@ -153,9 +153,9 @@ def test_a_yaml_file_in_a_folder_of_ones_own_is_a_choice_and_an_experiment(here,
         (["--config-dir", "lab", "experiment=our"], "Did you mean 'ours'?"),
         (["--config-dir", "hides"], "hides/norm/bn.yaml: dbnrun has norm=bn already"),
         (["--config-dir", "lab", "norm=syntax"], "lab/norm/syntax.yaml, line 3: expected ',' or ']'"),
-        (["--config-dir", "lab", "norm=unknown"], "norm/unknown.yaml: its choice takes no epsilon; the file begins"),
-        (["--config-dir", "lab", "norm=no_base"], "norm/no_base.yaml: its choice takes no target; the file begins"),
-        (["--config-dir", "lab", "norm=empty"], "norm: its YAML file has no options of a choice; begin it with"),
+        (["--config-dir", "lab", "norm=unknown"], "norm/unknown.yaml: this choice has no option epsilon. The file"),
+        (["--config-dir", "lab", "norm=no_base"], "norm/no_base.yaml: this choice has no option target. The file"),
+        (["--config-dir", "lab", "norm=empty"], "norm: its YAML file sets no choice; begin it with"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_is_written(here, dbnrun, words, said):

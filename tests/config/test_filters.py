@@ -86,7 +86,7 @@ def test_options_say_what_a_command_would_have_to_say_to_compose_the_cell_again(
         ("seed=zero", "seed=zero: expected a number."),
         ("norm.affine=yess", "norm.affine=yess: expected true or false."),
         ("norm.average=vra", "norm.average=vra: expected one of std, var, inv_std. Did you mean 'var'?"),
-        ("threads=2", "threads changes no number, and runs do not record it"),
+        ("threads=2", "threads changes no result, and runs do not record it"),
     ],
 )
 def test_a_mistyped_filter_is_refused_with_the_nearest_name(word, said):

@@ -322,7 +322,7 @@ SMALL = ("dataset=folder", "dataset.path=images", "data_dir=data", "train.batch_
 @pytest.mark.parametrize("model", ["fnn", "cnn"])
 def test_the_command_trains_plans_and_reports_a_cell_on_a_folder(few, dbnrun, model):
     words = (*SMALL, "dataset.label=Beasts", f"model={model}", "norm=dbn", "train.epochs=1")
-    for status in ("done, test error", "done before, test error"):
+    for status in ("done, test error", "skipped (done before), test error"):
         answer = dbnrun(*words)
         assert answer.returncode == 0 and answer.stderr.startswith(status), answer.stderr
     (folder,) = (few.parent / "results/runs").iterdir()
@@ -341,10 +341,10 @@ def test_a_run_on_a_folder_that_is_cut_off_goes_on_to_the_same_numbers(few, comp
     whole = execute.run(cell("whole"))
     write_row = RunDir.write
 
-    def stop_after_the_first(self, row):
+    def stop_after_the_first(self, row, *more):
         if row.epoch == 2:
             raise KeyboardInterrupt
-        write_row(self, row)
+        write_row(self, row, *more)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(RunDir, "write", stop_after_the_first)
@@ -373,7 +373,7 @@ def test_a_sweep_over_folders_is_refused_before_the_first_cell_where_the_last_on
     (few.with_name("worse") / "bee" / "0001.png").write_bytes(b"no image")
     answer = dbnrun("-m", *SMALL, "dataset.path=images,worse", "seed=0,1")
     said = answer.stderr.splitlines()
-    assert answer.returncode == 2 and said[0].startswith("4 cells: 4 to train") and len(said) == 2, answer.stderr
+    assert answer.returncode == 2 and said[0].startswith("4 runs: 4 to train") and len(said) == 2, answer.stderr
     assert re.fullmatch(r"dbnrun: .*worse/bee/0001\.png: cannot be read as an image .*", said[1])
     assert not (few.parent / "results").exists()
 

@@ -232,7 +232,7 @@ def test_a_wrong_table_is_refused_in_one_line_that_names_it(load, content, chang
 SECOND = {
     "a label of its own": (
         BASE.replace("y", "z"),
-        r"s\.csv: no record of the training part has the label z of .*'kind'",
+        r"s\.csv: the training part has no record with label z in .*'kind'",
     ),
     "other columns": (BASE.replace("a,", "b,"), r"t\.csv: has no column 'b', which .*s\.csv has"),
     "text for numbers": (BASE.replace("1,", "one,"), r"s\.csv: column 'a' holds text, and numbers in .*t\.csv"),
@@ -249,7 +249,7 @@ def test_a_second_file_that_does_not_fit_is_refused(load, table, content, line, 
 def test_a_label_that_only_the_test_part_has_is_refused(load):
     frame = flowers()
     frame.loc[parts_of(frame)[2].index[0], "kind"] = "tulip"
-    with pytest.raises(UserError, match=r"no record of the training part has the label tulip"):
+    with pytest.raises(UserError, match=r"the training part has no record with label tulip"):
         load(frame)
 
 
@@ -276,7 +276,7 @@ def test_a_sweep_is_refused_before_the_first_cell_where_the_table_of_the_last_on
     typed = ["dataset=table", "dataset.path=t.csv", "dataset.label=kind,kint", "seed=0,1", "train.batch_size=10"]
     done = dbnrun("-m", *typed, "progress=false")
     said = done.stderr.splitlines()
-    assert done.returncode == 2 and said[0].startswith("4 cells: 4 to train") and len(said) == 2, done.stderr
+    assert done.returncode == 2 and said[0].startswith("4 runs: 4 to train") and len(said) == 2, done.stderr
     assert "dataset.label=kint: t.csv has no" in said[1] and not (tmp_path / "results").exists()
 
 
@@ -296,7 +296,7 @@ def test_a_table_is_planned_trained_resumed_and_reported(dbnrun, tmp_path):
     cell = ["dataset=table", "dataset.label=kind", "train.epochs=3", "train.batch_size=20", "progress=false"]
     here = [*cell, 'dataset.path="my flowers.csv"']
     planned = dbnrun("plan", *here, "seed=0,1")
-    assert planned.returncode == 0 and "2 cells" in planned.stdout and "missing data" not in planned.stdout
+    assert planned.returncode == 0 and "2 runs" in planned.stdout and "missing data" not in planned.stdout
     assert dbnrun(*here, before=STOP_AFTER_AN_EPOCH).returncode == 130
     (folder,) = tmp_path.glob("results/runs/table-fnn-bn-seed0-*")
     assert len(rows(folder)) == 1

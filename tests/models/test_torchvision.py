@@ -259,7 +259,7 @@ def test_its_runs_train_alone_whatever_a_stack_may_hold_and_the_plan_says_so(cel
     assert list(grouped(configs, lambda _: 20)) == [[[0]], [[1]]]
     asked = plan.asked([*RESNET, "seed=0,1"])
     said = list(plan.lines(asked, plan.statuses(asked.cells), everything=False))
-    assert "model=torchvision: these runs train one by one; no stack knows how to join them" in said
+    assert "model=torchvision: these runs train one by one, because stacks do not support them" in said
     other = plan.asked(["seed=0,1"])
     assert not any("one by one" in line for line in plan.lines(other, plan.statuses(other.cells), everything=False))
 

@@ -209,8 +209,11 @@ def test_a_schedule_that_cannot_be_meant_is_refused(words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("lr_schedule=cosine lr_schedule.factor=0.5", "lr_schedule 'cosine' takes no factor; it belongs to step."),
-        ("lr_schedule=one_cycle lr_schedule.warmup=1", "it belongs to constant, cosine, step. Leave it out."),
+        (
+            "lr_schedule=cosine lr_schedule.factor=0.5",
+            "lr_schedule=cosine has no option factor; it is an option of",
+        ),
+        ("lr_schedule=one_cycle lr_schedule.warmup=1", "it is an option of constant, cosine, step. Leave it out."),
         ("lr_schedule=cosine lr_schedule.warmup=99", "lr_schedule.warmup=99: expected at most train.epochs=10"),
         ("lr_schedule=cosin", "Did you mean 'cosine'?"),
     ],

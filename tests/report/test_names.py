@@ -129,7 +129,7 @@ def test_a_choice_without_a_name_makes_no_cell(tmp_path, capsys, group, name):
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     assert main(["report", str(tmp_path), "--strict", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "config.yaml: not a cell of dbnrun" in line
+    assert "config.yaml: not a run of dbnrun" in line
 
 
 def test_learning_rate_schedules_networks_and_ones_own_data_make_short_file_names(tmp_path):

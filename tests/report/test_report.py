@@ -320,10 +320,10 @@ def no_file(folder):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda folder: (folder / "config.yaml").write_text("just: something"), r"config\.yaml: not a cell of dbnrun"),
-        (lambda folder: (folder / "config.yaml").write_bytes(b"\xff\x00"), r"config\.yaml: not a cell of dbnrun"),
-        (lambda folder: (folder / "config.yaml").write_text(""), r"config\.yaml: not a cell of dbnrun"),
-        (no_schedule, r"config\.yaml: not a cell of dbnrun"),
+        (lambda folder: (folder / "config.yaml").write_text("just: something"), r"config\.yaml: not a run of dbnrun"),
+        (lambda folder: (folder / "config.yaml").write_bytes(b"\xff\x00"), r"config\.yaml: not a run of dbnrun"),
+        (lambda folder: (folder / "config.yaml").write_text(""), r"config\.yaml: not a run of dbnrun"),
+        (no_schedule, r"config\.yaml: not a run of dbnrun"),
         (lambda folder: (folder / "metrics.csv").write_text("a\n1\n"), r"metrics\.csv: expected the column 'epoch'"),
         (lambda folder: (folder / "metrics.csv").write_bytes(b"\xff\n"), r"metrics\.csv: not text"),
         (no_file, r"metrics\.csv: cannot be read \(Is a directory\)"),
@@ -345,7 +345,7 @@ def test_folders_of_which_none_can_be_read_are_refused(tmp_path, capsys):
     (record(tmp_path, cell("bn"), [1]) / "config.yaml").write_text("just: something")
     assert main(["report", str(tmp_path)]) == 2
     warned, refused = capsys.readouterr().err.splitlines()
-    assert "config.yaml: not a cell" in warned and refused.startswith(f"dbnrun: {tmp_path}: no runs; record some")
+    assert "config.yaml: not a run" in warned and refused.startswith(f"dbnrun: {tmp_path}: no runs; record some")
 
 
 def full_table(results, seeds=2, epochs=6):

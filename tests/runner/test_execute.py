@@ -137,7 +137,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_or_the_start_is
     assert numbers_of(resumed) == numbers_of(whole)
     said = capsys.readouterr().err
     assert said.count("a checkpoint that cannot be used is kept as") == len(files)
-    assert ("starting over" in said) == (len(files) == 2)
+    assert ("training starts over" in said) == (len(files) == 2)
     # The checkpoints, and where we start over the rows that they belonged to.
     assert len(list(resumed.folder.glob("*.set-aside-1.*"))) == len(files) + (len(files) == 2)
 
@@ -425,7 +425,7 @@ def test_records_of_an_older_results_version_are_kept_aside_and_trained_again(ce
     assert again.status == "done" and numbers_of(again) == numbers_of(old)
     assert (old.folder / "metrics.set-aside-1.csv").read_text() == text
     assert not (old.folder / "weights.pt").exists() and (old.folder / "weights.set-aside-1.pt").exists()
-    assert "whose numbers differ" in capsys.readouterr().err
+    assert "a version with other numbers recorded it" in capsys.readouterr().err
     assert status.status_of(old.folder, "digits").name == "done"
 
 
@@ -469,7 +469,7 @@ def test_clocks_going_backwards_change_nothing(cell, monkeypatch):
 def test_precisions_that_a_device_lacks_are_refused(cell):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    for override, message in (("device=cuda", "sees no CUDA device"), ("precision=tf32", "none is here")):
+    for override, message in (("device=cuda", "sees no CUDA device"), ("precision=tf32", "torch sees none")):
         config = replace(cell(override.replace("tf32", "fp32")))
         config.precision, config.device = ("tf32", "auto") if "tf32" in override else ("fp32", "cuda")
         with pytest.raises(UserError, match=message):

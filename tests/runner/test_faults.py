@@ -120,7 +120,7 @@ def test_two_processes_on_one_cell_one_trains_the_other_says_who_and_goes_on_to_
     process = start(*LONG)
     other = dbnrun("-m", *LONG[1:], "train.epochs=100000,2", timeout=240)
     assert other.returncode == 0, other.stderr
-    assert f"left to process {process.pid} on" in other.stderr and "1 held" in other.stderr
+    assert f"skipped: process {process.pid} on" in other.stderr and "1 held" in other.stderr
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and said.count("\n") == 1, said
@@ -164,7 +164,7 @@ WAYS = {
 def test_a_cell_that_breaks_does_not_stop_the_others(dbnrun, tmp_path, way):
     done = dbnrun("-m", "seed=0,1,2", *QUICK, before=BREAK.format(what=WAYS[way]))
     assert done.returncode == 1 and one_line(done), done.stderr
-    assert "3 cells: 2 done, 1 failed" in done.stderr
+    assert "3 runs: 2 done, 1 failed" in done.stderr
     broken = next(folder for folder in runs(tmp_path / "results") if "seed1" in folder.name)
     assert f"log: results/runs/{broken.name}/run.log" in done.stderr and "Traceback" in (broken / "run.log").read_text()
 

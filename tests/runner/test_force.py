@@ -77,10 +77,10 @@ def test_a_forced_sweep_sets_all_aside_first_so_that_the_command_without_force_d
 ):
     sweep = ["-m", *CELL, "seed=0,1,2", *launcher]
     assert command(*sweep)[0] == 0
-    assert "3 forced      finished, and force=true trains it again" in command("plan", *sweep[1:], "force=true")[1]
+    assert "3 forced      finished; force=true trains it again" in command("plan", *sweep[1:], "force=true")[1]
     with stopped_after(3) as recorded:
         code, said = command(*sweep, "force=true")
-    assert code == 130 and "3 cells: 3 to train, 0 finished before" in said and len(recorded) == 3
+    assert code == 130 and "3 runs: 3 to train, 0 finished before" in said and len(recorded) == 3
     folders = sorted((tmp_path / "results" / "runs").iterdir())
     assert [aside(folder, 1) for folder in folders] == [NAMES] * 3
     code, said = command(*sweep)
@@ -100,5 +100,5 @@ def test_force_beside_retry_is_refused(command):
     code, said = command(*CELL, "force=true", "retry=failed")
     assert (
         code == 2
-        and said == "dbnrun: retry=failed, force=true: force trains every finished cell again; leave one out.\n"
+        and said == "dbnrun: retry=failed, force=true: force trains every finished run again; leave one out.\n"
     )

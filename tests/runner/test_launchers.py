@@ -36,7 +36,7 @@ def test_a_sweep_elsewhere_gives_the_folders_and_numbers_of_one_here(
         pytest.skip(f"needs the extra that brings {plugin}")
     assert dbnrun("-m", *QUICK, "results_dir=here").returncode == 0
     done = fresh_dbnrun("-m", f"hydra/launcher={launcher}", *more, *QUICK, "results_dir=there")
-    assert done.returncode == 0 and "4 cells: 4 done" in done.stderr, done.stderr
+    assert done.returncode == 0 and "4 runs: 4 done" in done.stderr, done.stderr
     assert "Warning" not in done.stderr
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
     again = dbnrun("-m", f"hydra/launcher={launcher}", *more, *QUICK, "results_dir=there")

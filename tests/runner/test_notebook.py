@@ -72,9 +72,7 @@ def test_a_loaded_network_of_a_users_own_comes_from_the_runs_sources_and_gives_i
     assert error_of(model, data) == run.metrics["test_error_pct"].iloc[-1]
     kept = run.folder / "source" / "norm" / "helper.py"
     kept.write_text(kept.read_text() + "# changed\n")
-    with pytest.raises(
-        dbnrun.UserError, match="norm: the run's folder keeps no BatchRenorm as it was when the run was trained"
-    ):
+    with pytest.raises(dbnrun.UserError, match="norm: the run's folder has no copy of BatchRenorm"):
         dbnrun.load_run(run.folder)
 
 
@@ -110,7 +108,7 @@ def test_a_run_on_the_users_files_is_loaded_from_where_they_lie_and_other_data_a
         dbnrun.load_run(run.folder)
     assert error_of(*dbnrun.load_run(run.folder, {"dataset.path": "moved.csv"})[:2]) == error
     (here / "moved.csv").write_text("\n".join(["a,b,class", *lines[:-1]]) + "\n")
-    with pytest.raises(dbnrun.UserError, match="its data, or its classes, are not those that it was trained on"):
+    with pytest.raises(dbnrun.UserError, match="its data or classes differ from those that it was trained on"):
         dbnrun.load_run(run.folder, {"dataset.path": "moved.csv"})
 
 
@@ -137,7 +135,7 @@ def test_a_run_without_weights_and_settings_that_are_the_runs_own_are_refused(he
         dbnrun.load_run(run.folder)
     again = dbnrun.train({**TINY, "force": True})
     assert again == run
-    with pytest.raises(dbnrun.UserError, match=r"train\.epochs: is the run's own"):
+    with pytest.raises(dbnrun.UserError, match=r"train\.epochs: it belongs to the run"):
         dbnrun.load_run(run.folder, {"train.epochs": 3})
 
 

@@ -240,7 +240,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
     done = dbnrun("norm=custom", f"norm.target={path}:BatchRenorm", "norm.options.momentum=0.2", *QUICK)
     assert done.returncode == 0, done.stderr
     swept = dbnrun("-m", "norm=bn,custom", f"norm.target={path}:BatchRenorm", "seed=0,1", *QUICK)
-    assert swept.returncode == 0 and "4 cells: 4 done" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "4 runs: 4 done" in swept.stderr, swept.stderr
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         ([*OWN, "norm.options.momentumm=1"], "BatchRenorm takes no momentumm. Did you mean 'momentum'?"),
         ([*OWN, "norm.options.features=1"], "BatchRenorm takes no features."),
         ([*OWN, "norm.optoins.momentum=1"], "there is no key"),
-        ([*OWN, "norm.momentum=1"], "norm 'custom' takes no momentum; it belongs to bn"),
-        (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm 'bn' takes no target; it belongs to custom"),
-        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no cell of this sweep takes it"),
+        ([*OWN, "norm.momentum=1"], "norm=custom has no option momentum; it is an option of bn"),
+        (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm=bn has no option target; it is an option of custom"),
+        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no run of this sweep uses it"),
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
         (["norm=custom", "norm.target=wrong.py:Noise"], "two networks of one seed differ in their first step"),
-        (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict evaluates otherwise"),
+        (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict gives other numbers"),
         (["norm=custom", "norm.target=wrong.py:Fails"], "RuntimeError: no such luck"),
         (["norm=custom", "norm.target=wrong.py:number"], "made int, expected a torch.nn.Module"),
         (["-m", "norm=bn,custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
@@ -278,31 +278,31 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["model=custom", "model.target=mynet.py:Nett"], "mynet.py has no Nett. Did you mean 'Net'?"),
         ([*NET, "model.options.widht=3"], "model.options.widht: Net takes no widht. Did you mean 'width'?"),
         ([*NET, "model.options.num_classes=3"], "Net takes no num_classes. It takes width, dropout."),
-        ([*NET, "model.widths=[3]"], "model 'custom' takes no widths; it belongs to fnn, cnn, two_layer"),
-        (["model=fnn", "model.target=mynet.py:Net"], "model 'fnn' takes no target; it belongs to custom"),
+        ([*NET, "model.widths=[3]"], "model=custom has no option widths; it is an option of fnn, cnn, two_layer"),
+        (["model=fnn", "model.target=mynet.py:Net"], "model=fnn has no option target; it is an option of custom"),
         ([*NET, *DATA], "mynet.py, line 9: ValueError"),
         *(
             (["model=custom", f"model.target=nets.py:{name}"], said)
             for name, said in {
-                "Bare": "model=Bare: there is no place for norm=bn in it; expected batch norms",
-                "Idle": "model=Idle: there is no place for norm=bn in it",
+                "Bare": "model=Bare: it has no place for norm=bn; expected batch norms",
+                "Idle": "model=Idle: it has no place for norm=bn",
                 "Asks": "nets.py, line 32: TypeError: Normalizers.__call__() missing 1 required positional argument",
                 "Other": "norm is a SyncBatchNorm; expected nn.BatchNorm1d, 2d or 3d itself.",
                 "Scaled": "miss 1 parameter(s), first 'net.scale'; groups tried",
-                "Pair": "gave tuple for 100 records of 10 classes; expected logits (100, 10).",
+                "Pair": "returned tuple for 100 records of 10 classes; expected (100, 10).",
                 "Infinite": "is not finite in the first two steps",
                 "Numpy": "two networks of one seed differ in their first step",
                 "Noise": "two networks of one seed differ in their first step",
                 "Awake": "two evaluations of one batch differ",
-                "Hidden": "restored from state_dict evaluates otherwise",
+                "Hidden": "restored from state_dict gives other numbers",
                 "Fails": "RuntimeError: no such luck",
                 "number": "made int, expected a torch.nn.Module",
                 "refuses": "TypeError: Linear.__init__() got an unexpected keyword argument 'width'",
             }.items()
         ),
-        (["model=custom", "model.target=nets.py:Linear", "model.options.out=7"], "gave (100, 7) for 100 records of 10"),
+        (["model=custom", "model.target=nets.py:Linear", "model.options.out=7"], "returned (100, 7) for 100 records"),
         (["model=custom", "model.target=nets.py:Empty", "norm=none"], "the network has no parameters"),
-        (["-m", "model=fnn,custom", "model.target=nets.py:Pair"], "gave tuple"),
+        (["-m", "model=fnn,custom", "model.target=nets.py:Pair"], "returned tuple"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(here, monkeypatch, capsys, words, said):
@@ -311,7 +311,7 @@ def test_a_mistake_is_one_line_before_anything_trains_and_nothing_is_written(her
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
     assert main([*words, *QUICK]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ cells?: ", line)]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d+ runs?: ", line)]
     assert said in line
     assert not list((here / "results").glob("runs/*"))
 
@@ -386,9 +386,9 @@ def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules
     (here / "mean.py").write_text(SCHEDULED)
     words = ["norm=bn,custom", "norm.target=mean.py:Mean", "schedule=alpha_0.5,harmonic", *QUICK]
     planned = dbnrun("plan", *words)
-    assert planned.returncode == 0 and "3 cells, 1 duplicate folded" in planned.stdout, planned.stderr
+    assert planned.returncode == 0 and "3 runs, 1 duplicate left out" in planned.stdout, planned.stderr
     swept = dbnrun("-m", *words)
-    assert swept.returncode == 0 and "3 cells: 3 done" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "3 runs: 3 done" in swept.stderr, swept.stderr
     found = {}
     for folder in (here / "results" / "runs").glob("digits-fnn-Mean-*"):
         cell = yaml.safe_load((folder / "config.yaml").read_text())
@@ -404,7 +404,7 @@ def test_a_normalizer_of_ones_own_that_asks_for_schedule_is_swept_over_schedules
 def test_networks_of_ones_own_are_swept_beside_those_of_the_project_and_named_in_tables(here, dbnrun):
     words = ["model=fnn,custom", "model.target=mynet.py:Net", "model.options.width=4,8", "norm=bn,dbn", *QUICK]
     swept = dbnrun("-m", *words)
-    assert swept.returncode == 0 and "6 cells: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
+    assert swept.returncode == 0 and "6 runs: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
     assert "model=custom: these runs train one by one" in dbnrun("plan", *words).stdout
     names = {folder.name.partition("-seed")[0] for folder in (here / "results" / "runs").iterdir()}
     assert names == {f"digits-{model}-{norm}" for model in ("fnn", "Net") for norm in ("bn", "dbn-alpha0.1")}

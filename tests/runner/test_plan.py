@@ -128,19 +128,19 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
     assert planned["counts"] == dict(Counter(expected)) and planned["duplicates_folded"] == 2
     assert planned["missing_data"] == [] and planned["cells_without_estimate"] == 0
     text = dbnrun("plan", "-m", *words).stdout
-    assert "6 cells, 2 duplicates folded" in text and "RuntimeError: no luck" in text
+    assert "6 runs, 2 duplicates left out" in text and "RuntimeError: no luck" in text
     assert all(name in text for name in expected)
 
     retried = json.loads(dbnrun("plan", *words, "retry=failed", "--json").stdout)
     assert retried["counts"] == {"failed": 1, "left": 3, "diverged": 1, "done": 1}
     again = dbnrun("-m", *words, "retry=failed")
-    assert again.returncode == 0 and "1 to train, 2 finished before, 3 left alone by retry=failed" in again.stderr, (
+    assert again.returncode == 0 and "1 to train, 2 finished before, 3 skipped by retry=failed" in again.stderr, (
         again.stderr
     )
     done = dbnrun("-m", *words)
     assert done.returncode == 1 and "3 to train, 3 finished before" in done.stderr, done.stderr
-    assert "1 cell diverged before" in done.stderr
-    assert "3 cells: 3 done" in done.stderr
+    assert "1 run diverged before" in done.stderr
+    assert "3 runs: 3 done" in done.stderr
     # The cell whose process died without a word came last.
     assert folders[1].name in done.stderr.strip().splitlines()[-3]
     status = dbnrun("status", "--all").stdout
@@ -149,7 +149,7 @@ def test_every_standing_is_told_apart_and_a_sweep_trains_what_is_left(dbnrun, tm
 
 def test_retry_leaves_a_single_cell_alone_that_did_not_fail(dbnrun):
     done = dbnrun(*QUICK, "retry=failed")
-    assert done.returncode == 0 and "left alone, for it is new" in done.stderr
+    assert done.returncode == 0 and "skipped (new): retry=failed trains only failed runs" in done.stderr
 
 
 def test_a_cell_under_way_is_shown_with_its_holder(dbnrun, tmp_path):
@@ -169,13 +169,13 @@ def test_a_failing_cell_is_in_the_table_at_the_end_and_fail_fast_stops_there(dbn
     words = ["-m", *QUICK, "norm=bn", "train.batch_size=100,1500,50"]  # digits has fewer records than 1500 to train on
     done = dbnrun(*words)
     assert done.returncode == 1
-    assert "3 cells: 2 done, 1 refused" in done.stderr and "train.batch_size=1500" in done.stderr
+    assert "3 runs: 2 done, 1 refused" in done.stderr and "train.batch_size=1500" in done.stderr
     fast = dbnrun(*words, "fail_fast=true", "results_dir=fast")
-    assert fast.returncode == 1 and "1 done, 1 refused, 1 not tried" in fast.stderr, fast.stderr
-    assert "1 of 3 cells failed; mend what was refused and sweep again." in fast.stderr
+    assert fast.returncode == 1 and "1 done, 1 refused, 1 not started" in fast.stderr, fast.stderr
+    assert "1 of 3 runs failed; correct what was refused and repeat the command." in fast.stderr
     basic = dbnrun(*words, "fail_fast=true", "hydra/launcher=basic", "results_dir=basic")
     assert basic.returncode == 2 and basic.stderr.splitlines()[-1].startswith(
-        "dbnrun: fail_fast=true: other launchers submit"
+        "dbnrun: fail_fast=true: this launcher submits"
     )
 
 
@@ -187,12 +187,12 @@ def test_missing_data_is_named_before_anything_trains(dbnrun, tmp_path):
 
 def test_an_experiment_is_planned_as_it_would_be_swept(dbnrun):
     shown = dbnrun("plan", "experiment=paper_mnist_a", "seed=0")
-    assert "12 cells, 8 duplicates folded" in shown.stdout and "     12 new" in shown.stdout
+    assert "12 runs, 8 duplicates left out" in shown.stdout and "     12 new" in shown.stdout
 
 
 def test_status_of_a_folder_without_runs_and_of_a_torn_run_says_so(dbnrun, tmp_path):
     nothing = dbnrun("status")
-    assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1 and "no runs there" in nothing.stderr
+    assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1 and "it holds no runs" in nothing.stderr
     assert dbnrun(*QUICK).returncode == 0
     (folder,) = (tmp_path / "results" / "runs").iterdir()
     (folder / "config.yaml").write_text("{[")
@@ -227,7 +227,7 @@ def test_durations_are_said_in_words(seconds, words):
 def test_doctor_finds_this_machine_in_order_and_names_what_is_not(dbnrun, tmp_path):
     well = dbnrun("doctor", "--data-dir", "nowhere")
     assert well.returncode == 0, well.stdout
-    for word in ("device=auto is", "results: writable", "ok   mnist", "two runs of a small cell agree"):
+    for word in ("device=auto is", "results: writable", "-    mnist", "two trainings of a small run agree"):
         assert word in well.stdout
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_a_thousand_cells_at_once_are_planned_and_swept_without_a_fault(dbnrun, 
     quick = ["train.epochs=1", "train.limit_batches=1", "threads=1", "progress=false"]
     done = dbnrun("-m", *words, *quick, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "1000 cells: 1000 done" in done.stderr
+    assert "1000 runs: 1000 done" in done.stderr
     assert len(list((tmp_path / "results" / "runs").iterdir())) == 1000
 
 
@@ -260,9 +260,9 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
     assert planned["counts"] == {"recorded": 1, "new": 1}
     afresh = json.loads(dbnrun("plan", *words[1:], "--json").stdout)
     assert afresh["counts"] == {"new": 2}
-    assert "no estimate for 2 of the cells: none of their kind is finished" in dbnrun("plan", *words[1:]).stdout
+    assert "no estimate for 2 runs: none of the same kind is finished" in dbnrun("plan", *words[1:]).stdout
     done = dbnrun(*words, "skip_recorded=true")
-    assert done.returncode == 0 and "2 cells: 1 to train, 0 finished before, 1 in the records" in done.stderr, (
+    assert done.returncode == 0 and "2 runs: 1 to train, 0 finished before, 1 in the records" in done.stderr, (
         done.stderr
     )
     (record,) = (tmp_path / "results" / "records").glob("*.json")
@@ -277,14 +277,14 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
     ("words", "message"),
     [
         (["-m", "experiment=demo,paper_mnist_a"], "experiment=demo,paper_mnist_a: expected one value"),
-        (["-m", "results_dir=u,v"], "results_dir=u,v: expected one value; it changes no number"),
+        (["-m", "results_dir=u,v"], "results_dir=u,v: expected one value; it changes no result"),
         (["-m", "seed=range(0,0)"], r"seed=range\(0,0\): matches nothing"),
         (["-m", "norm=glob(zz*)"], r"norm=glob\(zz\*\): matches nothing"),
         (["-m", "hydra.sweeper.params=3"], "hydra.sweeper.params=3: expected"),
         (["norm=[bn,dbn]"], r"norm=\[bn,dbn\]: expected one name"),
-        (["seed=0", "-m", "norm=bn,dbn"], "norm=bn,dbn: comes after a flag"),
+        (["seed=0", "-m", "norm=bn,dbn"], "norm=bn,dbn: a key before a flag hides it"),
         (["--resolve"], "--resolve goes with --cfg"),
-        (["--run", "--multirun"], "--run and --experimental-rerun mean nothing"),
+        (["--run", "--multirun"], "--run and --experimental-rerun are not supported"),
         (["results_dir="], "results_dir=.*expected the name of a folder"),
         (["results_dir=/dev/null/x"], "results_dir=/dev/null/x: .* cannot be made there"),
         (["results_dir=" + 5000 * "x"], "cannot be made there .File name too long"),
@@ -314,7 +314,7 @@ def test_rows_that_do_not_bear_out_a_manifest_or_a_checkpoint_are_trained_again(
     metrics = folder / "metrics.csv"
     numbers = [line.rsplit(",", 2)[0] for line in metrics.read_text().splitlines()]
     metrics.unlink()
-    assert "its metrics.csv is gone" in dbnrun("plan", *QUICK).stdout
+    assert "its metrics.csv is missing" in dbnrun("plan", *QUICK).stdout
     assert dbnrun(*QUICK).returncode == 0
     assert [line.rsplit(",", 2)[0] for line in metrics.read_text().splitlines()] == numbers
 

@@ -121,7 +121,7 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue_and_on_from_its_checkpoi
     (job,) = squeue(slurm, "--format=%A")
     subprocess.run(["scancel", "--signal=USR2", job], env={**os.environ, **slurm}, check=True)
     _, said = process.communicate(timeout=900)
-    assert process.returncode == 0 and "1 cell: 1 done" in said, said
+    assert process.returncode == 0 and "1 run: 1 done" in said, said
     assert fresh_dbnrun(*words, "results_dir=here").returncode == 0
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
     started = [line for line in (folder / "run.log").read_text().splitlines() if "_submit.py" in line.split("{")[0]]
@@ -133,6 +133,6 @@ def test_stacks_are_jobs(fresh_dbnrun, slurm, tmp_path):
     words = ["-m", *SWEEP, "train.epochs=2", "train.limit_batches=4", "threads=1", "hydra.launcher.max_stack=6"]
     done = fresh_dbnrun(*words, "hydra.launcher.inner=submitit_slurm", *settings, "results_dir=jobs", env=slurm)
     assert done.returncode == 0, done.stderr
-    assert "12 cells as 2 jobs of submitit_slurm" in done.stderr and "12 cells: 12 done" in done.stderr
+    assert "12 runs as 2 jobs of submitit_slurm" in done.stderr and "12 runs: 12 done" in done.stderr
     assert fresh_dbnrun(*words, "results_dir=here").returncode == 0
     assert numbers(tmp_path / "jobs") == numbers(tmp_path / "here")

@@ -60,11 +60,11 @@ def test_runs_are_listed_by_filters_with_what_they_have_reached(command, results
         assert one["test_error_pct"] == load.read_run(results / "runs" / one["name"]).rows[-1].test_error_pct
 
 
-def test_a_list_fits_100_columns_and_keeps_the_signature_of_a_long_name(command, results):
+def test_a_list_fits_100_columns_and_keeps_the_end_of_a_long_name(command, results):
     folder = folder_of(results, NAMES[0])
     folder.rename(folder.with_name(f"{'long' * 30}-0123abcd"))
     lines = command("runs", "ls")[1].splitlines()
-    assert max(map(len, lines)) == 100 and sum(line.endswith("…-0123abcd") for line in lines) == 1
+    assert max(map(len, lines)) == 100 and sum("…" in line and line.endswith("long-0123abcd") for line in lines) == 1
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_listed(command, results):
@@ -122,7 +122,7 @@ def test_two_runs_are_compared_by_what_differs_and_their_last_common_epoch(comma
             f"{other.test_loss - one.test_loss:+.3g}"] in words  # fmt: skip
     same = command("runs", "diff", a.name, a.name)[1]
     assert "configuration: the same" in same and "made by: the same" in same
-    assert "the rows of 2 epochs are equal but for the seconds" in same
+    assert "the rows of 2 epochs are equal, except for the seconds" in same
 
 
 def test_the_first_epoch_that_differs_is_found_nan_included_and_seconds_left_out(results):
@@ -155,7 +155,7 @@ def test_removing_asks_and_without_a_terminal_is_refused(command, results, answe
         patched.setattr(sys.stdin, "isatty", lambda: False, raising=False)
         code, said = command("runs", "rm", "norm=bn")
     assert code == 2 and listed(said)[:2] == NAMES[:2]
-    assert said.splitlines()[-1].startswith("dbnrun: runs rm: asks before it removes 2 runs, and here is no terminal")
+    assert said.splitlines()[-1].startswith("dbnrun: runs rm: it asks before it removes 2 runs, which needs a terminal")
     answer("n")
     assert command("runs", "rm", "norm=bn")[1].endswith("nothing removed\n") and names(results) == NAMES
     answer("y")
@@ -175,8 +175,8 @@ def test_a_run_that_trains_stays_and_so_does_all_that_no_run_has_made(command, r
     (folder_of(results, NAMES[1]) / "note").symlink_to(kept)
     with lock.leased(folder_of(results, NAMES[0])):
         code, said = command("runs", "rm", "--all", "--yes")
-    assert code == 0 and said.endswith("3 runs removed\n") and said.count("stays: ") == 3
-    assert f"stays: {folder_of(results, NAMES[0]).name} (process " in said
+    assert code == 0 and said.endswith("3 runs removed\n") and said.count("kept: ") == 3
+    assert f"kept: {folder_of(results, NAMES[0]).name} (process " in said
     assert {path.name for path in (results / "runs").iterdir()} == {
         folder_of(results, NAMES[0]).name, link.name, inside.name,
     }  # fmt: skip

@@ -68,7 +68,7 @@ def test_a_newer_versions_columns_are_passed_over_and_never_lost(tmp_path, newer
         writer.write(metrics.EpochRow(**vars(row(1, train_seconds=1.5)), gamma_norm=0.5))
     path = tmp_path / "metrics.csv"
     assert metrics.read_rows(path) == [row(1, train_seconds=1.5)]
-    with pytest.raises(UserError, match=r"metrics.csv: has the column 'gamma_norm'.*go on with the version"):
+    with pytest.raises(UserError, match=r"metrics.csv: has the column 'gamma_norm'.*continue with the version"):
         metrics.refuse_unknown_columns(path)
     path.write_text("epoch,ste")  # torn: no row of it is read, so none is lost
     metrics.refuse_unknown_columns(path)

@@ -1,6 +1,7 @@
 """Fewer evaluations: train.eval_every skips epochs, train.limit_eval records. What is left keeps its numbers."""
 
 import csv
+import functools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from dbnrun.config.compose import composed
 from dbnrun.config.registry import UserError
 from dbnrun.data.dataset import Data, Part, fixed_shuffle, shortened
-from dbnrun.runner import execute, status_table, sweeper
+from dbnrun.runner import execute, progress, status_table, sweeper
 from dbnrun.runner.execute import run_all
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.load import read_run
@@ -199,37 +200,34 @@ def test_a_limit_below_one_batch_and_an_interval_below_one_epoch_are_refused_in_
 class Bar:
     """In place of tqdm's: writes down what is said to it."""
 
-    def __init__(self, said):
+    def __init__(self, said, desc, **_):
         self.said = said
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+        said.append(desc)
 
     def update(self):
         self.said.append("step")
 
-    def set_description(self, words=""):
-        self.said.append(words)
-
-    def set_postfix_str(self, shown, refresh):
+    def set_postfix_str(self, shown):
         self.said.append([pair.partition("=")[0] for pair in shown.split(", ")])
+
+    def close(self):
+        pass
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
-def test_the_bar_says_evaluating_from_the_last_update_to_the_row(cell, monkeypatch, stacked):
+def test_the_bar_names_the_run_and_says_evaluating_from_the_last_update_to_the_row(cell, monkeypatch, stacked):
     said = []
-    monkeypatch.setattr(execute, "_bar", lambda *_: Bar(said))
+    monkeypatch.setattr(progress, "tqdm", functools.partial(Bar, said))
     steps = ["step"] * 3
     sparse = ["train.eval_every=2", "train.epochs=2"]
     if stacked:
         run_all([[cell(*sparse, f"seed={seed}")] for seed in (0, 1)])
-        assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss"], ""]
+        expected = [*steps, ["evaluating"], ["loss"], *steps, ["evaluating"], ["loss"]]
+        assert said == ["digits-fnn-bn-seed0 +1", *expected]
     else:
         execute.run(cell(*sparse))
-        assert said == [*steps, "evaluating", ["loss"], "", *steps, "evaluating", ["loss", "test"], ""]
+        expected = [*steps, ["evaluating"], ["loss"], *steps, ["evaluating"], ["loss", "test"]]
+        assert said == ["digits-fnn-bn-seed0", *expected]
 
 
 def test_status_and_a_sweeps_last_word_know_epochs_without_an_evaluation(cell, monkeypatch):
@@ -242,7 +240,7 @@ def test_status_and_a_sweeps_last_word_know_epochs_without_an_evaluation(cell, m
     for count, error in ((4, f"{rows[2].test_error_pct:.2f} %"), (2, "")):
         (outcome.folder / "metrics.csv").write_text(metrics.csv_text(rows[:count]))
         run = read_run(outcome.folder)
-        line = status_table._line(outcome.folder, status_of(outcome.folder, "digits"))
+        line = status_table._line(status_table.standing(outcome.folder, status_of(outcome.folder, "digits")))
         assert line[1:3] == (f"{count}/5", error)
         seconds = [row.train_seconds + row.eval_seconds for row in run.rows[-3:]]
         assert status_table.epoch_seconds(run) == pytest.approx(sum(seconds) / len(seconds))

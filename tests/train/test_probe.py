@@ -234,8 +234,8 @@ def test_cells_along_one_run_and_in_a_stack_are_probed_each_with_its_own_lambda(
 def test_a_finished_run_without_its_probe_says_how_to_get_it_and_force_keeps_the_old_one(command, tmp_path):
     words = ["train.epochs=1", *TINY]
     assert command(*words)[0] == 0
-    assert "was finished without probe=true; force=true" in command(*words, "probe=true")[1]
-    assert "probe: 1 cell finished without" in command("-m", *words, "probe=true")[1]
+    assert "finished without probe=true; force=true" in command(*words, "probe=true")[1]
+    assert "probe=true: 1 run finished without it" in command("-m", *words, "probe=true")[1]
     for _ in range(2):
         assert command(*words, "probe=true", "force=true")[0] == 0
     assert "finished without" not in command(*words, "probe=true")[1]

@@ -249,7 +249,7 @@ def test_a_stack_refuses_a_normalizer_that_it_does_not_know_and_trains_nothing(t
     monkeypatch.setattr(registry.of("norm")["bn"], "build", lambda _options, features, *_: own(features))
     (first,), (second,) = run_all([[config("norm=bn", f"seed={seed}", results=tmp_path)] for seed in (0, 1)])
     assert first.status == second.status == "refused" and "\n" not in first.message
-    assert f"{own.__module__}.{own.__qualname__}: expected one of DiminishingBatchNorm1d" in first.message
+    assert f"{own.__module__}.{own.__qualname__}: a stack supports only DiminishingBatchNorm1d" in first.message
     assert "max_stack=1" in first.message and not list(tmp_path.glob("runs/*/metrics.csv"))
 
 
@@ -276,7 +276,7 @@ def test_a_stack_refuses_a_layer_that_is_not_exactly_what_it_knows_in_every_netw
     first, second = (cell.model for cell in built([config(*network, f"seed={seed}") for seed in (0, 1)], digits()))
     stack_networks([first, second], [0, 1])
     second.set_submodule(path, layer)
-    with pytest.raises(UserError, match=f"{type(layer).__qualname__}.*: expected one of .*max_stack=1"):
+    with pytest.raises(UserError, match=f"{type(layer).__qualname__}.*: a stack supports only .*max_stack=1"):
         stack_networks([first, second], [0, 1])
 
 

@@ -42,8 +42,8 @@ def kind_of(layers: Sequence[Any], known: Collection[type]) -> type:
         return kinds.pop()
     came = ", ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))
     raise UserError(
-        f"{came}: expected one of {', '.join(kind.__name__ for kind in known)} in every network of a stack, which does "
-        "not know how to stack others; set hydra.launcher.max_stack=1 to train each network alone."
+        f"{came}: a stack supports only {', '.join(kind.__name__ for kind in known)}, the same in every network; "
+        "set hydra.launcher.max_stack=1 to train each network alone."
     )
 
 

@@ -1,0 +1,79 @@
+"""What a user of another program types: each word is refused with what it is here, or that it is not supported."""
+
+import pytest
+
+from dbnrun.cli import VERBS
+from dbnrun.config.aliases import ALIASES, nearest
+from dbnrun.config.registry import choosable
+from dbnrun.config.schema import known_keys
+
+MEANT = [
+    ("plan norm=batchnorm", "Did you mean 'bn'?"),
+    ("plan norm=batch_norm", "Did you mean 'bn'?"),
+    ("plan norm=BatchNorm2d", "Did you mean 'bn'?"),
+    ("plan norm=layernorm", "Did you mean 'ln'?"),
+    ("plan norm=dnb", "Did you mean 'dbn'?"),
+    ("plan learning_rate=0.1", "Did you mean 'optimizer.lr'?"),
+    ("plan lr=0.1", "Did you mean 'optimizer.lr'?"),
+    ("plan train.lr=0.1", "Did you mean 'optimizer.lr'?"),
+    ("plan train.seed=1", "Did you mean 'seed'?"),
+    ("plan norm.epsilon=1", "Did you mean 'norm.eps'?"),
+    ("plan momentum=0.9", "Did you mean 'norm.momentum' or 'optimizer.momentum'?"),
+    ("plan lr_scheduler=cosine", "Did you mean 'lr_schedule'?"),
+    ("plan max_epochs=3", "Did you mean 'train.epochs'?"),
+    ("plan optimzer.lr=1", "Did you mean 'optimizer.lr'?"),
+    ("plan device=gpu", "expected one of auto, cpu, cuda. Did you mean 'cuda'?"),
+    ("plan weight_decay=1e-4", "belongs to a group of parameters: optimizer.groups.weights.weight_decay=1e-4."),
+    ("plan optimizer.weight_decay=0", "belongs to a group of parameters: optimizer.groups.weights.weight_decay=0."),
+    ("plan gpus=1", "That is not supported: a run trains on one device, device=cuda."),
+    ("plan num_workers=4", "That is not supported: data sets lie in memory as a whole."),
+    ("plan model=resnet18", "model=torchvision model.arch=resnet18."),
+    ("plan schedule=0.3", "Write a constant as schedule=constant schedule.alpha=0.3."),
+    ("plan schedule=alpha_0.3", "Write a constant as schedule=constant schedule.alpha=0.3."),
+    ("seed=[0,1,2]", "expected a whole number. To sweep over several: dbnrun -m seed=0,1,2."),
+    ("-m seed=[0,1,2]", "expected a whole number. To sweep over several: dbnrun -m seed=0,1,2."),
+    ("--plan norm=bn", "--plan: plan is a verb; write dbnrun plan in front of the rest."),
+    ("norm=bn --report", "--report: report is a verb; write dbnrun report in front of the rest."),
+    ("stauts", "stauts: no such verb; expected one of plan, status, runs,"),
+    ("stauts", "Did you mean 'status'?"),
+    ("train norm=bn", "Training needs no verb: dbnrun norm=dbn seed=0."),
+    ("train", "Training needs no verb: dbnrun norm=dbn seed=0."),
+    ("ls", "Did you mean 'runs'?"),
+    ("norm=bn, dbn", "'norm=bn, dbn': a space ends a word; write norm=bn,dbn without a space."),
+    ("-m norm=bn, dbn, ln seed=1", "'norm=bn, dbn,': a space ends a word; write norm=bn,dbn,ln without a space."),
+    ("norm=bn ,dbn", "'norm=bn ,dbn': a space ends a word; write norm=bn,dbn without a space."),
+    ("dataset = mnist", "'dataset =': a space ends a word; write dataset=mnist without a space."),
+    ("plan dataset = mnist", "'dataset =': a space ends a word; write dataset=mnist without a space."),
+    ("dataset =mnist", "'dataset =mnist': a space ends a word; write dataset=mnist without a space."),
+    ("plan dataset= mnist", "'dataset= mnist': a space ends a word; write dataset=mnist without a space."),
+    ("runs ls learning_rate=1", "Did you mean 'optimizer.lr'?"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), MEANT)
+def test_a_word_of_another_program_is_answered_with_ours(command, tmp_path, line, said):
+    code, text = command(*line.split())
+    assert code == 2 and text.count("\n") == 1 and said in text, text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["plan norm=xyzzy", "plan trainer=fast", "plan name=x", "plan optimizer.foo=1", "xyzzy"]
+)
+def test_where_nothing_fits_nothing_is_suggested(command, line):
+    code, text = command(*line.split())
+    assert code == 2 and "Did you mean" not in text
+    assert "not supported" in text or "no such verb" in text, text
+
+
+def test_a_quoted_list_with_spaces_is_a_sweep(command):
+    code, text = command("plan", "norm=bn, dbn")
+    assert code == 0 and text.startswith("2 runs\n")
+
+
+@pytest.mark.parametrize("word", ALIASES)
+def test_every_alias_leads_to_a_word_that_there_is(word):
+    leaves = [key.rpartition(".")[2] for key in known_keys()]
+    choices = [name for names in choosable().values() for name in names]
+    known = dict.fromkeys([*choices, *VERBS, *known_keys(), *leaves, "cuda", "bf16", "fp32"])
+    assert nearest(word, known) == f" Did you mean {ALIASES[word]!r}?"
