@@ -152,7 +152,7 @@ def _converges(terms: Terms) -> tuple[bool, str]:
 def _theorems(conditions: list[Condition]) -> list[Theorem]:
     steps, seven, eight = "Assumption 3", "Theorem 7", "Lemma 8"
     stated = [
-        (steps, "both conditions on η", (steps,), "step sizes that reach and settle"),
+        (steps, "both conditions on η", (steps,), "steps that can go any distance and yet settle"),
         (seven, "its two sums", (seven,), "λ(m) converges"),
         (eight, "Theorem 7's sums and its own two", (seven, eight), "λ(m) converges fast"),
         ("Theorem 11", "Assumption 3 and Lemma 8's conditions", (steps, seven, eight), "‖∇f̄(θ(m), λ(m))‖² → 0"),
