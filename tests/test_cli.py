@@ -383,8 +383,9 @@ def test_what_trains_is_marked_in_the_table_of_verbs(command, monkeypatch):
 
 def test_a_folder_that_does_not_exist_is_said_so_and_results_dir_names_one(command, tmp_path):
     for verb in ("report", "status"):
-        code, said = command(verb, "/nonexistent")
-        assert code == 2 and said.startswith("dbnrun: /nonexistent: it does not exist")
+        nowhere = str(tmp_path / "nowhere")
+        code, said = command(verb, nowhere)
+        assert code == 2 and said.startswith(f"dbnrun: {nowhere}: it does not exist")
     quick = ["train.epochs=1", "train.limit_batches=1", "progress=false"]
     assert command(*quick, "results_dir=X")[0] == 0
     code, said = command("status", "results_dir=X")
