@@ -14,8 +14,7 @@ GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 PRIVATE = dict(re.findall(r"^\| ([a-z ]+) \| ([a-z ,]+) \|$", GLOSSARY.partition("## Words to avoid")[2], flags=re.M))
 PRIVATE.pop("avoid")
 HISTORY = ("glossary.md", "log.md", "CHANGELOG.md")  # the first explains them; the others keep what was written then
-OTHERS = ("findings.md",)
-WORDED = [path for path in PAGES if path.name not in HISTORY + OTHERS] + sorted((ROOT / "conf").rglob("*.yaml"))
+WORDED = [path for path in PAGES if path.name not in HISTORY] + sorted((ROOT / "conf").rglob("*.yaml"))
 
 
 def name(path):
