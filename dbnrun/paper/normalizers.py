@@ -163,10 +163,9 @@ def trained_alone(run: RunRecord) -> bool:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """A table for each data set, place and batch size of `frame` that was run."""
-    for (dataset, place, batch), rows in _groups(table):
+    for (dataset, _, batch), rows in _groups(table):
         if rows["n"].any():
-            after = ", after the activation" if place == "after" else ""
-            yield f"{DATASETS[dataset]}, batch {batch}{after}", rows["setting"].iloc[0], _texts(rows)
+            yield f"{DATASETS[dataset]}, batch {batch}", rows["setting"].iloc[0], _texts(rows)
 
 
 def missing(table: pd.DataFrame) -> list[str]:

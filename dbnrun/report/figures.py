@@ -71,7 +71,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     panels = {name: panel for name, panel in finished.items() if any(s.protocol for s in panel)} or {
         "": [s for s in setting.series if s.n]
     }
-    best = {protocol: most_efficient(panel) or panel for protocol, panel in panels.items()}
+    best = {protocol: most_efficient(panel) for protocol, panel in panels.items()}
     name, chosen = dataset_of(setting.cell), rule(best)
     figures = [
         ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
@@ -226,10 +226,15 @@ def _parts(panel: Sequence[Series], column: str) -> list[list[Series]]:
 
 
 def _span(panel: Sequence[Series], column: str) -> tuple[float, ...]:
-    """The least and the largest mean of the curves that a log axis can show; () where there is none."""
-    means = np.concatenate([_mean(series, column) for series in panel])
-    means = means[np.isfinite(means) & (means > 0)]
-    return (float(means.min()), float(means.max())) if len(means) else ()
+    """The least and the largest value of the curves that a log axis can show; () where there is none.
+
+    The values are means, and of a single epoch its bar, too.
+    """
+    values = np.concatenate(
+        [np.ravel(series.band(column) if len(series.epochs) == 1 else _mean(series, column)) for series in panel]
+    )
+    values = values[np.isfinite(values) & (values > 0)]
+    return (float(values.min()), float(values.max())) if len(values) else ()
 
 
 def _limits(parts: Sequence[Sequence[Series]], column: str) -> list[tuple[float, float]]:
@@ -285,7 +290,9 @@ def _curve(ax: Axes, series: Series, column: str, marker: str, band: float) -> N
     marker = marker or ("o" if len(epochs) == 1 else "")
     every = max(1, len(epochs) // 8)
     ax.plot(epochs, mean, label=series.label, marker=marker, markersize=4, markevery=every, **style)
-    if series.n > 1:
+    if series.n > 1 and len(epochs) == 1:
+        ax.vlines(epochs, low, high, color=style["color"], lw=1)
+    elif series.n > 1:
         ax.fill_between(epochs, low, high, color=style["color"], alpha=band, lw=0)
 
 

@@ -169,7 +169,7 @@ def _texts(table: pd.DataFrame, best: str = "") -> pd.DataFrame:
     """What a reader sees of `rows`; `best` stands on both sides of a number that is among the three best."""
     return pd.DataFrame(
         {
-            "training": row["protocol"] or "peer",
+            "training": row["protocol"] or "other",
             "curve": row["curve"],
             **{head: _mean_and_sd(row, name, best) for name, head in COLUMNS.items()},
             "paper": number(row["paper"]),
@@ -225,6 +225,8 @@ def describe(cell: Mapping[str, Any]) -> str:
         "label_smoothing": "labels smoothed by {:g}",
     }
     parts += [text.format(train[key]) for key, text in limits.items() if train.get(key)]
+    if cell["model"].get("norm_position") == "after":
+        parts.append("normalized after the activation")
     if cell.get("precision", "fp32") != "fp32":
         parts.append(cell["precision"])
     return ", ".join(parts)
@@ -237,7 +239,12 @@ def from_to(counts: Iterable[int]) -> str:
 
 
 def most_efficient(panel: Sequence[Series]) -> list[Series]:
-    """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare."""
+    """The three schedules with the least mean test error at the last epoch, with alpha = 1 and BN to compare.
+
+    Without a finite schedule, everything: then there is nothing to choose from.
+    """
     last = {id(one): compare.summary(one, "last").mean for one in panel if one.protocol}
     ranked = sorted((one for one, error in last.items() if np.isfinite(error)), key=last.__getitem__)
+    if not ranked:
+        return list(panel)
     return [one for one in panel if id(one) in ranked[:TOP] or one.key in (ALPHA_ONE, MODERN_BN)]

@@ -556,3 +556,24 @@ def test_the_report_never_imports_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_method_without_a_schedule_is_in_every_figure(tmp_path, monkeypatch):
+    for norm, errors in (("bn", [9, 8]), ("rms", [9, 7])):
+        record(tmp_path, cell(norm, epochs=2), errors)
+    shown = []
+    draw_one = figures._figure
+    monkeypatch.setattr(
+        figures, "_figure", lambda title, panels, *rest: shown.append(panels) or draw_one(title, panels, *rest)
+    )
+    (setting,) = gather([tmp_path])
+    figures.draw(setting, tmp_path / "figures")
+    assert [[series.label for series in panels[""]] for panels in shown] == [["BN (PyTorch)", "RMSNorm"]] * 3
+
+
+def test_one_epoch_is_a_point_whose_bar_lies_within_the_axis(tmp_path):
+    for seed, error in enumerate((10, 14)):
+        record(tmp_path, cell("bn", epochs=1, seed=seed), [error])
+    (setting,) = gather([tmp_path])
+    ((low, high),) = figures._limits([setting.series], "test_error_pct")
+    assert low < 12 - np.std([10, 14], ddof=1) and 12 + np.std([10, 14], ddof=1) < high

@@ -61,8 +61,11 @@ function differences({rows, base}) {
   };
 }
 
+// Curves of one epoch are points, and their bands are bars.
+const band = single => (single ? {type: "rule", opacity: 1} : {type: "area", opacity: 0.15});
+
 // One of the paper's figures: a curve a schedule, with bands over seeds.
-function figure({dataset, protocols, measure, title, curves, colors, dashes, tall}) {
+function figure({dataset, protocols, measure, title, curves, colors, dashes, tall, single}) {
   const long = Math.max(...curves.map(curve => curve.length)) > 16 && innerWidth < 640;
   const legend = {
     orient: "bottom", columns: long ? 1 : 3, title: null, labelLimit: 300,
@@ -82,10 +85,10 @@ function figure({dataset, protocols, measure, title, curves, colors, dashes, tal
     ],
     encoding: {x: EPOCHS, color: category("curve", {scale: {domain: curves, range: colors}, legend})},
     layer: [
-      {mark: "area", encoding: {y: quantity(low), y2: {field: high}, opacity: picked(0.12, 0.02)}},
+      {mark: band(single), encoding: {y: quantity(low), y2: {field: high}, opacity: picked(single ? 1 : 0.12, 0.02)}},
       {
         params: [{name: "picked", select: {type: "point", fields: ["curve"]}, bind: "legend"}],
-        mark: {type: "line", strokeWidth: 2},
+        mark: {type: "line", strokeWidth: 2, point: single},
         encoding: {y: logarithmic(mean, title), strokeDash: dash, opacity: picked(1, 0.12), tooltip},
       },
       {mark: {type: "point", filled: true, size: 90, opacity: 0}, encoding: {y: quantity(mean), tooltip}},
@@ -110,7 +113,7 @@ function explorer(offered) {
     title: {text: {expr: explorerTitle(offered)}, anchor: "start", offset: 8},
     params: menus(offered),
     transform: EXPLORED,
-    layer: [...exploredCurves(roles), ...values, gaps],
+    layer: [...exploredCurves(offered), ...values, gaps],
   };
 }
 
@@ -157,7 +160,8 @@ const EXPLORED = [
 // One curve at the slider's epoch, which goes on where a data set's epochs end.
 const atEpoch = role => ({filter: `datum.role == '${role}' && datum.epoch == min(at, datum.last)`});
 
-function exploredCurves(roles) {
+function exploredCurves({roles, epochs}) {
+  const single = epochs === 1;
   const curve = {
     color: category("role", {scale: {domain: Object.keys(roles), range: Object.values(roles)}, legend: null}),
     detail: category("curve"),
@@ -169,10 +173,10 @@ function exploredCurves(roles) {
   return [
     {
       transform: [{filter: "datum.role != 'other'"}],
-      mark: {type: "area", opacity: 0.15},
+      mark: band(single),
       encoding: {...curve, x: epoch, y: low, y2: {field: "high"}},
     },
-    {mark: "line", encoding: {...curve, x: EPOCHS, y: logarithmic("mean", null), strokeWidth: width}},
+    {mark: {type: "line", point: single}, encoding: {...curve, x: EPOCHS, y: logarithmic("mean", null), strokeWidth: width}},
     {transform: [atEpoch("chosen")], mark: DASHED, encoding: {x: epoch}},
     {
       params: [{name: "near", select: near}],

@@ -24,7 +24,7 @@ MEASURES = {
     "test_error_pct_population": "test error with population statistics [%]",
     "train_loss": "training loss [nat]",
 }
-BASELINE_ROWS = "peers"  # what the page's data call the protocol of BN, LN, …
+BASELINE_ROWS = "other normalizers"  # what the page's data call the protocol of BN, LN, …
 # A hue and a dash for each schedule of Table 1, in its order and at one middle lightness; then for the baselines.
 HUES_AND_DASHES: tuple[tuple[str, list[int]], ...] = (
     ("#d6336c", []), ("#e8590c", [8, 2]), ("#b5790a", [4, 2]), ("#5c940d", []),
@@ -102,6 +102,7 @@ def figure(dataset: str, shown: Sequence[Series], protocol: str, measure: str, *
         "colors": [color for color, _ in looks],
         "dashes": [dash or [1, 0] for _, dash in looks],
         "tall": tall,
+        "single": all(len(series.epochs) == 1 for series in shown),
     }
 
 
