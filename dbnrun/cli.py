@@ -102,8 +102,8 @@ def _dispatch(arguments: list[str]) -> int:
     try:
         if verb is None:
             raise _no_verb(arguments)
-        if trains and (named := [word for word in arguments if word.startswith("--") and word[2:] in VERBS]):
-            raise UserError(f"{named[0]}: {named[0][2:]} is a verb; write dbnrun {named[0][2:]} in front of the rest.")
+        if trains:
+            _refuse_verbs_as_flags(arguments)
         return _run(verb, arguments if trains else arguments[1:])
     except Exception as error:
         if trains and "debug=true" in [word.lower() for word in arguments]:
@@ -123,6 +123,17 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     except CellFailed as failed:
         print(f"dbnrun: {failed}", file=sys.stderr)
         return 1
+
+
+def _refuse_verbs_as_flags(arguments: Sequence[str]) -> None:
+    """Refuse --plan, and --dry-run, which is plan elsewhere."""
+    from dbnrun.config.aliases import ALIASES
+
+    for word in arguments:
+        flag = word.removeprefix("--").replace("-", "_")
+        verb = ALIASES.get(flag, flag)
+        if word.startswith("--") and verb in VERBS:
+            raise UserError(f"{word}: {verb} is a verb; write dbnrun {verb} in front of the rest.")
 
 
 def _no_verb(arguments: list[str]) -> UserError:
@@ -224,11 +235,11 @@ def _plan(arguments: list[str]) -> int:
 
 def _status(arguments: list[str]) -> int:
     parser = _verb_parser("status", "How runs stand: progress, last error, time an epoch, time left, holder.")
-    parser.add_argument("paths", nargs="*", type=_place, help="results folders or run folders")
+    parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
     parser.add_argument("--all", action="store_true", help="list every finished run, too")
     parser.add_argument("--json", action="store_true", help="print every run as JSON")
     parser.add_argument("--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again every 2 seconds")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(_placed(arguments))
     if options.watch is not None and not 0.1 <= options.watch <= 86400:
         raise UserError(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
 
@@ -282,7 +293,7 @@ def _runs(arguments: list[str]) -> int:
     if verb == "rm":
         parser.add_argument("--all", action="store_true", help="every run: needed where no filter is given")
         parser.add_argument("--yes", action="store_true", help="do not ask")
-    return _runs_verb(verb, parser.parse_intermixed_args(arguments[1:]))
+    return _runs_verb(verb, parser.parse_intermixed_args(_placed(arguments[1:], "--results-dir=")))
 
 
 def _runs_verb(verb: str, options: argparse.Namespace) -> int:
@@ -299,11 +310,10 @@ def _runs_verb(verb: str, options: argparse.Namespace) -> int:
     runs, unreadable = catalog.select(where, options.words)
     for error in unreadable:
         print(f"dbnrun: warning: left out: {error}", file=sys.stderr)
-    if verb == "rm":
-        for line in runs_table.remove(where, runs, options.yes):
+    if verb in ("rm", "export"):
+        does = runs_table.remove(where, runs, options.yes) if verb == "rm" else runs_table.exported(runs, options.to)
+        for line in does:
             print(line, flush=True)
-    elif verb == "export":
-        print("\n".join(runs_table.exported(runs, options.to)))
     elif options.json:
         print(json.dumps([runs_table.as_json(run) for run in runs], indent=1))
     else:
@@ -311,9 +321,10 @@ def _runs_verb(verb: str, options: argparse.Namespace) -> int:
     return 0
 
 
-def _place(word: str) -> Path:
-    """A path among a verb's words; results_dir=DIR, as training has it, is one, too."""
-    return Path(word.removeprefix("results_dir="))
+def _placed(arguments: Sequence[str], flag: str = "") -> list[str]:
+    """A verb's words, with results_dir=DIR, as training has it, as the path DIR, or as what `flag` makes of it."""
+    key = "results_dir="
+    return [flag + word.removeprefix(key) if word.startswith(key) else word for word in arguments]
 
 
 def _there(paths: Sequence[Path]) -> None:
@@ -339,7 +350,7 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths",
         nargs="*",
-        type=_place,
+        type=Path,
         help="results folders or run folders, on their own; or a folder of records, for the paper's claims and tables "
         "(default: the records, and the runs of the results folder)",
     )
@@ -368,7 +379,7 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _report(arguments: list[str]) -> int:
-    options = _report_parser().parse_args(arguments)
+    options = _report_parser().parse_args(_placed(arguments))
     _there(options.paths)
     results = _results()
     try:
@@ -384,7 +395,7 @@ def _compare(arguments: list[str]) -> int:
     parser = _verb_parser(
         "compare", "Compare finished runs with a baseline, paired by seed; trains and records nothing."
     )
-    return compare_cli.main(arguments, parser, _results())
+    return compare_cli.main(_placed(arguments), parser, _results())
 
 
 def _draw(options: argparse.Namespace, results: Path) -> None:

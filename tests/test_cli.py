@@ -390,6 +390,9 @@ def test_a_folder_that_does_not_exist_is_said_so_and_results_dir_names_one(comma
     assert command(*quick, "results_dir=X")[0] == 0
     code, said = command("status", "results_dir=X")
     assert code == 0 and "1 done" in said and "digits-fnn-bn-seed0" in said
+    assert "1 done" in command("runs", "ls", "results_dir=X")[1]
+    code, said = command("compare", "results_dir=X", "--baseline", "norm=bn")
+    assert code == 0 and "BN" in said, said
     code, said = command("status", "results_dir=X", "--json")
     (run,) = json.loads(said)["runs"]
     assert (run["status"], run["epoch"], run["epochs"]) == ("done", 1, 1) and json.loads(said)["counts"] == {"done": 1}

@@ -27,7 +27,8 @@ ALIASES = {
     "batchsize": "train.batch_size", "bs": "train.batch_size", "random_seed": "seed", "data": "dataset",
     "network": "model", "net": "model", "arch": "model.arch", "optim": "optimizer", "opt": "optimizer",
     "normalization": "norm", "normalizer": "norm", "norm_layer": "norm", "warmup_epochs": "lr_schedule.warmup",
-    "epsilon": "eps", "output_dir": "results_dir", "out_dir": "results_dir", "amp": "precision",
+    "epsilon": "eps", "output_dir": "results_dir", "out_dir": "results_dir",
+    "warmup": "lr_schedule.warmup", "alpha": "schedule.alpha", "tb": "tensorboard",
     # verbs
     "list": "runs", "ls": "runs", "show": "runs", "download": "data", "fetch": "data", "plot": "report",
     "benchmark": "bench", "dry_run": "plan",
@@ -46,6 +47,10 @@ SENTENCES = {
         "That is not supported: a run trains on one device, device=cuda."
     ),
     r"(?:train\.|dataset\.)?(?:num_)?workers=.*": "That is not supported: data sets lie in memory as a whole.",
+    r"(?:use_)?(?:amp|mixed_precision|fp16|autocast)=.*": "Mixed precision is precision=bf16.",
+    r"(?:use_)?(wandb|tensorboard|mlflow|trackio)=.*": "Write logger={0}.",
+    r"project=.*": "A logger's own variable names its project, such as WANDB_PROJECT.",
+    r"(norm|model|dataset|optimizer)=(.*[:/].*)": "A class of your own is {0}=custom {0}.target={1}.",
     r"resume=.*|resume": "No word is needed: the same command goes on where it stopped.",
     r"train|fit|run": "Training needs no verb: dbnrun norm=dbn seed=0.",
     r"sweep|grid|multirun": "A sweep is dbnrun -m norm=bn,dbn seed=0,1.",

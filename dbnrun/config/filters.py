@@ -151,7 +151,7 @@ def _values(text: str) -> list[Any]:
 
 def _typed(key: str, value: Any) -> Any:
     """The value as its key has it. Raises UserError where it is of a type, or none of the words, that the key takes."""
-    takes = _kinds(key)
+    takes = kinds_of(key)
     if key.endswith(".target"):
         return str(value).rpartition(":")[2]  # cells hold the name alone
     if isinstance(value, str) and str not in takes:
@@ -173,7 +173,7 @@ def _holders(key: str) -> list[tuple[type, Field[Any]]]:
     return [(kind, each) for kind in kinds.get(group, []) for each in fields(kind) if each.name == name]
 
 
-def _kinds(key: str) -> set[Any]:
+def kinds_of(key: str) -> set[Any]:
     """The types that a key takes; Any where nobody says."""
     found: set[Any] = set()
     for kind, each in _holders(key):
@@ -185,7 +185,7 @@ def _kinds(key: str) -> set[Any]:
 
 def words_of(key: str) -> list[str]:
     """The words that an option is one of; [] where it takes any."""
-    if _kinds(key) == {bool}:
+    if kinds_of(key) == {bool}:
         return ["true", "false"]
     found = [list(each.metadata.get("among", ())) for _, each in _holders(key)]
     return list(dict.fromkeys(spelled(word) for words in found for word in words)) if all(found) else []

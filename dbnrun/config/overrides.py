@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from dbnrun.config.aliases import nearest, sentence
+from dbnrun.config.filters import kinds_of
 from dbnrun.config.registry import Choice, UserError, choosable, no_such_key, owners
 from dbnrun.config.schema import RunConfig, known_keys
 
@@ -100,6 +101,8 @@ def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
 def _no_such_choice(group: str, name: str, known: Sequence[str]) -> UserError:
     hint = sentence(f"{group}={name}") or nearest(name, known)
     supported = "" if hint else "not supported; "
+    if not hint and "custom" in known:
+        hint = f" A class of your own is {group}=custom {group}.target=FILE.py:NAME."
     return UserError(f"{group}={name}: {supported}expected one of {', '.join(known)}.{hint}")
 
 
@@ -162,6 +165,9 @@ def _said(error: BaseException, cause: BaseException) -> str:
     """What Hydra or OmegaConf found wrong, in one line that begins with what was typed."""
     text = str(error)
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
+        key, _, value = match[1].partition("=")
+        if list in kinds_of(key):
+            return f"{match[1]}: expected a list in brackets: {key}=[{value}]."
         return f"{match[1]}: expected one value. To sweep over several: dbnrun -m {match[1]}."
     if match := re.match(r"In '(.*)': ConfigKeyError .*\nKey '(.*)' not in", text):
         begun = "The file must begin with defaults: [base_<name>, _self_] and set options of that choice only"

@@ -100,8 +100,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, 0, 2**63 - 1)
-        for key in ("precision", "deterministic", "device", "logger"):
-            check_option(key, getattr(self, key), self.__dataclass_fields__[key].metadata)
+        for each in fields(self):
+            check_option(each.name, getattr(self, each.name), each.metadata)
         if self.device == "cpu" and self.precision == "tf32":
             raise UserError("precision=tf32 needs a CUDA device; with device=cpu use fp32 or bf16.")
         for key in ("results_dir", "data_dir"):

@@ -197,7 +197,10 @@ def remarks(found: Compared) -> list[str]:
     if found.alone:
         names = "; ".join(method.label for method in found.alone[:6])
         more = f"; and {len(found.alone) - 6} more" if len(found.alone) > 6 else ""
-        said.append(f"Not compared, as no baseline is on their data or two fit equally well: {names}{more}.")
+        said.append(
+            f"Not compared: {names}{more}. No baseline is on their data, or several have as many settings in common "
+            "with them; then name one more setting in --baseline."
+        )
     return said
 
 

@@ -142,7 +142,7 @@ def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     """The recorded runs under `paths`, then the run folders without their rows. UserError where there are none."""
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: there is no such folder; {HOW_TO_RECORD}.")
+            raise UserError(f"{path}: there is no such folder; expected one, or a filter such as norm=bn.")
     records = [path if archive.is_archive(path) else path / "records" for path in paths]
     recorded = itertools.chain.from_iterable(map(archive.read, records))
     found = itertools.chain(recorded, load.readable(load.described, load.folders(paths)))

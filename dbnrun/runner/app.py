@@ -16,7 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from dbnrun import interrupt
 from dbnrun.config import extensions, overrides
-from dbnrun.config.registry import UserError, conf_dir, nearest
+from dbnrun.config.aliases import nearest, nearest_key
+from dbnrun.config.registry import UserError, conf_dir
 from dbnrun.config.schema import RunConfig, checked, known_keys, store_schema
 from dbnrun.runner import sweeper, worker
 from dbnrun.runner.plan import planned
@@ -52,7 +53,9 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
         if "unrecognized" in message and not unknown.startswith("-"):
             raise UserError(f"{unknown}: a key before a flag hides it; write flags, such as -m, first.")
         key = unknown.lstrip("-").replace("-", "_")
-        hint = f" Keys have no dashes: {key}=…." if key in known_keys() else nearest(unknown, known)
+        hint = nearest(unknown, known) or nearest_key(key, known_keys())
+        if key in known_keys():
+            hint = f" Keys have no dashes: {key}=…."
         said = f"{unknown}: there is no such flag" if "unrecognized" in message else message
         raise UserError(f"{said}.{hint} `dbnrun --help` lists the flags.")
 

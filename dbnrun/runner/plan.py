@@ -189,14 +189,14 @@ def _costs(cells: Statuses) -> dict[tuple[str, ...], list[tuple[float, float]]]:
 
 def in_records(cells: Statuses) -> int:
     """How many of the cells to train the committed records hold, where they can be read."""
-    wanted = {cell.signature: cell for cell, how in cells if how.name in TO_TRAIN}
+    wanted = [cell for cell, how in cells if how.name in TO_TRAIN]
+    if not wanted:
+        return 0
     try:
-        there = (
-            archive.signatures(Path(next(iter(wanted.values())).config.results_dir) / "records") if wanted else set()
-        )
+        there = archive.signatures(Path(wanted[0].config.results_dir) / "records")
     except UserError:
-        there = set()
-    return len(there & set(wanted))
+        return 0
+    return len(there & {cell.signature for cell in wanted})
 
 
 def missing_data(cells: Sequence[PlannedCell]) -> list[str]:

@@ -156,10 +156,18 @@ def _side_by_side(a: float | None, b: float | None) -> tuple[str, str, str]:
     return _text(a), _text(b), "" if a is None or b is None else f"{b - a:+.3g}"
 
 
+def _apart(runs: Sequence[Listed]) -> tuple[list[Listed], list[str]]:
+    """The runs that no process trains, and the others' names with who does."""
+    busy = [run for run in runs if run.status.name == "running"]
+    return [run for run in runs if run not in busy], [
+        f"{run.folder.name} ({run.status.detail} trains it)" for run in busy
+    ]
+
+
 def exported(runs: Sequence[Listed], to: str) -> Iterator[str]:
     """Show recorded runs in a logger; one that trains shows itself. Raises UserError where the logger fails."""
-    idle = [run for run in runs if run.status.name != "running"]
-    yield from (f"left out: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
+    idle, trained = _apart(runs)
+    yield from (f"left out: {name}" for name in trained)
     count = 0
     for run in readable(read_run, [run.folder for run in idle]):
         if run.rows:
@@ -170,8 +178,8 @@ def exported(runs: Sequence[Listed], to: str) -> Iterator[str]:
 
 def remove(results_dir: Path, runs: Sequence[Listed], sure: bool) -> Iterator[str]:
     """Remove runs, after asking unless `sure`; what a process trains stays. Records are no runs, and stay too."""
-    idle = [run for run in runs if run.status.name != "running"]
-    yield from (f"kept: {run.folder.name} ({run.status.detail} trains it)" for run in runs if run not in idle)
+    idle, trained = _apart(runs)
+    yield from (f"kept: {name}" for name in trained)
     if not idle:
         yield "nothing to remove"
         return

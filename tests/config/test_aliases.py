@@ -5,7 +5,7 @@ import pytest
 from dbnrun.cli import VERBS
 from dbnrun.config.aliases import ALIASES, nearest
 from dbnrun.config.registry import choosable
-from dbnrun.config.schema import known_keys
+from dbnrun.config.schema import LOGGERS, known_keys
 
 MEANT = [
     ("plan norm=batchnorm", "Did you mean 'bn'?"),
@@ -46,6 +46,18 @@ MEANT = [
     ("plan dataset = mnist", "'dataset =': a space ends a word; write dataset=mnist without a space."),
     ("dataset =mnist", "'dataset =mnist': a space ends a word; write dataset=mnist without a space."),
     ("plan dataset= mnist", "'dataset= mnist': a space ends a word; write dataset=mnist without a space."),
+    ("plan alpha=0.1", "Did you mean 'schedule.alpha'?"),
+    ("plan warmup=5", "Did you mean 'lr_schedule.warmup'?"),
+    ("plan amp=true", "Mixed precision is precision=bf16."),
+    ("plan wandb=true", "Write logger=wandb."),
+    ("plan logger=tb", "Did you mean 'tensorboard'?"),
+    ("plan project=x", "such as WANDB_PROJECT."),
+    ("plan norm=mynorm.py:Half", "A class of your own is norm=custom norm.target=mynorm.py:Half."),
+    ("plan norm=HalfRMS", "A class of your own is norm=custom norm.target=FILE.py:NAME."),
+    ("model.widths=128,128", "model.widths=128,128: expected a list in brackets: model.widths=[128,128]."),
+    ("--dry-run norm=bn", "--dry-run: plan is a verb; write dbnrun plan in front of the rest."),
+    ("--epochs=3 norm=bn", "--epochs=3: there is no such flag. Did you mean 'train.epochs'?"),
+    ("compare bn dbn --baseline norm=bn", "bn: there is no such folder; expected one, or a filter such as norm=bn."),
     ("runs ls learning_rate=1", "Did you mean 'optimizer.lr'?"),
 ]
 
@@ -75,5 +87,5 @@ def test_a_quoted_list_with_spaces_is_a_sweep(command):
 def test_every_alias_leads_to_a_word_that_there_is(word):
     leaves = [key.rpartition(".")[2] for key in known_keys()]
     choices = [name for names in choosable().values() for name in names]
-    known = dict.fromkeys([*choices, *VERBS, *known_keys(), *leaves, "cuda", "bf16", "fp32"])
+    known = dict.fromkeys([*choices, *VERBS, *known_keys(), *leaves, *LOGGERS, "cuda", "bf16", "fp32"])
     assert nearest(word, known) == f" Did you mean {ALIASES[word]!r}?"
