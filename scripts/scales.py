@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
         "--csv", type=Path, help="put the rows into this file too, in place of those it has of this run"
     )
     given = parser.parse_intermixed_args(arguments)
+    if given.csv and given.csv.exists() and "run" not in pd.read_csv(given.csv, nrows=0):
+        raise UserError(f"{given.csv}: this script did not write it, or an earlier version did; name another file.")
     check_overrides(given.overrides)
     config = composed(given.overrides)
     device = prepare_device(config)

@@ -39,3 +39,11 @@ def test_held_weights_keep_their_norms_and_a_file_takes_a_run_once(tmp_path, mon
 def test_what_has_no_linear_maps_before_its_normalizers_is_refused():
     with pytest.raises(UserError, match="model=two_layer: expected model=fnn"):
         scales.main(["norm=dbn", "model=two_layer", *TINY])
+
+
+def test_a_file_of_an_earlier_version_is_refused_before_training(tmp_path):
+    path = tmp_path / "old.csv"
+    path.write_text("cell,epoch\nx,1\n")
+    with pytest.raises(UserError, match="old.csv: this script did not write it, or an earlier version did"):
+        scales.main(["norm=dbn", *TINY, "--csv", str(path)])
+    assert path.read_text() == "cell,epoch\nx,1\n"
