@@ -44,6 +44,6 @@ def test_what_has_no_linear_maps_before_its_normalizers_is_refused():
 def test_a_file_of_an_earlier_version_is_refused_before_training(tmp_path):
     path = tmp_path / "old.csv"
     path.write_text("cell,epoch\nx,1\n")
-    with pytest.raises(UserError, match="old.csv: this script did not write it, or an earlier version did"):
+    with pytest.raises(UserError, match="this script did not write it, or an earlier version did"):
         scales.main(["norm=dbn", *TINY, "--csv", str(path)])
     assert path.read_text() == "cell,epoch\nx,1\n"
