@@ -7,6 +7,8 @@ resumable.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -381,11 +383,13 @@ def _report_parser() -> argparse.ArgumentParser:
 def _report(arguments: list[str]) -> int:
     options = _report_parser().parse_args(_placed(arguments))
     _there(options.paths)
-    results = _results()
+    said = io.StringIO()  # printed when all is written: a reader that ends early, as `| head` does, ends this process
     try:
-        _draw(options, results)
+        with contextlib.redirect_stdout(said):
+            _draw(options, _results())
     except OSError as error:
         raise UserError(f"{error.filename or options.out}: cannot be written or read ({error.strerror}).") from None
+    print(said.getvalue(), end="")
     return 0
 
 

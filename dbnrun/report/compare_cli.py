@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Pat
     asked = _parsed(arguments, parser)
     with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
         found = compared(asked, results)
-    print(json.dumps(texts.as_json(found), indent=1, ensure_ascii=False) if asked.json else texts.text(found))
+    # Files first: a reader of the output that ends early, as `| head` does, ends this process.
     for path, content in ((asked.csv, texts.csv), (asked.markdown, texts.as_markdown), (asked.latex, texts.latex)):
         if path is not None:
             _write(path, lambda path=path, content=content: write_texts(path.parent, {path.name: content(found)}))
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Pat
         from dbnrun.report import forest  # noqa: PLC0415 - matplotlib takes a second to import
 
         _write(asked.figure, lambda: forest.draw(found, asked.figure))
+    print(json.dumps(texts.as_json(found), indent=1, ensure_ascii=False) if asked.json else texts.text(found))
+    for path in (asked.csv, asked.markdown, asked.latex, asked.figure):
+        if path is not None:
+            print(f"dbnrun: wrote {path}", file=sys.stderr)
     return 0
 
 
@@ -186,4 +190,3 @@ def _write(path: Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
-    print(f"dbnrun: wrote {path}", file=sys.stderr)

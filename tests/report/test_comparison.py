@@ -376,6 +376,28 @@ def test_latex_compiles_whatever_letters_the_labels_have(made, capsys, tmp_path)
     assert done.returncode == 0 and (tmp_path / "page.pdf").stat().st_size > 5000, done.stdout[-800:]
 
 
+class Closed(io.StringIO):
+    """Standard output whose reader has gone."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        return 1
+
+
+def test_files_are_written_though_nobody_reads_the_output(made, monkeypatch, tmp_path):
+    folder, _ = made
+    files = [tmp_path / name for name in ("table.csv", "table.md", "table.tex", "forest.png")]
+    flags = zip(("--csv", "--markdown", "--latex", "--figure"), map(str, files), strict=True)
+    monkeypatch.setattr("sys.stdout", Closed())
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # main lets standard output go, which is pytest's here
+    assert cli.main(["compare", str(folder), "--baseline", "norm=bn", *itertools.chain(*flags)]) == 0
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+    files += [tmp_path / "report" / name for name in ("report.html", "tables/table1.csv", "figures/mnist-figure2.png")]
+    assert all(file.stat().st_size > 0 for file in files)
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_the_figure_is_of_the_kind_that_its_name_says(made, capsys, ending):
     folder, _ = made
