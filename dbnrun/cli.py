@@ -246,13 +246,18 @@ def _status(arguments: list[str]) -> int:
         raise UserError(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
 
     from dbnrun.runner import status_table
+    from dbnrun.runs.load import folders
 
     _there(options.paths)
     paths = options.paths or [_results()]
     if options.json and options.watch is not None:
         raise UserError("--json goes without --watch; read the JSON again when you need it.")
+    if not options.paths and not folders(paths):  # a new clone: nothing is wrong
+        paths = []
     if options.json:
         print(json.dumps(status_table.as_json(paths), indent=1))
+    elif not paths:
+        print(f"{_results()}: no runs yet; `dbnrun norm=dbn` trains one.")
     elif options.watch is not None:
         status_table.watch(paths, options.all, options.watch)
     else:

@@ -155,13 +155,22 @@ def _lines(found: Sequence[Comparison]) -> Iterator[str]:
     )
     for one in found:
         now = one.now
-        said = f"{one.word}, decided at {one.decided_at} seeds" if one.decided_at else "not decided"
+        said = f"{one.word}, decided at {one.decided_at} seeds" if one.decided_at else _why_not(now)
         mean = float(np.mean(one.differences)) if len(one.differences) else math.nan
-        yield f"  {one.method.label:{width}}  {mean:+.3f} [{now.low:+.3f}, {now.high:+.3f}]  {said}"
+        interval = f" [{now.low:+.3f}, {now.high:+.3f}]" if math.isfinite(now.low) else ""
+        yield f"  {one.method.label:{width}}  {mean:+.3f}{interval}  {said}"
     yield (
         f"{level:.4g} % confidence sequences, valid at every look together (5 % of error over "
         f"{plan.plural(len(found), 'comparison')}); assumed: independent Gaussian differences (docs/compare.md)"
     )
+
+
+def _why_not(now: anytime.Decision) -> str:
+    if math.isnan(now.low):
+        return "not decided: a run has no finite number"
+    if math.isinf(now.low):
+        return "not decided: too few seeds for an interval"
+    return "not decided: the interval holds 0 and reaches beyond the margin; a larger --max-seeds goes on"
 
 
 def _as_json(found: Sequence[Comparison], asked: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,8 @@ WRONG = [
     (["+unknown=1"], r"no key 'unknown'"),
     (["++seed=1"], r"keys cannot be added; write seed="),
     (["~norm"], r"cannot be deleted"),
+    (["-m", "seed=0..4"], r"seed=0..4: expected a whole number. To sweep over several: dbnrun -m 'seed=range\(0,5\)'"),
+    (["seed=-1"], r"seed=-1: expected a number of at least 0, at most 9223372036854775807"),
     (["schedule.alpha=2", "norm=dbn"], r"schedule.alpha=2.0: expected a number of at least 0, at most 1"),
     (["schedule.alpha=nan", "norm=dbn"], r"schedule.alpha=nan"),
     (["schedule=harmonic", "schedule.alpha=0.5"], r"schedule=harmonic has no option alpha"),

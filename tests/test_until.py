@@ -46,7 +46,8 @@ def test_seeds_are_added_until_a_large_difference_shows_and_the_same_command_goe
 def test_a_margin_wide_enough_ends_in_no_relevant_difference_and_too_few_seeds_in_none(dbnrun):
     words = ["until", *ASKED, *QUICK, "--max-seeds", "3"]
     narrow = dbnrun(*words, "--margin", "0")
-    assert "not decided" in narrow.stdout and "97.5 %" not in narrow.stdout and "95 %" in narrow.stdout, narrow.stdout
+    assert "not decided: too few seeds for an interval" in narrow.stdout and "inf]" not in narrow.stdout
+    assert "97.5 %" not in narrow.stdout and "95 %" in narrow.stdout, narrow.stdout
     wide = dbnrun(*words, "--margin", "1000", "--max-seeds", "8")
     assert "no relevant difference, decided at" in wide.stdout, wide.stdout
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import yaml
 
 from dbnrun.config import registry
+from dbnrun.config.aliases import meant
 from dbnrun.config.identity import SETTINGS, slug_of
 from dbnrun.config.registry import GROUPS, UserError, choosable, conf_dir, defaults_of, no_such_key, one_of, spelled
 from dbnrun.config.schema import RunConfig, TrainConfig, known_keys
@@ -78,7 +79,9 @@ def _flatten(key: str, value: Any, found: dict[str, Any]) -> None:
 def _test(word: str, facts: Mapping[str, list[str]]) -> Test:
     key, equals, text = word.partition("=")
     if not equals or not key or not text:
-        raise UserError(f"{word}: expected a filter KEY=VALUE or KEY=VALUE,VALUE, such as norm=bn or seed=0,1.")
+        raise UserError(
+            f"{word}: expected a filter KEY=VALUE or KEY=VALUE,VALUE, such as norm=bn or seed=0,1.{meant_choice(word)}"
+        )
     if key in facts:
         wanted = text.split(",")
         for value in wanted:
@@ -92,6 +95,11 @@ def _test(word: str, facts: Mapping[str, list[str]]) -> Test:
     if "*" in key:
         return lambda cell: any(_all_are(cell, key, value) for value in values)
     return lambda cell: any(_same(options(cell).get(key), value) for value in values)
+
+
+def meant_choice(word: str) -> str:
+    """' Did you mean …?' for the name of a choice that stands alone: 'bn' is 'norm=bn'."""
+    return meant([f"{group}={word}" for group in GROUPS if word in choosable()[group]])
 
 
 def _all_are(cell: Cell, pattern: str, value: Any) -> bool:

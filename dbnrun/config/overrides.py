@@ -202,6 +202,8 @@ def _conversion(typed: str, said: str) -> str:
     if expected is None:
         return said
     plain = re.sub(r"[\[\] ]", "", typed)
+    if span := re.fullmatch(r"([\w.]+)=(\d+)(?:\.\.+|:|-)(\d+)", typed):
+        return f"expected {expected}. To sweep over several: dbnrun -m '{span[1]}=range({span[2]},{int(span[3]) + 1})'."
     sweep = f" To sweep over several: dbnrun -m {plain}." if "=[" in typed else ""
     return f"expected {expected}.{sweep}"
 

@@ -194,7 +194,7 @@ def in_range(key: str, value: float, low: float, high: float = math.inf, *, abov
     inside = math.isfinite(value) and (low < value if above else low <= value) and value <= high
     if not inside:
         left = f"a number above {low:g}" if above else f"a number of at least {low:g}"
-        span = left if high == math.inf else f"{left}, at most {high:g}"
+        span = left if high == math.inf else f"{left}, at most {high if isinstance(high, int) else f'{high:g}'}"
         span = f"a number of at most {high:g}" if low == -math.inf else span
         raise UserError(f"{key}={value}: expected {span}.")
 

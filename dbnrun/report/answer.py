@@ -53,9 +53,9 @@ def sentence(setting: Setting) -> str:
         return "No finished run has a test error at its last epoch."
     least = means[ranked[0]]
     spread = "" if np.isnan(least.low) else f" [{least.low:.2f}, {least.high:.2f}]"
-    head = f"{ranked[0]} has the least test error at the last epoch, {least.mean:.2f} %{spread}"
+    head = f"{ranked[0]} has the lowest test error after the last epoch: {least.mean:.2f} %{spread}."
     base = baseline_of(setting)
-    return f"{head}; {_compared(name(base), against_baseline(setting))}." if base else f"{head}."
+    return f"{head} {_compared(name(base), against_baseline(setting))}" if base else head
 
 
 def _compared(base: str, found: Mapping[str, Comparison]) -> str:
@@ -63,31 +63,48 @@ def _compared(base: str, found: Mapping[str, Comparison]) -> str:
     tested = [one for one in found.values() if one.can_reject and np.isfinite(one.p_holm)]
     if tested:
         clear = [one for one in tested if one.word == "differs"]
-        return f"by Holm-corrected tests {_lower_and_higher(base, clear)}"
+        return f"After Holm's correction, {_lower_and_higher(base, clear)}."
     few = max(one.difference.n for one in found.values())
     if few < 2:
-        return f"differences to {base} have neither interval nor test with fewer than two shared seeds"
+        return f"With fewer than two shared seeds, a difference to {base} has neither an interval nor a test."
     clear = [one for one in found.values() if one.difference.low > 0 or one.difference.high < 0]
-    return f"{few} shared seeds are too few for a test, and by 95 % intervals alone {_lower_and_higher(base, clear)}"
+    return f"{few} seeds are too few for a test. By the 95 % intervals alone, {_lower_and_higher(base, clear)}."
 
 
 def _lower_and_higher(base: str, clear: Sequence[Comparison]) -> str:
-    """'lower than BN (PyTorch): a (-0.20 pp); higher: b (+1.00 pp)', or that nothing differs."""
-    lower = ", ".join(f"{one.key} ({one.difference.mean:+.2f} pp)" for one in clear if one.difference.mean < 0)
-    higher = ", ".join(f"{one.key} ({one.difference.mean:+.2f} pp)" for one in clear if one.difference.mean > 0)
-    parts = [f"{word} than {base}: {names}" for word, names in (("lower", lower), ("higher", higher)) if names]
-    return "; ".join(parts) or f"none differs from {base}"
+    """'a (−0.20 pp) has a lower error than BN (PyTorch)', or that nothing is shown to differ."""
+    groups = {
+        "lower": [one for one in clear if one.difference.mean < 0],
+        "higher": [one for one in clear if one.difference.mean > 0],
+    }
+    parts = [
+        f"{_listed(ones)} {'have' if len(ones) > 1 else 'has'} a {word} error than {base}"
+        for word, ones in groups.items()
+        if ones
+    ]
+    return ", and ".join(parts) or f"no method is shown to differ from {base}"
+
+
+def _listed(ones: Sequence[Comparison]) -> str:
+    """'a (+0.20 pp), b (+0.30 pp) and c (+0.40 pp)'."""
+    *first, last = [f"{one.key} ({_signed(one.difference.mean)} pp)" for one in ones]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def note(setting: Setting) -> str:
     """Why a small constant α broke the training, where the rows show it; else ''."""
     found = against_baseline(setting)
     broken = [
-        series.label
+        name(series)
         for series in setting.series
         if series.n
         and series.protocol.startswith("dbn")
         and not series.protocol.startswith("dbn_inference")
+        and "stats_grad=mean" not in series.protocol
         and 0 < (alpha_of(series.key) or 0) <= BREAKS_UP_TO
         and name(series) in found
         and found[name(series)].difference.low > 0

@@ -29,6 +29,7 @@ from dbnrun.report.methods import (
     value_text,
 )  # fmt: skip
 from dbnrun.report.tables import write_texts
+from dbnrun.runs.load import RunRecord
 
 FORMATS = (".png", ".svg", ".pdf")
 EFFECT = 0.1  # pp, of an error
@@ -94,17 +95,21 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
     """What the command asks for. Raises UserError where there is nothing to compare."""
     reading = Reading(asked.metric, asked.select, asked.at)
     filters = [word for word in asked.words if _is_filter(word)]
-    paths = [Path(word) for word in asked.words if not _is_filter(word)] or [results]
+    paths = [Path(word) for word in asked.words if not _is_filter(word)]
     baseline = shlex.split(asked.baseline) if asked.baseline else []
     passes, is_baseline = matcher(filters), _baseline(filters, baseline)
-    runs = runs_under(paths)
+    runs = runs_under(paths or [results])
+    left_out: list[str] = []
+    if not paths:
+        asked_for = [is_baseline, lambda cell: passes(cell) and not is_baseline(cell)] if baseline else [passes]
+        runs, left_out = _own_first(runs, asked_for, results)
     cells = [run.cell for run in runs]
     _check_there(cells, filters, passes)
     if baseline:
         _check_there(cells, baseline, is_baseline, "--baseline ")
     _check_keys(cells, {"--by": asked.by, "--tune": asked.tune})
     wanted = [run for run in runs if passes(run.cell) or (baseline and is_baseline(run.cell))]
-    methods, remarks = _finished(methods_of(wanted, reading.columns), reading)
+    methods, unfinished = _finished(methods_of(wanted, reading.columns), reading)
     tuning = None
     if asked.tune:
         methods, tuning = tuned(methods, asked.tune, asked.tune_seeds, reading)
@@ -114,7 +119,19 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
     made, alone = tables(methods, is_baseline if baseline else None, reading, effect, asked.by, asked.tune)
     if not any(math.isfinite(row.mean.mean) for table in made for row in table.rows):
         raise UserError(f"--metric {reading.metric}: no run has a number there, {reading.when}.")
-    return Compared(made, alone, reading, effect, tuning, remarks)
+    return Compared(made, alone, reading, effect, tuning, [*left_out, *unfinished])
+
+
+def _own_first(
+    runs: Sequence[RunRecord], asked: Sequence[Test], results: Path
+) -> tuple[Sequence[RunRecord], list[str]]:
+    """The user's own runs, if they include what is asked for, and a remark on the records; else all runs."""
+    own = [run for run in runs if not run.is_recorded]
+    if not all(any(test(run.cell) for run in own) for test in asked):
+        return runs, []
+    others = sum(run.is_recorded and any(test(run.cell) for test in asked) for run in runs)
+    remark = f"Compared: the runs in {results / 'runs'}. Not compared: {others} recorded runs that match, too; "
+    return own, [f"{remark}`dbnrun compare {results} …` includes them."] if others else []
 
 
 def _is_filter(word: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from dbnrun.report import stats
 from dbnrun.report.contrasts import Row, Table
-from dbnrun.report.methods import Method, Reading, Tuning
+from dbnrun.report.methods import Reading, Tuning
 from dbnrun.report.tables import markdown
 
 FIELDS = (
@@ -27,7 +27,7 @@ class Compared:
     """What a command asked for, and what came of it."""
 
     tables: list[Table]
-    alone: list[Method]  # no single baseline fits them
+    alone: Mapping[str, str]  # why no single baseline fits a method, by its label
     reading: Reading
     effect: float  # NaN where none is known for the metric
     tuning: Tuning | None = None
@@ -69,7 +69,7 @@ def as_json(found: Compared) -> dict[str, Any]:
             {"name": table.name, "title": table.title, "rows": [_json_row(row) for row in table.rows]}
             for table in found.tables
         ],
-        "not_compared": [method.label for method in found.alone],
+        "not_compared": list(found.alone),
         "tuned": {"keys": tuning.keys, "seeds": tuning.seeds, "methods": tuning.lines} if tuning else None,
     }
 
@@ -181,6 +181,8 @@ def _of_tests(table: Table) -> list[str]:
     tests = (["exact sign-flip test"] if pairs else []) + (["Welch's t test where unpaired"] if welch else [])
     if any(row.contrast.difference.n > stats.EXACT_UP_TO for row in pairs):
         tests[0] = f"sign-flip test (exact up to {stats.EXACT_UP_TO} seeds, beyond 9,999 drawn flips)"
+    if not made:
+        return [*said, "No p: fewer than two seeds are shared."]
     return [*said, f"p: {', '.join(tests)}; Holm's correction over {made} comparison{'s' * (made != 1)}."]
 
 
@@ -194,13 +196,10 @@ def remarks(found: Compared) -> list[str]:
             f"Tuned: {', '.join(tuning.keys)} by validation error on the seeds {seeds}; compared on the others."
         )
         said += [f"  {line}" for line in tuning.lines]
-    if found.alone:
-        names = "; ".join(method.label for method in found.alone[:6])
-        more = f"; and {len(found.alone) - 6} more" if len(found.alone) > 6 else ""
-        said.append(
-            f"Not compared: {names}{more}. No baseline is on their data, or several have as many settings in common "
-            "with them; then name one more setting in --baseline."
-        )
+    for why in dict.fromkeys(found.alone.values()):
+        names = [label for label, reason in found.alone.items() if reason == why]
+        more = f"; and {len(names) - 6} more" if len(names) > 6 else ""
+        said.append(f"Not compared: {'; '.join(names[:6])}{more}. {why}.")
     return said
 
 

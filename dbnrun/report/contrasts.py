@@ -74,8 +74,8 @@ def tables(
     effect: float,
     by: Sequence[str] = (),
     always: Sequence[str] = (),
-) -> tuple[list[Table], list[Method]]:
-    """A table for each baseline and each value of the keys `by`; and the methods that no single baseline fits.
+) -> tuple[list[Table], dict[str, str]]:
+    """A table for each baseline and each value of the keys `by`; and why no single baseline fits a method, by label.
 
     Without a baseline there is a table for each data set and value. `always`: keys that every label states.
     """
@@ -101,10 +101,8 @@ def tables(
         for (_, place), group in sorted(groups.items(), key=lambda item: item[0][::-1])
     ]
     _name(made, keys)
-    name_all(alone)
-    for method in alone:
-        method.label = f"{dataset_of(method.cell)}: {method.label}"
-    return made, alone
+    name_all(alone, without=("dataset",))
+    return made, {f"{dataset_of(one.cell)}: {one.label}": _why_alone(one, bases) for one in alone}
 
 
 def nearest(method: Method, bases: Sequence[Method], keys: Sequence[str]) -> Method | None:
@@ -118,6 +116,12 @@ def nearest(method: Method, bases: Sequence[Method], keys: Sequence[str]) -> Met
     common = [sum(method.options.get(key) == base.options.get(key) for key in keys) for base in alike]
     best = [base for base, count in zip(alike, common, strict=True) if count == max(common, default=0)]
     return best[0] if len(best) == 1 else None
+
+
+def _why_alone(method: Method, bases: Sequence[Method]) -> str:
+    if not any(_same_data(method, base) for base in bases):
+        return "No baseline is on their data"
+    return "Several baselines have as many settings in common with them; name one more setting in --baseline"
 
 
 def _same_data(one: Method, other: Method) -> bool:

@@ -23,10 +23,10 @@ from scipy.optimize import isotonic_regression
 from dbnrun.report.names import (
     ALPHA_ONE,
     ALPHA_ZERO,
+    BASELINES,
     CONSTANTS,
     DIMINISHING,
     MODERN_BN,
-    PEERS,
     PROTOCOLS,
     SCHEDULES,
     UNITS,
@@ -43,8 +43,8 @@ MARGIN = 0.12  # of what an axis shows, above and below
 CROWD, BAND = 6, 0.11  # a band's opacity, half of it where more curves than that share the axes
 MANY, TOGETHER = 8, 4  # a panel of more curves draws some in grey, where more than so many end together
 SPOKEN = (ALPHA_ONE, ALPHA_ZERO, "0.1", *(DIMINISHING[unit][0] for unit in UNITS), MODERN_BN)  # of in docs/findings.md
-QUIET = {*SCHEDULES, *PEERS} - {*SPOKEN}
-GREY, WIDTH = "#bdbdbd", 100  # characters of a heading
+QUIET = {*SCHEDULES, *BASELINES} - {*SPOKEN}
+GREY, WIDTH = "#bdbdbd", 84  # characters of a heading
 LABEL_PT = 8.2
 # Inches. A figure is as wide as its longest label asks, and panels stand below each other: text keeps its size.
 LEFT, AXES, LEADER, SAMPLE = 0.78, 5.1, 0.26, 0.3
@@ -73,8 +73,9 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
     }
     best = {protocol: most_efficient(panel) for protocol, panel in panels.items()}
     name, chosen = dataset_of(setting.cell), rule(best)
+    every = ", every schedule" if any(panels) else ""
     figures = [
-        ("figure2", [f"{name}: test error, every schedule"], panels, "test_error_pct", "test error [%]"),
+        ("figure2", [f"{name}: test error{every}"], panels, "test_error_pct", "test error [%]"),
         ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),
         ("figure4", [f"{name}: validation loss{chosen[0]}", *chosen[1:]], best, "val_loss", "validation loss [nat]"),
     ]

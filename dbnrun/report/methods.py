@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dbnrun.config import registry
-from dbnrun.config.filters import options
+from dbnrun.config.filters import meant_choice, options
 from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, number_text, one_of
 from dbnrun.report import stats
@@ -142,7 +142,9 @@ def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     """The recorded runs under `paths`, then the run folders without their rows. UserError where there are none."""
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: there is no such folder; expected one, or a filter such as norm=bn.")
+            raise UserError(
+                f"{path}: there is no such folder; expected one, or a filter such as norm=bn.{meant_choice(str(path))}"
+            )
     records = [path if archive.is_archive(path) else path / "records" for path in paths]
     recorded = itertools.chain.from_iterable(map(archive.read, records))
     found = itertools.chain(recorded, load.readable(load.described, load.folders(paths)))

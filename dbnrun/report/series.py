@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,8 +223,8 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _option(key: str) -> str:
-    """A dotted key as a label shows it: an option of the user's own class by its name alone."""
-    return key.removeprefix("options.")
+    """A dotted key as a label shows it: an option of the user's own class, or of a parameter group, without prefix."""
+    return key.removeprefix("options.").removeprefix("groups.")
 
 
 def _text(value: Any) -> str:
@@ -266,6 +267,10 @@ def _words(setting: Setting, alike: Sequence[Setting]) -> list[str]:
         trees = [one.identity for one in alike if chosen[id(one)] == name]
         keys = [key for key in _differing(trees) if key.partition(".")[0] == group]
         texts = {key: _text(setting.identity.get(key, "")) for key in keys}
+        rates = {key: text for key, text in texts.items() if re.fullmatch(r"optimizer\.groups\.\w+\.lr", key) and text}
+        if len(rates) > 1 and len({*rates.values()}) == 1:  # one learning rate for all groups
+            words.append(f"lr{next(iter(rates.values()))}")
+            texts = {key: text for key, text in texts.items() if key not in rates}
         words += [_option(key.partition(".")[2] or key) + text for key, text in texts.items() if text]
     return words
 

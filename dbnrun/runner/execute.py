@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,7 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
             waiting = [run_dir for run_dir in waiting if run_dir.name not in outcomes]
             for position in sorted({run_dir.position for run_dir in waiting}):
                 now = [[r for r in run if r in waiting and r.position == position] for run in run_dirs]
+                _say_where(itertools.chain.from_iterable(now))
                 try:
                     _train([run for run in now if run], device)
                 except Exception:
@@ -100,6 +101,18 @@ def _agree(run_dirs: Sequence[RunDir]) -> None:
     if run_dirs and (common := set.intersection(*(set(run_dir.states) for run_dir in run_dirs))):
         for run_dir in run_dirs:
             run_dir.go_on_from(max(common))
+
+
+def _say_where(run_dirs: Iterable[RunDir]) -> None:
+    """Print which epoch each unfinished run continues after; nothing for a new one."""
+    for run_dir in run_dirs:
+        epoch, updates = run_dir.position
+        if (epoch, updates) != (0, 0):
+            within = f" and {updates} updates" if updates else ""
+            print(
+                f"dbnrun: {run_dir.name}: continues after epoch {epoch} of {run_dir.config.train.epochs}{within}",
+                file=sys.stderr,
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

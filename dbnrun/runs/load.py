@@ -37,6 +37,11 @@ class RunRecord:
     rows: tuple[EpochRow, ...]
     manifest: dict[str, Any] = field(default_factory=dict)  # where its numbers come from
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is one of the committed records, not a run folder."""
+        return self.folder.suffix == ".csv"
+
 
 def read_runs(paths: Sequence[Path], *, strict: bool = False) -> list[RunRecord]:
     """Every run folder under `paths`. One that cannot be read is warned of and left out; UserError with `strict`."""

@@ -47,10 +47,10 @@ def test_the_sentence_names_the_least_error_and_what_a_corrected_test_tells_from
     setting = setting_of(*runs)
     mean = 1.5 + sum(range(10)) / 100 + sum(noise) / 10
     assert answer.sentence(setting).startswith(
-        f"BatchRenorm has the least test error at the last epoch, {mean:.2f} % ["
+        f"BatchRenorm has the lowest test error after the last epoch: {mean:.2f} % ["
     )
     assert answer.sentence(setting).endswith(
-        "; by Holm-corrected tests lower than BN (PyTorch): BatchRenorm (-0.50 pp)."
+        "]. After Holm's correction, BatchRenorm (−0.50 pp) has a lower error than BN (PyTorch)."
     )
     # All ten differences below 0: p = 2/1024, Holm over two comparisons.
     assert answer.against_baseline(setting)["BatchRenorm"].p_holm == pytest.approx(2 * 2 / 1024)
@@ -62,16 +62,17 @@ def test_with_few_seeds_the_sentence_goes_by_intervals_and_says_so():
     low, _ = scipy.stats.t.interval(0.95, 2, 1.1, scipy.stats.sem(differences))
     assert low > 0
     assert answer.sentence(setting).endswith(
-        "3 shared seeds are too few for a test, and by 95 % intervals alone higher than BN (PyTorch): LN (+1.10 pp)."
+        "3 seeds are too few for a test. "
+        "By the 95 % intervals alone, LN (+1.10 pp) has a higher error than BN (PyTorch)."
     )
 
 
 def test_one_series_is_compared_with_nothing_and_one_seed_is_not_tested():
     assert answer.sentence(setting_of(digits(BN, 0, 2.0))) == (
-        "BN (PyTorch) has the least test error at the last epoch, 2.00 %."
+        "BN (PyTorch) has the lowest test error after the last epoch: 2.00 %."
     )
     two = answer.sentence(setting_of(digits(BN, 0, 2.0), digits(LN, 0, 3.0)))
-    assert two.endswith("have neither interval nor test with fewer than two shared seeds.")
+    assert two.endswith("has neither an interval nor a test.")
     text = page_of([digits(BN, 0, 2.0), digits(LN, 1, 3.0)])
     assert not re.search(r"\bnan\b", text.split('id="curves"')[0], re.I)
 
@@ -96,7 +97,7 @@ def test_a_small_constant_alpha_that_broke_the_training_is_explained_and_nothing
         runs = [digits(BN, seed, 2 + seed / 10) for seed in range(3)]
         return answer.note(setting_of(*runs, *[dbn(alpha, seed, last + seed / 10, **how) for seed in range(3)]))
 
-    assert note(0.1, 16.0).startswith("α = 0.1: here λ, a moving average, normalizes in training too.")
+    assert note(0.1, 16.0).startswith("dbn α = 0.1: here λ, a moving average, normalizes in training too.")
     assert note(0.1, 2.0) == "" and note(0.5, 16.0) == "" and note(0.0, 16.0) == ""
     assert note(0.1, 16.0, protocol="A") == ""  # trains by each batch's own statistics
 

@@ -457,6 +457,47 @@ def test_a_folder_of_records_is_compared_without_the_runs_beside_it(tmp_path):
     assert len(with_runs) == len(records) + 1
 
 
+def test_without_a_path_own_runs_come_before_the_records_if_they_include_a_method_and_its_baseline(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "records").symlink_to(ROOT / "results" / "records")
+    monkeypatch.setenv("DBNRUN_RESULTS", str(tmp_path))
+    words = ("dataset=mnist", "model.norm_position=before", "norm=bn,ln")
+
+    def seeds(*paths):
+        code, out, err = compare(capsys, *paths, *words, "--baseline", "norm=bn", "--json")
+        assert code == 0, err
+        return [row["n"] for row in json.loads(out)["tables"][0]["rows"]]
+
+    for seed in range(2):
+        synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="bn"), [3.0 + seed])
+    assert seeds() == [10, 10]
+    for seed in range(2):
+        synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="ln"), [2.0 + seed])
+    assert seeds() == [2, 2]
+    remark = compare(capsys, *words, "--baseline", "norm=bn")[1].splitlines()[-1]
+    assert remark.startswith("Compared: the runs in ") and "20 recorded runs that match" in remark
+    assert f"`dbnrun compare {tmp_path} …` includes them." in remark and seeds(tmp_path) == [10, 10]
+
+
+def test_what_no_baseline_fits_is_listed_with_the_reason(tmp_path, capsys):
+    for seed in range(2):
+        synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="ln"), [3.0 + seed])
+        write_on(tmp_path, "ni", synthetic.cell(None, seed, "ni", norm="gn"), 3.0 + seed)
+        for epochs in (2, 3):
+            synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="bn"), [3.0 + seed] * epochs)
+    out = compare(capsys, tmp_path, "--baseline", "norm=bn train.epochs=2,3")[1]
+    assert "NI (KDD Cup 1999): GN. No baseline is on their data." in out
+    assert "MNIST: LN. Several baselines have as many settings in common with them; name one more" in out
+
+
+def test_one_shared_seed_gives_no_p_and_the_caption_says_why(tmp_path, capsys):
+    for norm in ("bn", "ln"):
+        synthetic.write_run(tmp_path, synthetic.cell(None, norm=norm), [3.0])
+    out = compare(capsys, tmp_path, "--baseline", "norm=bn")[1]
+    assert "No p: fewer than two seeds are shared." in out and "Holm" not in out.split("No p")[1]
+
+
 # What is refused
 
 
@@ -466,6 +507,8 @@ def test_a_folder_of_records_is_compared_without_the_runs_beside_it(tmp_path):
         (["--baseline", "norm=bnn"], "norm=bnn: expected one of .* Did you mean 'bn'?"),
         (["--baseline", "norm=none"], "--baseline norm=none: none of 30 runs has it; they have norm=bn,gn,ln."),
         (["nrom=bn"], "there is no key 'nrom'. Did you mean 'norm'?"),
+        (["--baseline", "bn"], "bn: expected a filter .* Did you mean 'norm=bn'?"),
+        (["dbn"], "dbn: there is no such folder; .* Did you mean 'norm=dbn'?"),
         (["seed=77"], "seed=77: none of 30 runs has it; they have seed=0,1,2,3,4,5,6,7,…."),
         (["norm=ln", "norm=bn"], "norm=ln norm=bn: none of 30 runs passes all of the filters."),
         (["--metric", "test_eror_pct"], "Did you mean 'test_error_pct'?"),

@@ -207,7 +207,7 @@ def test_settings_never_share_a_file_name(tmp_path):
         content["optimizer"]["groups"]["all"]["pattern"] = pattern
         record(tmp_path, content, [3, 2, 1])
     slugs = {setting.slug for setting in gather([tmp_path])}
-    assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-groups.all.patterna", "ni-groups.all.patterna-2"}
+    assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-all.patterna", "ni-all.patterna-2"}
 
 
 def test_m_in_steps_and_m_in_epochs_are_two_series(tmp_path):

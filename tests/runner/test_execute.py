@@ -68,7 +68,7 @@ def test_two_runs_of_a_cell_give_identical_metrics(cell, overrides):
 
 @pytest.mark.parametrize("overrides", CELLS, ids=" ".join)
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, epochs, monkeypatch):
+def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, epochs, monkeypatch, capsys):
     whole = execute.run(cell(*overrides, results="whole"))
     save = RunDir.checkpoint
 
@@ -81,7 +81,9 @@ def test_a_run_that_stops_after_an_epoch_goes_on_byte_for_byte(cell, overrides, 
     with pytest.raises(KeyboardInterrupt):
         execute.run(cell(*overrides, results="cut"))
     monkeypatch.setattr(RunDir, "checkpoint", save)
+    capsys.readouterr()
     resumed = execute.run(cell(*overrides, results="cut"))
+    assert f"{resumed.name}: continues after epoch {epochs} of 3\n" in capsys.readouterr().err
     assert numbers_of(resumed) == numbers_of(whole)
     assert not (resumed.folder / "checkpoint.pt").exists()
 

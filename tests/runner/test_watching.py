@@ -48,6 +48,12 @@ def test_progress_false_says_nothing_and_a_sweep_says_its_lines(command, monkeyp
     assert ": epoch " not in command(*words, "progress=false", "results_dir=quiet")[1]
 
 
+def test_status_of_a_new_checkout_says_that_there_are_no_runs(command, tmp_path):
+    code, out = command("status")
+    assert code == 0 and out.startswith("results: no runs yet")
+    assert json.loads(command("status", "--json")[1]) == {"runs": [], "counts": {}}
+
+
 def test_status_lists_what_is_done_the_latest_alone_unless_all_is_asked(command, tmp_path):
     assert command("-m", "seed=range(0,12)", "train.epochs=1", "progress=false", *QUICK)[0] == 0
     folders = sorted(tmp_path.glob("results/runs/*"))

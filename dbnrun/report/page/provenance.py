@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ def by_group(runs: Sequence[RunRecord], group_of: Callable[[RunRecord], str]) ->
 
 
 def commands(runs: Sequence[RunRecord]) -> list[tuple[str, int]]:
-    """Each command as it was typed, with the number of its runs."""
-    return sorted(Counter(" ".join(run.manifest.get("command", [])) or "unknown" for run in runs).items())
+    """Each command as a shell takes it, with the number of its runs."""
+    return sorted(Counter(shlex.join(run.manifest.get("command", [])) or "unknown" for run in runs).items())
 
 
 def _origin(runs: Sequence[RunRecord]) -> dict[str, Any]:
