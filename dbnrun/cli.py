@@ -24,7 +24,7 @@ dbnrun: train and compare batch normalization, DBN and other normalizers, reprod
 
   dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
   dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
-  dbnrun experiment=NAME      train the sweep that conf/experiment/NAME.yaml describes
+  dbnrun experiment=NAME      train a sweep that has a name, such as those of the paper (the names are below)
 
   dbnrun plan [key=a,b …]     show what a sweep would train, what is done or failed, and how long it may take
   dbnrun status [PATH …]      show unfinished runs: progress, errors, time left, the process that trains them (--watch)
@@ -34,11 +34,14 @@ dbnrun: train and compare batch normalization, DBN and other normalizers, reprod
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   the convergence theorem: conditions on (α, η), Algorithm 1 with full gradients
-  dbnrun bench [NAME …]       measure the overhead of dbnrun: layer, cell, grid, cli, plan, report
+  dbnrun theory check|run|figures   test the paper's convergence theorem: its conditions on (α, η), and its Algorithm 1
+  dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch
 
 Choose one of each (without model=, each data set has a suitable network):
 {choices}
+
+  bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test, dbn_inference only
+  at test. schedule is α(m), the weight of the newest batch in these averages; harmonic is 1/m, inverse_square 1/m².
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16

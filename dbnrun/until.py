@@ -90,12 +90,18 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     parser.add_argument(
         "--baseline", required=True, metavar="'KEY=VALUE …'", help="one of the methods, such as norm=bn"
     )
-    parser.add_argument("--margin", type=float, required=True, metavar="PP", help="differences within it do not matter")
-    parser.add_argument("--max-seeds", type=int, default=40, metavar="N", help="give up after so many (default: 40)")
+    parser.add_argument(
+        "--margin", type=float, required=True, metavar="PP", help="the largest difference that does not matter"
+    )
+    parser.add_argument(
+        "--max-seeds", type=int, default=40, metavar="N", help="stop after this many seeds (default: 40)"
+    )
     parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
-    parser.add_argument("--select", choices=list(SELECTIONS)[:2], default="last", help="epoch (default: last)")
+    parser.add_argument(
+        "--select", choices=list(SELECTIONS)[:2], default="last", help="which epoch of each run counts (default: last)"
+    )
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted without effect; it is implied")
     parser.add_argument("--json", action="store_true", help="print what was decided as JSON")
     asked = parser.parse_intermixed_args(arguments)
     if not 0 <= asked.margin < math.inf:

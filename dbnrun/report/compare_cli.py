@@ -58,13 +58,29 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Pat
 def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="PATH or KEY=VALUE", help="results folders or run folders; filters")
     parser.add_argument("--baseline", metavar="'KEY=VALUE …'", help="the method to compare with, such as norm=bn")
-    parser.add_argument("--select", choices=list(SELECTIONS), default="last", help="epoch of each run (default: last)")
-    parser.add_argument("--at", type=int, metavar="EPOCH", help="this epoch of every run, in place of --select")
+    parser.add_argument(
+        "--select", choices=list(SELECTIONS), default="last", help="which epoch of each run counts (default: last)"
+    )
+    parser.add_argument("--at", type=int, metavar="EPOCH", help="use this epoch of every run instead")
     parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
-    parser.add_argument("--by", type=_keys, default=[], metavar="KEY,KEY", help="a table for each value of these")
-    parser.add_argument("--effect", type=float, metavar="PP", help=f"the difference to detect (default: {EFFECT} pp)")
-    parser.add_argument("--tune", type=_keys, default=[], metavar="KEY,KEY", help="choose these for each method first")
-    parser.add_argument("--tune-seeds", type=_seeds, metavar="0,1,2", help="on these seeds (default: the first third)")
+    parser.add_argument(
+        "--by", type=_keys, default=[], metavar="KEY,KEY", help="make a table for each value of these keys"
+    )
+    parser.add_argument(
+        "--effect",
+        type=float,
+        metavar="PP",
+        help=f"compute the seeds needed to detect this difference (default: {EFFECT} pp)",
+    )
+    parser.add_argument(
+        "--tune", type=_keys, default=[], metavar="KEY,KEY", help="take the best value of these keys for each method"
+    )
+    parser.add_argument(
+        "--tune-seeds",
+        type=_seeds,
+        metavar="0,1,2",
+        help="choose it by the validation error of these seeds, and compare the others (default: the first third)",
+    )
     for name, what in (("csv", "CSV"), ("markdown", "Markdown"), ("latex", "LaTeX (booktabs)")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the table as {what}")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="forest plot and curves: .png, .svg or .pdf")
