@@ -9,6 +9,7 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "docs/*.md", "results/normalizers.md"]
+html_show_copyright = False
 html_theme = "furo"
 myst_heading_anchors = 3
 default_role = "code"  # `name` in a docstring

@@ -13,6 +13,7 @@ from dbnrun.paper import normalizers, sensitivity, statistics, verdicts
 from dbnrun.paper.protocols import LETTERS, PAPER_DATASETS, is_beside, is_papers, overridden
 from dbnrun.paper.sensitivity import Variant
 from dbnrun.paper.verdicts import Verdict
+from dbnrun.report.names import DATASETS
 from dbnrun.report.series import Setting, settings_of
 from dbnrun.runs.load import RunRecord
 
@@ -77,6 +78,7 @@ def result_set(runs: Sequence[RunRecord]) -> ResultSet:
         swapped = {dataset: main.slug, main.slug: dataset}
         for setting in [*results.settings, main]:
             setting.slug = swapped.get(setting.slug, setting.slug)
+            setting.title = DATASETS[dataset] if setting.slug == dataset else setting.title
     results.settings = [part for setting in results.settings for part in _apart(setting)]
     return results
 
@@ -93,7 +95,12 @@ def _apart(setting: Setting) -> list[Setting]:
     baselines = [series for series in rest if not series.protocol]
     return [
         replace(setting, series=rest),
-        replace(setting, series=[*baselines, *beside], slug=f"{setting.slug}-normalizers"),
+        replace(
+            setting,
+            series=[*baselines, *beside],
+            slug=f"{setting.slug}-normalizers",
+            title=f"{setting.title}, other normalizers",
+        ),
     ]
 
 

@@ -184,7 +184,8 @@ def _numbers(table: Table, found: Compared) -> list[tuple[str, str]]:
     texts = with_intervals([row.contrast.difference if table.baseline else row.mean for row in table.rows], form)
     numbers = ["baseline" if row.is_baseline else text for row, text in zip(table.rows, texts, strict=True)]
     p = list(shown["p (Holm)"]) if "p (Holm)" in shown else [""] * len(numbers)
-    head = f"[{unit}], 95 % interval" if unit else "95 % interval"
+    what = "difference" if table.baseline else "mean"
+    head = f"{what} [{unit}], 95 %" if unit else f"{what}, 95 %"
     return [(head, "p (Holm)" if any(p) else ""), *zip(numbers, p, strict=True)]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dbnrun.config import registry
 from dbnrun.config.identity import choice_of, name_of_choice, protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
-from dbnrun.report.names import BASELINES, alpha_of, dataset_key, has_colour, name_of
+from dbnrun.report.names import BASELINES, alpha_of, dataset_key, dataset_of, has_colour, name_of
 from dbnrun.runs import metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
 
@@ -92,6 +92,7 @@ class Setting:
     series: list[Series]
     identity: dict[str, Any] = field(default_factory=dict)  # what its runs share, by dotted key
     slug: str = ""  # names its files
+    title: str = ""  # names it for people: 'MNIST, epochs=3'
 
     @property
     def n(self) -> int:
@@ -247,7 +248,9 @@ def _name_files(settings: Sequence[Setting]) -> None:
     taken: set[str] = set()
     for setting in sorted(settings, key=lambda setting: not setting.n):
         alike = [one for one in settings if one.dataset == setting.dataset and (one.n or not setting.n)]
-        words = [setting.dataset, *_words(setting, alike)]
+        own = _words(setting, alike)
+        setting.title = ", ".join([dataset_of(setting.cell), *(f"{key}={text}" if key else text for key, text in own)])
+        words = [setting.dataset, *(key + text for key, text in own)]
         slug = "".join(letter for letter in "-".join(words) if letter.isalnum() or letter in "-._")
         numbered = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
         # Some file systems do not know case.
@@ -255,23 +258,25 @@ def _name_files(settings: Sequence[Setting]) -> None:
         taken.add(setting.slug.lower())
 
 
-def _words(setting: Setting, alike: Sequence[Setting]) -> list[str]:
-    """What distinguishes a setting from those like it: choices by name, and options where the choice is the same."""
+def _words(setting: Setting, alike: Sequence[Setting]) -> list[tuple[str, str]]:
+    """What distinguishes a setting from those like it: choices as ('', name), options of the same choice as
+    (key, value).
+    """
     words = []
     groups = {key.partition(".")[0] for one in alike for key in one.identity}
     for group in [*filter(groups.__contains__, registry.GROUPS), *sorted(groups - registry.GROUPS.keys())]:
         chosen = {id(one): _chosen(one, group) for one in alike}
         name = chosen[id(setting)]
         if len(set(chosen.values())) > 1 and name:
-            words.append(name)
+            words.append(("", name))
         trees = [one.identity for one in alike if chosen[id(one)] == name]
         keys = [key for key in _differing(trees) if key.partition(".")[0] == group]
         texts = {key: _text(setting.identity.get(key, "")) for key in keys}
         rates = {key: text for key, text in texts.items() if re.fullmatch(r"optimizer\.groups\.\w+\.lr", key) and text}
         if len(rates) > 1 and len({*rates.values()}) == 1:  # one learning rate for all groups
-            words.append(f"lr{next(iter(rates.values()))}")
+            words.append(("lr", next(iter(rates.values()))))
             texts = {key: text for key, text in texts.items() if key not in rates}
-        words += [_option(key.partition(".")[2] or key) + text for key, text in texts.items() if text]
+        words += [(_option(key.partition(".")[2] or key), text) for key, text in texts.items() if text]
     return words
 
 

@@ -159,7 +159,7 @@ def test_another_optimizer_is_another_setting_and_so_is_what_varies_no_recorded_
     twice.cell["norm"]["average"] = "var"
     results = result_set([*runs, run(adam, [5.0, 50.0]), twice])
     assert {setting.slug: setting.n for setting in results.settings} == {
-        "mnist": 2, "mnist-adam": 1, "mnist-adagrad-groups.weights.weight_decay0": 1
+        "mnist": 2, "mnist-adam": 1, "mnist-adagrad-weights.weight_decay0": 1
     }  # fmt: skip
     assert results.mains["mnist"].cell["optimizer"]["name"] == "adagrad"
 

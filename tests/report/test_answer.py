@@ -124,7 +124,7 @@ def test_a_page_of_many_settings_has_every_one_and_no_id_twice():
     text = page_of(runs)
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert all(f"<h3>digits-{name}</h3>" in text for name in ("fnn", "vit", "mlp", "kan", "cnn2"))
+    assert all(f"<h3>Digits, {name}</h3>" in text for name in ("fnn", "vit", "mlp", "kan", "cnn2"))
     assert text.count('"kind": "differences"') == 5
 
 

@@ -208,6 +208,19 @@ def test_settings_never_share_a_file_name(tmp_path):
         record(tmp_path, content, [3, 2, 1])
     slugs = {setting.slug for setting in gather([tmp_path])}
     assert slugs == {"mnist-widths6x464", "mnist-widths64x64", "ni-all.patterna", "ni-all.patterna-2"}
+    titles = {setting.slug: setting.title for setting in gather([tmp_path])}
+    assert titles["mnist-widths6x464"] == "MNIST, widths=6x464"
+    assert titles["ni-all.patterna-2"] in ("NI (KDD Cup 1999), all.pattern=*a", "NI (KDD Cup 1999), all.pattern=a*")
+
+
+def test_one_learning_rate_of_all_groups_names_a_setting_once(tmp_path):
+    for lr in (0.1, 0.01):
+        content = cell("bn")
+        group = content["optimizer"]["groups"]["all"] | {"lr": lr}
+        content["optimizer"]["groups"] = {"a": group, "b": group}
+        record(tmp_path, content, [3, 2, 1])
+    found = {setting.slug: setting.title for setting in gather([tmp_path])}
+    assert found == {"mnist-lr0.01": "MNIST, lr=0.01", "mnist-lr0.1": "MNIST, lr=0.1"}
 
 
 def test_m_in_steps_and_m_in_epochs_are_two_series(tmp_path):

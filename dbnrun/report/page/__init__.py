@@ -77,7 +77,7 @@ def layout(path: Path, **filters: Callable[..., Any]) -> jinja2.Template:
 def titles_of(settings: Sequence[Setting]) -> dict[str, str]:
     """What people call each setting, by what files call it."""
     names = [dataset_of(setting.cell) for setting in settings]
-    labels = [name if names.count(name) == 1 else s.slug for name, s in zip(names, settings, strict=True)]
+    labels = [name if names.count(name) == 1 else s.title for name, s in zip(names, settings, strict=True)]
     return {setting.slug: label for setting, label in zip(settings, labels, strict=True)}
 
 
