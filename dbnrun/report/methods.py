@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from dbnrun.config import registry
 from dbnrun.config.filters import meant_choice, options
 from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, number_text, one_of
@@ -323,18 +322,10 @@ def name_all(methods: Sequence[Method], always: Sequence[str] = (), without: Seq
 
 
 def method_name(method: Method) -> str:
-    """'BN (PyTorch)', or 'DBN, α = 0.25'."""
+    """'BN (PyTorch)', or 'dbn, α = 0.25': a normalizer with a schedule as `norm=` has it."""
     if "schedule" not in method.cell:
         return name_of(method.key)
-    return f"{norm_name(method.cell)}, {name_of(method.key)}"
-
-
-def norm_name(cell: Mapping[str, Any]) -> str:
-    """'DBN', or 'DBN (inference)'; of a class of the user's own, its name."""
-    name, slug = cell["norm"]["name"], slug_of("norm", cell["norm"])
-    kind = registry.of("norm").get(name)
-    label, rest = kind.label if kind else name, slug.removeprefix(f"{name}_")
-    return label if slug == name else f"{label} ({rest})" if rest != slug else slug
+    return f"{slug_of('norm', method.cell['norm'])}, {name_of(method.key)}"
 
 
 def differing(methods: Sequence[Method]) -> list[str]:
