@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,10 +39,11 @@ HEADS = ("", "n", "test error [%]", "to BN [pp]", "p (Holm)", "time of a step / 
 NOTE = f"""\
 Last-epoch test error [%], mean [95 % Student t interval] over n seeds, and the difference to PyTorch's BN [pp], paired
 by seed; p is the exact two-sided sign-flip test, Holm-corrected over the table. Each normalizer has its default options
-and the paper's learning rate, which was chosen for none of them. Time of a step: training seconds an update, the median
-over a run's epochs and then over n runs, as a ratio to BN's with that batch size on either side of the activation. Only
-runs that trained alone, with as many threads on the same machine, are compared; whatever else that machine did counts
-too. {NOT_COMPARABLE.capitalize()}: trained in a stack, or BN has no such run.
+and the paper's learning rate, which was chosen for none of them. Time of a step: training seconds an update
+in the fastest epoch of n runs, as a ratio to BN's with that batch size on either side of the activation. The machine
+had other work, which lengthened some epochs by half; the fastest is the one with least of it. Only runs that trained
+alone, with as many threads on the same machine, are compared.
+{NOT_COMPARABLE.capitalize()}: trained in a stack, or BN has no such run.
 """
 Place = tuple[str, str, int]  # data set, side of the activation, batch size
 Table = tuple[str, str, list[list[str]]]  # title, setting, texts under HEADS
@@ -134,19 +134,17 @@ class StepTime:
 def step_time(series: Series, bases: Sequence[Series]) -> StepTime:
     """The time of a step over that of `bases`, on the machine with most runs of both; NaN where none has both."""
     ours, theirs = _paces([series]), _paces(bases)
-    found = [
-        StepTime(min(len(ours[m]), len(theirs[m])), median(ours[m]) / median(theirs[m])) for m in ours if m in theirs
-    ]
+    found = [StepTime(min(len(ours[m]), len(theirs[m])), min(ours[m]) / min(theirs[m])) for m in ours if m in theirs]
     return max(found, key=lambda one: one.step_time_n, default=StepTime())
 
 
 def _paces(several: Sequence[Series]) -> dict[str, list[float]]:
-    """Seconds an update of the finished runs that trained alone, by machine."""
+    """Seconds an update in the fastest epoch of each finished run that trained alone, by machine."""
     found: dict[str, list[float]] = defaultdict(list)
     for run in (run for series in several for run in series.finished if trained_alone(run)):
         machine = str([run.manifest.get(key) for key in MACHINE])
         updates = run.rows[-1].step / len(run.rows)
-        found[machine].append(median(row.train_seconds for row in run.rows) / updates)
+        found[machine].append(min(row.train_seconds for row in run.rows) / updates)
     return found
 
 
