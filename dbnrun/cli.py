@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,42 +25,44 @@ dbnrun: train and compare batch normalization, DBN and other normalizers, reprod
 
   dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
   dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
-  dbnrun experiment=NAME      train a sweep that has a name, such as those of the paper (the names are below)
+  dbnrun experiment=NAME      train a named sweep, such as those that reproduce the paper (names below)
 
-  dbnrun plan [key=a,b …]     show what a sweep would train, what is done or failed, and how long it may take
-  dbnrun status [PATH …]      show unfinished runs: progress, errors, time left, the process that trains them (--watch)
+  dbnrun plan [key=a,b …]     show what a sweep would train, what is done or has failed, and how long the rest may take
+  dbnrun status [PATH …]      show unfinished and recent runs: progress, errors, time left; --watch refreshes
   dbnrun runs ls [key=a,b …]  list runs; also: show RUN, diff RUN RUN, rm [key=a,b …], export --to tensorboard
-  dbnrun report [PATH …]      draw a page, figures and tables of finished runs, in results/report; trains nothing
+  dbnrun report [PATH …]      write a page, figures and tables of finished runs to results/report, without training
   dbnrun compare [key=value …] --baseline norm=bn   compare methods with a baseline, paired by seed
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   test the paper's convergence theorem: its conditions on (α, η), and its Algorithm 1
+  dbnrun theory check|run|figures   check the convergence theorem's conditions on α and learning rate η; run Algorithm 1
   dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch
 
-Choose one of each (without model=, each data set has a suitable network):
+Choose one from each group (if you leave out model=, dbnrun takes a network that suits the data set):
 {choices}
 
-  bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test, dbn_inference only
-  at test. schedule is α(m), the weight of the newest batch in these averages; harmonic is 1/m, inverse_square 1/m².
+  Defaults: dataset=digits norm=bn schedule=constant (α = 0.1) optimizer=adagrad optimizer.lr=0.01 train.epochs=10.
+  bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test time; dbn_inference
+  does so only at test time. schedule is α(m), the weight of the newest batch in these averages, where m counts steps,
+  or epochs with schedule.unit=epoch; harmonic is 1/m and inverse_square is 1/m².
 
 Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
   train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
   lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
   device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
-  probe=true (what passes through each normalizer: probe.csv)
+  probe=true (write activation and gradient statistics of each normalizer to probe.csv)
   debug=true checkpoint.minutes=10
-  logger=tensorboard|trackio|wandb|mlflow also shows each epoch there when it ends
+  logger=tensorboard|trackio|wandb|mlflow also sends the metrics of each epoch to that tool
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
   -m, --multirun         train every combination of comma-separated values
   --cfg job              print the configuration and train nothing (--resolve fills in references)
   --version, -h, --help
-  -sc install=bash       print shell completion; use it with: eval "$(dbnrun -sc install=bash)"
+  -sc install=bash       print a shell completion script; load it with: eval "$(dbnrun -sc install=bash)"
 
-The same command skips finished runs and continues unfinished ones. Results go to $DBNRUN_RESULTS or results/;
-data is read from $DBNRUN_DATA or data/.
+If you repeat a command, it skips finished runs and continues unfinished ones. Results go to $DBNRUN_RESULTS or
+results/; data is read from $DBNRUN_DATA or data/.
 """
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/findings.md")  # what --readme writes results into
@@ -191,7 +194,10 @@ def _train(arguments: list[str]) -> int:
 def _until(arguments: list[str]) -> int:
     from dbnrun import until
 
-    parser = _verb_parser("until", "Train seeds until every comparison with the baseline is decided.")
+    parser = _verb_parser(
+        "until",
+        "Train more seeds until every comparison with the baseline is decided (lower, higher, no relevant difference).",
+    )
     return until.main(arguments, parser)
 
 
@@ -211,6 +217,7 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"dbnrun {verb}", description=description)
 
     def refuse(message: str) -> NoReturn:
+        message = re.sub(r"^argument (\S+): expected one argument$", r"\1: expected a value after it", message)
         print(f"dbnrun {verb}: {message}. See `dbnrun {verb} --help`.", file=sys.stderr)
         raise SystemExit(2)
 
@@ -219,9 +226,16 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 def _plan(arguments: list[str]) -> int:
-    parser = _verb_parser("plan", "Say what a command would train, by the same overrides as the sweep; trains nothing.")
+    parser = _verb_parser(
+        "plan", "Show what a sweep would train, given the same arguments as the sweep. Nothing is trained."
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
-    parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="implied; accepted so that you can reuse the arguments of dbnrun -m",
+    )
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
     parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
@@ -239,11 +253,21 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _status(arguments: list[str]) -> int:
-    parser = _verb_parser("status", "How runs stand: progress, last error, time an epoch, time left, holder.")
+    parser = _verb_parser(
+        "status",
+        "Show the state of runs: progress, last error, time per epoch, time left, and the process training each.",
+    )
     parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
-    parser.add_argument("--all", action="store_true", help="list every finished run, too")
+    parser.add_argument("--all", action="store_true", help="list every finished run, too (default: the last ten)")
     parser.add_argument("--json", action="store_true", help="print every run as JSON")
-    parser.add_argument("--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again every 2 seconds")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="refresh every SECONDS seconds (default: 2)",
+    )
     options = parser.parse_intermixed_args(_placed(arguments))
     if options.watch is not None and not 0.1 <= options.watch <= 86400:
         raise UserError(f"--watch {options.watch:g}: expected seconds between 0.1 and 86400.")
@@ -270,13 +294,22 @@ def _status(arguments: list[str]) -> int:
 
 RUNS = {
     "ls": (
-        "List runs, all or those that pass every filter, such as norm=bn,dbn seed=0 status=done.",
-        "filters or runs",
+        "List all runs, or only those that match every filter, such as norm=bn,dbn seed=0 status=done.",
+        "filters (KEY=VALUE), or names of runs",
     ),
-    "show": ("Show a run in full.", "a name, a signature, how one of them begins, or a path"),
-    "diff": ("Show two runs side by side: configuration, versions, metrics, the first epoch that differs.", "the two"),
-    "export": ("Show recorded runs in TensorBoard, trackio or MLflow, as logger= does in training.", "filters or runs"),
-    "rm": ("Remove the folders of runs; asks first. Never one that trains, and never the records.", "filters or runs"),
+    "show": ("Show a run in full.", "a name, a signature, the beginning of either, or a path"),
+    "diff": (
+        "Show two runs side by side: configuration, versions, metrics, and the first epoch at which they differ.",
+        "the two runs to compare (each a name, a signature, the beginning of either, or a path)",
+    ),
+    "export": (
+        "Send the metrics of existing runs to TensorBoard, trackio or MLflow, as logger= does during training.",
+        "filters (KEY=VALUE), or names of runs",
+    ),
+    "rm": (
+        "Remove run folders, after asking. Runs that are still training and the committed records are never removed.",
+        "filters (KEY=VALUE), or names of runs",
+    ),
 }
 
 
@@ -299,9 +332,9 @@ def _runs(arguments: list[str]) -> int:
     if verb == "export":
         from dbnrun.runs.live import EXPORTS
 
-        parser.add_argument("--to", choices=EXPORTS, required=True, help="where")
+        parser.add_argument("--to", choices=EXPORTS, required=True, help="the tool to send the metrics to")
     if verb == "rm":
-        parser.add_argument("--all", action="store_true", help="every run: needed where no filter is given")
+        parser.add_argument("--all", action="store_true", help="remove every run; required if you give no filter")
         parser.add_argument("--yes", action="store_true", help="do not ask")
     return _runs_verb(verb, parser.parse_intermixed_args(_placed(arguments[1:], "--results-dir=")))
 
@@ -340,14 +373,17 @@ def _placed(arguments: Sequence[str], flag: str = "") -> list[str]:
 def _there(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: it does not exist; expected a results folder or a run folder.")
+            filters = " Filters go with `compare` and `runs ls`." if "=" in path.name else ""
+            raise UserError(f"{path}: it does not exist; expected a results folder or a run folder.{filters}")
 
 
 def _doctor(arguments: list[str]) -> int:
-    parser = _verb_parser("doctor", "What this machine has, and whether dbnrun can rely on it. Exit code 1 if not.")
+    parser = _verb_parser(
+        "doctor", "Check what this machine has, and whether dbnrun can rely on it. The exit code is 1 if it cannot."
+    )
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     parser.add_argument("--results-dir", type=Path, default=_results())
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(arguments)
 
     from dbnrun.runner import doctor
@@ -356,15 +392,15 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _report_parser() -> argparse.ArgumentParser:
-    parser = _verb_parser("report", "Draw a page, figures and tables of recorded runs; trains nothing.")
+    parser = _verb_parser("report", "Write a page, figures and tables of finished runs. Nothing is trained.")
     parser.add_argument(
         "paths",
         nargs="*",
         type=Path,
-        help="results folders or run folders, on their own; or a folder of records, for the paper's claims and tables "
-        "(default: the records, and the runs of the results folder)",
+        help="results folders or run folders; a folder of records adds the paper's claims and tables "
+        "(default: your own runs in the results folder, or else the committed records)",
     )
-    parser.add_argument("--title", default="", help="what stands above the page")
+    parser.add_argument("--title", default="", help="the title at the top of the page")
     parser.add_argument(
         "--out",
         type=Path,
@@ -373,7 +409,7 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="first add the finished runs to the records, then redraw from the records what stands beside them",
+        help="first add the finished runs to the committed records, then write page, figures and tables next to them",
     )
     parser.add_argument(
         "--readme",
@@ -383,7 +419,9 @@ def _report_parser() -> argparse.ArgumentParser:
         help=f"write the records' results into these documents too (default: {', '.join(DOCUMENTS)})",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="refuse where a run folder cannot be read (default: warn, leave it out)"
+        "--strict",
+        action="store_true",
+        help="stop with an error if a run folder cannot be read (default: warn and leave it out)",
     )
     return parser
 
@@ -405,7 +443,7 @@ def _compare(arguments: list[str]) -> int:
     from dbnrun.report import compare_cli
 
     parser = _verb_parser(
-        "compare", "Compare finished runs with a baseline, paired by seed; trains and records nothing."
+        "compare", "Compare finished runs with a baseline, paired by seed. Nothing is trained, and no record changes."
     )
     return compare_cli.main(_placed(arguments), parser, _results())
 
@@ -415,20 +453,22 @@ def _draw(options: argparse.Namespace, results: Path) -> None:
     from dbnrun.paper import publish, record
     from dbnrun.report import report
     from dbnrun.runs.archive import is_archive
+    from dbnrun.runs.load import folders
 
     how = {"title": options.title, "strict": options.strict}
     out = options.out or _own_folder(options.paths) / "report"
     if options.record:
         record(results / "records", options.paths or [results], strict=options.strict)
         publish(results / "records", [], options.out or results, _documents(options.readme), **how)
-    elif [is_archive(path) for path in options.paths] == [True]:
-        publish(options.paths[0], [], out, _documents(options.readme), **how)
+    elif records := [path for path in options.paths if is_archive(path)][:1]:
+        others = [path for path in options.paths if path not in records]
+        publish(records[0], others, out, _documents(options.readme), **how)
     elif options.readme is not None:
         raise UserError("report: --readme writes what the records hold; add --record, or name the folder of records.")
-    elif options.paths:
-        report(options.paths, out, **how)
+    elif options.paths or folders([results]):
+        report(options.paths or [results], out, **how)
     else:
-        publish(results / "records", [results], out, **how)
+        publish(results / "records", [], out, **how)
 
 
 def _documents(named: Sequence[Path] | None) -> Sequence[Path]:
@@ -449,7 +489,9 @@ def _data(arguments: list[str]) -> int:
 
     known = registry.of("dataset")
     names = [name for name, kind in known.items() if kind.downloads]
-    parser = _verb_parser("data", "Fetch and verify data sets ahead of time; complete ones are kept.")
+    parser = _verb_parser(
+        "data", "Download and verify data sets ahead of time. Complete data sets are not downloaded again."
+    )
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     options = parser.parse_args(arguments)
@@ -478,13 +520,20 @@ def _bench(arguments: list[str]) -> int:
     sys.path.append(str(scripts))
     import bench
 
-    return bench.main(arguments, _verb_parser("bench", "Measure what dbnrun costs, as ratios within one run."))
+    return bench.main(
+        arguments,
+        _verb_parser(
+            "bench", "Measure how much time dbnrun adds to plain PyTorch, as ratios of times measured together."
+        ),
+    )
 
 
 def _theory(arguments: list[str]) -> int:
     from dbnrun.theory import cli
 
-    return cli.main(arguments, _verb_parser("theory", "The paper's convergence theorem: check it, watch it."))
+    return cli.main(
+        arguments, _verb_parser("theory", "Check the conditions of the convergence theorem, and run its Algorithm 1.")
+    )
 
 
 class Verb(NamedTuple):

@@ -73,9 +73,11 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
         seeds = _seeds(n)
         app.run(["-m", *words, seeds])
         found = _compared(asked, seeds)
-        decided = sum(one.decided_at is not None for one in found)
-        print(f"{n} seeds: {decided} of {plan.plural(len(found), 'comparison')} decided", file=sys.stderr, flush=True)
-        if decided == len(found):
+        left = [one.method.label for one in found if one.decided_at is None]
+        decided = f"{len(found) - len(left)} of {plan.plural(len(found), 'comparison')} decided"
+        decided += f"; not yet: {', '.join(left)}" if left else ""
+        print(f"{n} seeds: {decided}", file=sys.stderr, flush=True)
+        if not left:
             break
     print(json.dumps(_as_json(found, asked), indent=1, ensure_ascii=False) if asked.json else "\n".join(_lines(found)))
     return 0
@@ -88,7 +90,10 @@ def _seeds(n: int) -> str:
 def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m, without seed")
     parser.add_argument(
-        "--baseline", required=True, metavar="'KEY=VALUE …'", help="one of the methods, such as norm=bn"
+        "--baseline",
+        required=True,
+        metavar="'KEY=VALUE …'",
+        help="the method to compare with, one of those trained, such as norm=bn",
     )
     parser.add_argument(
         "--margin", type=float, required=True, metavar="PP", help="the largest difference that does not matter"
@@ -101,8 +106,13 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--select", choices=list(SELECTIONS)[:2], default="last", help="which epoch of each run counts (default: last)"
     )
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("-m", "--multirun", action="store_true", help="accepted without effect; it is implied")
-    parser.add_argument("--json", action="store_true", help="print what was decided as JSON")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="implied; accepted so that you can reuse the arguments of dbnrun -m",
+    )
+    parser.add_argument("--json", action="store_true", help="print the decisions as JSON")
     asked = parser.parse_intermixed_args(arguments)
     if not 0 <= asked.margin < math.inf:
         raise UserError(f"--margin {asked.margin:g}: expected a number of at least 0, such as 0.3.")
@@ -161,7 +171,7 @@ def _lines(found: Sequence[Comparison]) -> Iterator[str]:
     )
     for one in found:
         now = one.now
-        said = f"{one.word}, decided at {one.decided_at} seeds" if one.decided_at else _why_not(now)
+        said = f"{one.word}{_by(one.word, now)}, decided at {one.decided_at} seeds" if one.decided_at else _why_not(now)
         mean = float(np.mean(one.differences)) if len(one.differences) else math.nan
         interval = f" [{now.low:+.3f}, {now.high:+.3f}]" if math.isfinite(now.low) else ""
         yield f"  {one.method.label:{width}}  {mean:+.3f}{interval}  {said}"
@@ -169,6 +179,15 @@ def _lines(found: Sequence[Comparison]) -> Iterator[str]:
         f"{level:.4g} % confidence sequences, valid at every look together (5 % of error over "
         f"{plan.plural(len(found), 'comparison')}); assumed: independent Gaussian differences (docs/compare.md)"
     )
+    yield "Quote these intervals: the p-values of `compare` assume that the number of seeds was fixed beforehand."
+
+
+def _by(word: str, now: anytime.Decision) -> str:
+    """Whether a difference is larger than the margin, as the interval of all seeds tells."""
+    if word not in ("lower", "higher") or not now.margin:
+        return ""
+    beyond = now.high < -now.margin or now.low > now.margin
+    return " by more than the margin" if beyond else " (perhaps by less than the margin)"
 
 
 def _why_not(now: anytime.Decision) -> str:

@@ -223,9 +223,11 @@ def takes_any(kinds: Mapping[str, Any]) -> bool:
 
 def refusal(what: str, error: BaseException) -> UserError:
     """One line for an error in a user's own code, with the last line of that code that it passed through."""
-    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     if isinstance(error, SyntaxError) and error.filename:
-        return UserError(f"{what}: {Path(error.filename).name}, line {error.lineno}: {said}.")
+        return UserError(
+            f"{what}: {Path(error.filename).name}, line {error.lineno}: {type(error).__name__}: {error.msg}."
+        )
+    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
     ours = Path(__file__).parents[1]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not _is_library(Path(f.filename)) and ours not in Path(f.filename).parents]

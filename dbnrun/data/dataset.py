@@ -28,6 +28,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:  # not all the numbers
+        return f"Part({len(self)} records, x {tuple(self.x.shape)} {self.x.dtype})"
+
     def inputs(self, index: Tensor | slice) -> Tensor:
         """What a network is given of the records of `index`: float32 (*index.shape, *input_shape)."""
         x = self.x[index]

@@ -132,9 +132,9 @@ def table_1(results: ResultSet, keys: Sequence[str] = (*SCHEDULES, *BASELINES)) 
         heads.append(SHORT[name] + _count(rows))
         columns.append((rows, _with_paper, NOT_RUN))
     return f"""\
-Test error [%] at the last epoch: mean over n seeds [95 % interval]. In parentheses is the paper's number: one run, at
-the epoch with the lowest test error. Rows with α or 1/m are DBN: training uses each batch's own statistics, testing
-uses the moving average (`norm=dbn_inference`, protocol A).
+Test error [%] at the last epoch: mean over n seeds [95 % interval]. The number in parentheses is the paper's: it comes
+from one run, at the epoch with the lowest test error. Rows with α or 1/m are DBN with `norm=dbn_inference`, which the
+pages call protocol A: training uses each batch's own statistics, and testing uses the moving average.
 
 {markdown(pd.DataFrame(_lines(columns, keys), columns=heads))}"""
 

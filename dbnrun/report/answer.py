@@ -53,7 +53,9 @@ def sentence(setting: Setting) -> str:
         return "No finished run has a test error at its last epoch."
     least = means[ranked[0]]
     spread = "" if np.isnan(least.low) else f" [{least.low:.2f}, {least.high:.2f}]"
-    head = f"{ranked[0]} has the lowest test error after the last epoch: {least.mean:.2f} %{spread}."
+    counts = {one.n for one in means.values()}
+    seeds = f" over {least.n} seed{'s' * (least.n > 1)}" if len(counts) > 1 else ""
+    head = f"{ranked[0]} has the lowest mean test error after the last epoch: {least.mean:.2f} %{spread}{seeds}."
     base = baseline_of(setting)
     return f"{head} {_compared(name(base), against_baseline(setting))}" if base else head
 

@@ -56,7 +56,9 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser, results: Pat
 
 
 def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parser.add_argument("words", nargs="*", metavar="PATH or KEY=VALUE", help="results folders or run folders; filters")
+    parser.add_argument(
+        "words", nargs="*", metavar="PATH or KEY=VALUE", help="results folders or run folders to read, and filters"
+    )
     parser.add_argument("--baseline", metavar="'KEY=VALUE …'", help="the method to compare with, such as norm=bn")
     parser.add_argument(
         "--select", choices=list(SELECTIONS), default="last", help="which epoch of each run counts (default: last)"
@@ -70,7 +72,7 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--effect",
         type=float,
         metavar="PP",
-        help=f"compute the seeds needed to detect this difference (default: {EFFECT} pp)",
+        help=f"compute how many seeds show this difference, in percentage points (default: {EFFECT})",
     )
     parser.add_argument(
         "--tune", type=_keys, default=[], metavar="KEY,KEY", help="take the best value of these keys for each method"
@@ -79,11 +81,13 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--tune-seeds",
         type=_seeds,
         metavar="0,1,2",
-        help="choose it by the validation error of these seeds, and compare the others (default: the first third)",
+        help="choose that value by the validation error of these seeds; compare the others (default: the first third)",
     )
     for name, what in (("csv", "CSV"), ("markdown", "Markdown"), ("latex", "LaTeX (booktabs)")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the table as {what}")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="forest plot and curves: .png, .svg or .pdf")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="write a forest plot and curves as .png, .svg or .pdf"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     asked = parser.parse_intermixed_args(arguments)
     if asked.figure is not None and asked.figure.suffix not in FORMATS:
@@ -114,6 +118,8 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
     paths = [Path(word) for word in asked.words if not _is_filter(word)]
     baseline = shlex.split(asked.baseline) if asked.baseline else []
     passes, is_baseline = matcher(filters), _baseline(filters, baseline)
+    if seeds := [word for word in baseline if word.startswith("seed=")]:
+        raise UserError(f"--baseline {seeds[0]}: a method has all of its seeds; to compare some, filter: {seeds[0]}.")
     runs = runs_under(paths or [results])
     left_out: list[str] = []
     if not paths:
@@ -144,9 +150,10 @@ def _own_first(
     """The user's own runs, if they include what is asked for, and a remark on the records; else all runs."""
     own = [run for run in runs if not run.is_recorded]
     if not all(any(test(run.cell) for run in own) for test in asked):
-        return runs, []
+        without = f"Your runs in {results / 'runs'} do not include what is compared, so the committed records are read."
+        return runs, [without] if own and len(own) < len(runs) else []
     others = sum(run.is_recorded and any(test(run.cell) for test in asked) for run in runs)
-    remark = f"Compared: the runs in {results / 'runs'}. Not compared: {others} recorded runs that match, too; "
+    remark = f"Compared: the runs in {results / 'runs'}. {others} committed records match, too; "
     return own, [f"{remark}`dbnrun compare {results} …` includes them."] if others else []
 
 
@@ -172,8 +179,8 @@ def _finished(methods: Sequence[Method], reading: Reading) -> tuple[list[Method]
     if not done:
         raise UserError(f"none of {sum(sum(method.left_out.values()) for method in methods)} runs is finished.")
     if len(done) < len(methods):
-        names = sorted({method_name(method) for method in methods if not method.n})
-        remarks.append(f"No run is finished of: {'; '.join(names)}.")
+        names = sorted({f"{method_name(one)} ({_left_out(one)})" for one in methods if not one.n})
+        remarks.append(f"Left out, as no run is finished: {'; '.join(names)}.")
     longest = max(method.epochs for method in done)
     if reading.at is not None and reading.at > longest:
         raise UserError(f"--at {reading.at}: the longest run has {longest} epochs.")
@@ -182,6 +189,11 @@ def _finished(methods: Sequence[Method], reading: Reading) -> tuple[list[Method]
         remarks.append(f"Left out, as they end before epoch {reading.at}: {'; '.join(names)}.")
         done = [method for method in done if method.epochs >= reading.at]
     return done, remarks
+
+
+def _left_out(method: Method) -> str:
+    """'2 diverged, 1 failed'."""
+    return ", ".join(f"{count} {status}" for status, count in sorted(method.left_out.items()))
 
 
 # Checks of what was typed
@@ -194,20 +206,22 @@ def _check_there(cells: Sequence[Cell], words: Sequence[str], passes: Test, pref
     for word in words:
         if not any(map(matcher([word]), cells)):
             key = word.partition("=")[0]
-            raise UserError(
-                f"{prefix}{word}: none of {len(cells)} runs has it; they have {key}={_choices(cells, key)}."
-            )
+            raise UserError(f"{prefix}{word}: none of {len(cells)} runs has it; they have {_choices(cells, key)}.")
     raise UserError(f"{prefix}{' '.join(words)}: none of {len(cells)} runs passes all of the filters.")
 
 
 def _choices(cells: Sequence[Cell], key: str) -> str:
-    """What the runs have of a key, as one would ask for it: '0.003,0.01', at most eight values."""
+    """What the runs have of a key, as one would ask for it: 'seed=0,1', at most eight values."""
     if key in GROUPS:
         found = [name for name in files()[key] if any(map(matcher([f"{key}={name}"]), cells))]
     else:
-        values = {options(cell).get(key) for cell in cells}
-        found = [value_text(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
-    return ",".join(found[:8]) + (",…" if len(found) > 8 else "")
+        values = [found[key] for cell in cells if key in (found := options(cell))]
+        numbers = sorted({value for value in values if isinstance(value, int | float)})
+        texts = sorted({value_text(value) for value in values if not isinstance(value, int | float)})
+        found = list(dict.fromkeys([*map(value_text, numbers), *texts]))
+    if not found:
+        return "no such key"
+    return f"{key}={','.join(found[:8])}" + (",…" if len(found) > 8 else "")
 
 
 def _check_keys(cells: Sequence[Cell], asked: Mapping[str, Sequence[str]]) -> None:

@@ -106,7 +106,7 @@ def columns(table: Table, found: Compared) -> pd.DataFrame:
         "p": [_p(row.contrast.p) for row in rows],
         "p (Holm)": [_p_holm(row) for row in rows],
         "P(better)": [f"{row.p_improvement:.2f}" if math.isfinite(row.p_improvement) else "" for row in rows],
-        "seeds needed": [_seeds(row) for row in rows],
+        f"seeds for {found.effect:g} {unit}".rstrip(): [_seeds(row) for row in rows],
         "note": [row.note for row in rows],
     }
     frame = pd.DataFrame(heads)
@@ -166,7 +166,7 @@ def caption(table: Table, found: Compared) -> list[str]:
         said.append("P(better): probability that a run has less than one of the baseline, ties one half.")
     if table.compared and math.isfinite(found.effect):
         shown = f"{found.effect:g} {unit}".strip()
-        said.append(f"Seeds needed: in all, to show {shown} with 80 % power at the seen spread (t test, 5 %).")
+        said.append(f"Seeds for {shown}: in all, to show a difference of {shown} with 80 % power at the seen spread.")
     if any(row.method.is_trial for row in table.rows):
         said.append("Trial: trained or evaluated on a part of the data (train.limit_batches, train.limit_eval).")
     return said
@@ -251,9 +251,8 @@ def latex(found: Compared) -> str:
 
 def _latex_table(table: Table, found: Compared, number: int) -> str:
     frame = columns(table, found)
-    if "seeds needed" in frame:
-        frame["seeds needed"] = frame["seeds needed"].str.partition(" (")[0]  # a page is narrow
-        frame = frame.rename(columns={"seeds needed": "seeds"})
+    for head in [head for head in frame.columns if head.startswith("seeds for")]:
+        frame[head] = frame[head].str.partition(" (")[0]  # a page is narrow
     align = "l" + "".join("r" if head in ("n", "p", "P(better)") else "l" for head in frame.columns[1:])
     lines = [_latex_line(list(frame.columns)), r"\midrule", *(map(_latex_line, frame.to_numpy()))]
     return "\n".join(

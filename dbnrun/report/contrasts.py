@@ -11,6 +11,7 @@ import numpy as np
 
 from dbnrun.config import registry
 from dbnrun.config.identity import slug_of
+from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.compare import Comparison, by_pairs, corrected
 from dbnrun.report.methods import Method, Reading, differing, name_all, said
@@ -95,6 +96,13 @@ def tables(
             else:
                 groups[value, bases.index(base)].append(method)
     if is_baseline is not None and not groups:
+        if len(bases) > 1 and not alone:
+            name_all(bases)
+            names = "; ".join(base.label for base in bases[:4]) + ("; …" if len(bases) > 4 else "")
+            raise UserError(
+                f"--baseline: {len(bases)} methods match, and no other is there to compare ({names}); name one more "
+                "setting in --baseline, or more methods in the filters."
+            )
         groups = {("", place): [] for place in range(len(bases))}
     made = [
         _table(bases[place] if bases else None, group, reading, effect, (by, always))
@@ -145,7 +153,8 @@ def _table(
     shared = members[0].cell
     # The last is one of the group: a baseline may lack the keys that the tables are made by.
     name = ", ".join([dataset_of(shared), *(said(key, members[-1]) for key in by if key != "dataset")])
-    return Table(rows, name, describe(shared))
+    said_of_all = dict.fromkeys(describe(one.cell) for one in members)
+    return Table(rows, name, next(iter(said_of_all)) if base or len(said_of_all) == 1 else "")
 
 
 def _rows(members: Sequence[Method], reading: Reading, effect: float) -> list[Row]:
@@ -224,4 +233,4 @@ def _name(made: Sequence[Table], keys: Iterable[str]) -> None:
             words = [said(key, table.rows[0].method) for key in own if key in keys]
             table.name = ", ".join([name, *words]) if words or len(alike) == 1 else f"{name} {number}"
     for table in made:
-        table.title = f"{table.name}: {table.title}"
+        table.title = f"{table.name}: {table.title}" if table.title else table.name

@@ -141,7 +141,7 @@ def _forest(ax: Axes, table: Table, styles: Sequence[dict[str, Any]], reading: R
         _point(ax, place, one, style["color"], (low, high))
     if table.baseline:
         unit = f" [{reading.difference_unit}]" if reading.unit else ""
-        ax.set_xlabel(f"difference to {table.baseline.label}{unit}", fontsize=TEXT_PT)
+        ax.set_xlabel(f"difference from {table.baseline.label}{unit}", fontsize=TEXT_PT)
     else:
         ax.set_xlabel(reading.quantity, fontsize=TEXT_PT)
     ax.tick_params(labelsize=TEXT_PT)

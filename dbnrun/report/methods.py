@@ -356,7 +356,7 @@ def said(key: str, method: Method) -> str:
     if key == "dataset":
         return dataset_of(method.cell)
     if key in GROUPS:
-        return str(method.options.get(key))
+        return str(method.options.get(key, f"no {key}"))
     below = {each: value for each, value in method.options.items() if under(each, [key])}
     if key in method.options or not below:
         below = {key: method.options.get(key)}
@@ -368,6 +368,8 @@ def value_text(value: Any) -> str:
     """A value as a command would have it, short: '0.1', 'true', '300-300'."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if str(value).startswith("sha256:"):
+        return value.removeprefix("sha256:")[:8]
     if isinstance(value, list):
         return "-".join(map(value_text, value))
     return number_text(value) if isinstance(value, float) else str(value)[:40]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from dbnrun import interrupt
@@ -33,6 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     flags = _parsed_flags(arguments)
     sweep = flags.multirun or any(word.startswith("experiment=") for word in flags.overrides)
+    sys.argv[1:] = arguments  # what a manifest holds as the run's command
     arguments, words = (overrides.prepared(given, sweep) for given in (arguments, flags.overrides))
     extensions.load(words)
     folders = extensions.folders(flags.config_dir, words)
@@ -85,8 +86,9 @@ def _hydra(arguments: Sequence[str]) -> None:
     # Our launcher files share the plugins' names, so Hydra checks them by the plugins' schemas: intended.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole; we say them in one line
-    sys.argv[1:] = arguments
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(cell)()
+    version.setbase("1.3")
+    parser = get_args_parser()
+    _run_hydra(parser.parse_args(arguments), parser, cell, config_path=str(conf_dir()), config_name="config")
     if not outcomes:
         return
     if outcomes[0].status == "refused":

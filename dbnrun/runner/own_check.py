@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dbnrun.config.own import Own, refusal
 from dbnrun.config.registry import GROUPS, UserError
@@ -52,6 +53,8 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
     size, classes = config.train.batch_size, data.num_classes
     index = torch.arange(2 * size, device=device) % len(data.train)
     (x, y), second = ((data.train.inputs(batch), data.train.y[batch]) for batch in index.split(size))
+    for each in (cell, twin, other):
+        _expect_shapes(each)
     twin.model.train()
     if not torch.equal(_step(cell, x, y, classes), _logits(twin, x, classes)):
         raise _Unfit(
@@ -73,6 +76,22 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
             )
 
 
+def _expect_shapes(cell: Cell) -> None:
+    """Let every layer of a normalizer of the user's own be refused if it returns another shape than it is given."""
+    norm = cell.config.norm
+    if not isinstance(norm, Own):
+        return
+
+    def check_shape(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if came != (given := tuple(inputs[0].shape)):
+            raise _Unfit(f"forward returned {came} for an input {given}; a normalizer keeps the shape.")
+
+    for layer in cell.model.modules():
+        if type(layer).__name__ == norm.code.rpartition(":")[2]:
+            layer.register_forward_hook(check_shape)
+
+
 def _step(cell: Cell, x: Tensor, y: Tensor, classes: int) -> Tensor:
     """The logits of one update, every number of which is finite."""
     cell.model.train()
@@ -83,6 +102,8 @@ def _step(cell: Cell, x: Tensor, y: Tensor, classes: int) -> Tensor:
     cell.optimizer.zero_grad()
     loss.backward()
     for name, parameter in cell.model.named_parameters():
+        if parameter.grad is None and list(cell.config.own) == ["norm"] and ".norm" not in name:
+            raise _Unfit(f"{name} gets no gradient through the normalizer; return what depends on its input.")
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             raise _Unfit(f"the gradient of {name} is not finite in the first two steps.")
     if not loss.isfinite():

@@ -248,6 +248,11 @@ def asked(arguments: Sequence[str], config_dir: str | None = None) -> Plan:
         return plan(Composer(loader, master), master.hydra.sweeper.params or {}, list(master.hydra.overrides.task))
 
 
+def duplicates(folded: int) -> str:
+    """'2 duplicates left out', with the reason."""
+    return f"{plural(folded, 'duplicate')} left out (equal to others: they differ in settings without effect)"
+
+
 def plural(number: int, thing: str) -> str:
     """'1 run', '2 runs'."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
@@ -256,7 +261,7 @@ def plural(number: int, thing: str) -> str:
 def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Iterator[str]:
     """The plan for people: counts, the cells that are not done (all with `everything`), missing data, time left."""
     counts, pairs = Counter(how.name for how in statuses), list(zip(found.cells, statuses, strict=True))
-    folded = f", {plural(found.folded, 'duplicate')} left out" if found.folded else ""
+    folded = f", {duplicates(found.folded)}" if found.folded else ""
     yield plural(len(found.cells), "run") + folded
     for name, meaning in STATUSES.items():
         if counts[name]:

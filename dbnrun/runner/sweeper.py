@@ -23,7 +23,7 @@ from dbnrun.config.compose import Composer
 from dbnrun.config.overrides import first_line
 from dbnrun.config.registry import UserError
 from dbnrun.config.schema import RunConfig
-from dbnrun.runner.plan import Plan, PlannedCell, plan, planned, plural, statuses
+from dbnrun.runner.plan import Plan, PlannedCell, duplicates, plan, planned, plural, statuses
 from dbnrun.runs import layout
 from dbnrun.runs.run_dir import RunDir, lacking
 from dbnrun.runs.status import Outcome, RunStatus
@@ -153,7 +153,7 @@ def _summary(asked: Plan, pairs: Pairs, finished: Pairs, new: Pairs) -> str:
     text = f"{plural(len(pairs), 'run')}: {len(new)} to train, {len(finished)} finished before"
     text += f", {counts['recorded']} in the records" if counts["recorded"] else ""
     text += f", {counts['left']} skipped by retry={asked.cells[0].config.retry}" if counts["left"] else ""
-    return text + (f"; {plural(asked.folded, 'duplicate')} left out" if asked.folded else "")
+    return text + (f"; {duplicates(asked.folded)}" if asked.folded else "")
 
 
 def _died(folder: Path) -> bool:

@@ -94,7 +94,7 @@ def find(results_dir: Path, run: str | Path) -> Path:
     if not found:
         raise UserError(
             f"{word}: no run of that name or signature in {results_dir}; `dbnrun runs ls` lists them, and "
-            "--results-dir names another folder."
+            "results_dir=… names another folder."
         )
     if len(found) > 1:
         some = ", ".join(folder.name for folder in found[:3])

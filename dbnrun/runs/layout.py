@@ -57,9 +57,11 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # what its user knows
         raise
 
 

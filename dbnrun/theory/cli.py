@@ -52,12 +52,16 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     refuse = parser.error
     verbs = parser.add_subparsers(dest="what", required=True, metavar="check|run|figures")
-    check = verbs.add_parser("check", help="decide the paper's conditions for a pair (alpha, eta)")
+    check = verbs.add_parser(
+        "check", help="decide which of the paper's conditions a pair (alpha, eta) meets; eta is the learning rate"
+    )
     check.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    run = verbs.add_parser("run", help="Algorithm 1 with full gradients, for every alpha with every eta")
-    figures = verbs.add_parser("figures", help="draw the theory figures from recorded CSVs; trains nothing")
+    run = verbs.add_parser("run", help="run Algorithm 1 with full gradients for every combination of alpha and eta")
+    figures = verbs.add_parser("figures", help="draw the theory figures from the committed CSV files, without training")
     _add_sequences(check, "", eta0="1")
-    _add_sequences(run, "; several, separated by commas", eta0="5 / records: f is a sum over them")
+    _add_sequences(
+        run, "; several, separated by commas", eta0="5 divided by --records, because f is a sum over the records"
+    )
     _add_run(run)
     for part, verb in ((check, _check), (run, _run), (figures, _figures)):
         part.set_defaults(verb=verb)
@@ -82,19 +86,27 @@ def _add_sequences(parser: argparse.ArgumentParser, many: str, eta0: str) -> Non
 def _add_run(parser: argparse.ArgumentParser) -> None:
     notes = "; ".join(f"{name}: {note}" for name, note in ACTIVATION_NOTES.items())
     add = parser.add_argument
-    add("--zip", action="store_true", help="the first alpha with the first eta, …: no grid")
+    add(
+        "--zip",
+        action="store_true",
+        help="pair the first alpha with the first eta, and so on, instead of running every combination",
+    )
     add("--data", choices=DATA, default="digits", help="default: %(default)s")
-    add("--records", type=_count, help="a seeded subset of so many (default: digits 1197, mnist 1000, regression 256)")
+    add(
+        "--records",
+        type=_count,
+        help="records in a random subset (default: 1197 of digits, 1000 of mnist, 256 of regression)",
+    )
     add("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
     add("--activation", choices=tuple(ACTIVATION_NOTES), default="tanh", help=f"{notes}. Default: tanh")
     add("--loss", choices=LOSSES, default="cross_entropy", help="default: %(default)s")
-    add("--iterations", type=_count, default=100_000, help="the last m (default: %(default)s)")
+    add("--iterations", type=_count, default=100_000, help="m runs from 1 to this number (default: %(default)s)")
     add("--eps", type=_positive, default=1e-4, help="epsilon_B, added to sigma (default: %(default)s)")
     add("--init", choices=("data", "0,1"), default="data", help="lambda(1): statistics at theta(1), or (0, 1)")
     add("--box", type=_positive, help="project theta, mu and sigma onto [-B, B] after each update (default: off)")
-    add("--seed", type=_seeds, default="0", help="of the initial weights; several, separated by commas")
-    add("--data-seed", type=_seed, default=0, help="of the subset, or the made regression")
-    add("--per-decade", type=_count, default=20, help="logged iterations a decade of m")
+    add("--seed", type=_seeds, default="0", help="seed of the initial weights; several, separated by commas")
+    add("--data-seed", type=_seed, default=0, help="seed of the subset, or of the synthetic regression data")
+    add("--per-decade", type=_count, default=20, help="iterations to log per decade of m (default: %(default)s)")
     add("--threads", type=_count, help="CPU threads (default: torch's choice)")
     add("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
     add("--out", type=Path, help="write the rows to this CSV, and the settings to a JSON beside it")

@@ -18,6 +18,10 @@ from pathlib import Path
 from dbnrun.config.registry import UserError
 
 BENCHES = ("layer", "cell", "grid", "cli", "plan", "report")
+BENCH_HELP = (
+    "layer: a normalizer; cell: a training step; grid: a stack of runs; cli: commands; plan: a plan of a large sweep; "
+    "report: a report of many runs (default: all)"
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ class Finding:
 
 def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Run the verb. Raises UserError where its input is refused."""
-    parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("names", nargs="*", help=BENCH_HELP)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this JSON file")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in BENCHES]:
         raise UserError(f"{unknown[0]}: no such bench; expected any of {', '.join(BENCHES)}.")

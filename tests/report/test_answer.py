@@ -47,7 +47,7 @@ def test_the_sentence_names_the_least_error_and_what_a_corrected_test_tells_from
     setting = setting_of(*runs)
     mean = 1.5 + sum(range(10)) / 100 + sum(noise) / 10
     assert answer.sentence(setting).startswith(
-        f"BatchRenorm has the lowest test error after the last epoch: {mean:.2f} % ["
+        f"BatchRenorm has the lowest mean test error after the last epoch: {mean:.2f} % ["
     )
     assert answer.sentence(setting).endswith(
         "]. After Holm's correction, BatchRenorm (−0.50 pp) has a lower error than BN (PyTorch)."
@@ -69,7 +69,7 @@ def test_with_few_seeds_the_sentence_goes_by_intervals_and_says_so():
 
 def test_one_series_is_compared_with_nothing_and_one_seed_is_not_tested():
     assert answer.sentence(setting_of(digits(BN, 0, 2.0))) == (
-        "BN (PyTorch) has the lowest test error after the last epoch: 2.00 %."
+        "BN (PyTorch) has the lowest mean test error after the last epoch: 2.00 %."
     )
     two = answer.sentence(setting_of(digits(BN, 0, 2.0), digits(LN, 0, 3.0)))
     assert two.endswith("has neither an interval nor a test.")

@@ -472,11 +472,16 @@ def test_without_a_path_own_runs_come_before_the_records_if_they_include_a_metho
     for seed in range(2):
         synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="bn"), [3.0 + seed])
     assert seeds() == [10, 10]
+    remark = compare(capsys, *words, "--baseline", "norm=bn")[1].splitlines()[-1]
+    assert (
+        remark
+        == f"Your runs in {tmp_path / 'runs'} do not include what is compared, so the committed records are read."
+    )
     for seed in range(2):
         synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="ln"), [2.0 + seed])
     assert seeds() == [2, 2]
     remark = compare(capsys, *words, "--baseline", "norm=bn")[1].splitlines()[-1]
-    assert remark.startswith("Compared: the runs in ") and "20 recorded runs that match" in remark
+    assert remark.startswith("Compared: the runs in ") and re.search(r"[1-9]\d* committed records match", remark)
     assert f"`dbnrun compare {tmp_path} …` includes them." in remark and seeds(tmp_path) == [10, 10]
 
 
@@ -489,6 +494,24 @@ def test_what_no_baseline_fits_is_listed_with_the_reason(tmp_path, capsys):
     out = compare(capsys, tmp_path, "--baseline", "norm=bn train.epochs=2,3")[1]
     assert "NI (KDD Cup 1999): GN. No baseline is on their data." in out
     assert "MNIST: LN. Several baselines have as many settings in common with them; name one more" in out
+
+
+def test_values_that_some_methods_lack_are_listed_without_them(tmp_path, capsys):
+    for options in ({}, {"trim": 0.1}, {"trim": 0.25}):
+        content = synthetic.cell(None, norm="bn")
+        content["norm"] = {"name": "custom", "target": "Trim", "source": "x", "options": options}
+        synthetic.write_run(tmp_path, content, [3.0])
+    code, _, err = compare(capsys, tmp_path, "--baseline", "norm.options.trim=0.5")
+    assert code == 2 and "none of 3 runs has it; they have norm.options.trim=0.1,0.25." in err, err
+
+
+def test_without_a_baseline_a_heading_states_only_what_all_rows_share(tmp_path, capsys):
+    for epochs in (2, 3):
+        synthetic.write_run(tmp_path, synthetic.cell(None, norm="bn"), [3.0] * epochs)
+    synthetic.write_run(tmp_path, synthetic.cell(synthetic.constant(0.1)), [3.0] * 2)
+    assert compare(capsys, tmp_path, "norm=bn")[1].startswith("MNIST\n")
+    out = compare(capsys, tmp_path, "--by", "schedule", "train.epochs=2")[1]
+    assert "MNIST, no schedule: fnn 300-300, adagrad 0.01, batch 100, 2 epochs" in out, out
 
 
 def test_one_shared_seed_gives_no_p_and_the_caption_says_why(tmp_path, capsys):
@@ -509,6 +532,14 @@ def test_one_shared_seed_gives_no_p_and_the_caption_says_why(tmp_path, capsys):
         (["nrom=bn"], "there is no key 'nrom'. Did you mean 'norm'?"),
         (["--baseline", "bn"], "bn: expected a filter .* Did you mean 'norm=bn'?"),
         (["dbn"], "dbn: there is no such folder; .* Did you mean 'norm=dbn'?"),
+        (["norm.momentum=0.3"], "norm.momentum=0.3: none of 30 runs has it; they have norm.momentum=0.1."),
+        (["optimizer.lr=7"], "optimizer.lr=7: none of 30 runs has it; they have optimizer.lr=0.01."),
+        (
+            ["--baseline", "norm=bn seed=0"],
+            "--baseline seed=0: a method has all of its seeds; to compare some, filter: seed=0.",
+        ),
+        (["--baseline", "norm=bn,ln,gn"], "--baseline: 3 methods match, and no other is there to compare (BN"),
+        (["--csv"], "--csv: expected a value after it."),
         (["seed=77"], "seed=77: none of 30 runs has it; they have seed=0,1,2,3,4,5,6,7,…."),
         (["norm=ln", "norm=bn"], "norm=ln norm=bn: none of 30 runs passes all of the filters."),
         (["--metric", "test_eror_pct"], "Did you mean 'test_error_pct'?"),

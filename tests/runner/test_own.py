@@ -1,5 +1,6 @@
 """Classes of a user's own, through the command: the walk of docs/your-own.md, what identifies them, what is refused."""
 
+import json
 import re
 import shlex
 import sys
@@ -81,6 +82,21 @@ def ragged(data_dir):
 
 
 constant = 3
+
+
+class Cut(Layer):
+    def forward(self, x):
+        return x[:, 1:]
+
+
+class NoReturn(Layer):
+    def forward(self, x):
+        x + 1
+
+
+class Detached(Layer):
+    def forward(self, x):
+        return x.detach()
 """
 
 WRONG_NETS = """
@@ -241,6 +257,8 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
     assert done.returncode == 0, done.stderr
     swept = dbnrun("-m", "norm=bn,custom", f"norm.target={path}:BatchRenorm", "seed=0,1", *QUICK)
     assert swept.returncode == 0 and "4 runs: 4 done" in swept.stderr, swept.stderr
+    commands = [json.loads(file.read_text())["command"] for file in (here / "results").glob("runs/*/manifest.json")]
+    assert all(f"norm.target={path}:BatchRenorm" in command for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +280,9 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no run of this sweep uses it"),
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
+        (["norm=custom", "norm.target=wrong.py:Cut"], "forward returned (100, 63) for an input (100, 64); a norm"),
+        (["norm=custom", "norm.target=wrong.py:NoReturn"], "forward returned NoneType for an input (100, 64)"),
+        (["norm=custom", "norm.target=wrong.py:Detached"], "hidden.0.linear.weight gets no gradient through the norm"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
         (["norm=custom", "norm.target=wrong.py:Noise"], "two networks of one seed differ in their first step"),
         (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict gives other numbers"),

@@ -191,7 +191,7 @@ def test_an_experiment_is_planned_as_it_would_be_swept(dbnrun):
 
 
 def test_status_of_a_folder_without_runs_and_of_a_torn_run_says_so(dbnrun, tmp_path):
-    nothing = dbnrun("status")
+    nothing = dbnrun("status", str(tmp_path))
     assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1 and "it holds no runs" in nothing.stderr
     assert dbnrun(*QUICK).returncode == 0
     (folder,) = (tmp_path / "results" / "runs").iterdir()

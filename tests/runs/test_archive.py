@@ -327,9 +327,23 @@ def test_a_report_that_is_not_told_to_record_writes_neither_records_nor_what_is_
     assert snapshot(recorded / "records") == before
     assert not [name for name in ("tables", "figures", "report.html", "normalizers.md") if (recorded / name).exists()]
     folder = tmp_path / "elsewhere" if out else recorded / "report"
+    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "report.html"}
+    assert pd.read_csv(folder / "tables" / "table1.csv")["n"].sum() == 7  # six that are recorded, and one more
+
+
+def test_a_report_of_records_and_runs_together_has_the_papers_tables_and_each_run_once(recorded, tmp_path):
+    write_run(recorded, cell(constant(0.5)), [5.0, 3.0, 2.5])
+    assert main(["report", str(recorded / "records"), str(recorded), "--out", str(tmp_path / "out")]) == 0
     drawn = {"tables", "figures", "report.html", "normalizers.csv", "normalizers.md"}
-    assert {path.name for path in folder.iterdir()} == drawn
-    assert pd.read_csv(folder / "tables" / "table1.csv")["n"].sum() == 7  # six of the records, and one more
+    assert {path.name for path in (tmp_path / "out").iterdir()} == drawn
+    assert pd.read_csv(tmp_path / "out" / "tables" / "table1.csv")["n"].sum() == 7
+
+
+def test_without_own_runs_a_report_is_that_of_the_records(recorded, tmp_path, monkeypatch):
+    shutil.rmtree(recorded / "runs")
+    monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
+    assert main(["report"]) == 0
+    assert (recorded / "report" / "normalizers.md").is_file()
 
 
 def test_what_a_report_of_own_runs_writes_is_ignored_by_git(tmp_path):
@@ -342,10 +356,11 @@ def test_a_run_folder_that_cannot_be_read_does_not_stop_the_records_report_unles
     monkeypatch.setenv("DBNRUN_RESULTS", str(recorded))
     for folder in (recorded / "runs").iterdir():
         (folder / "config.yaml").write_text("just: something")
-    assert main(["report"]) == 0
+    words = ["report", str(recorded / "records"), str(recorded)]
+    assert main(words) == 0
     said = capsys.readouterr()
     assert said.err.count("warning: left out: ") == 6 and "α = 0.25" in said.out
-    assert main(["report", "--strict"]) == 2
+    assert main([*words, "--strict"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

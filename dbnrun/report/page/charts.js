@@ -49,7 +49,7 @@ function differences({rows, base}) {
       quantity("seeds", {title: "n"}),
     ],
   };
-  const difference = quantity("diff", {title: ["test error [pp] minus that of", base], axis, scale});
+  const difference = quantity("diff", {title: ["test error [pp], symmetric log scale,", `minus that of ${base}`], axis, scale});
   return {
     data: {values: rows},
     height: 20 * rows.length,
