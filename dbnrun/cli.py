@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from dbnrun import __version__, interrupt
-from dbnrun.config.registry import UserError
+from dbnrun.config.registry import GROUPS, UserError
 
 HELP = """\
 dbnrun: train and compare batch normalization, DBN and other normalizers, reproducibly
@@ -152,6 +152,7 @@ def _no_verb(arguments: list[str]) -> UserError:
     refuse_spaces(arguments)
     first = arguments[0]
     hint = aliases.sentence(first) or aliases.nearest(first, VERBS)
+    hint = f" A key needs a value: {first}=…." if first in GROUPS else hint
     return UserError(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.{hint}")
 
 

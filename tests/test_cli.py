@@ -29,6 +29,7 @@ WRONG = [
     (["++seed=1"], r"keys cannot be added; write seed="),
     (["~norm"], r"cannot be deleted"),
     (["-m", "seed=0..4"], r"seed=0..4: expected a whole number. To sweep over several: dbnrun -m 'seed=range\(0,5\)'"),
+    (["norm"], r"norm: no such verb; .* A key needs a value: norm=…\."),
     (["seed=-1"], r"seed=-1: expected a number of at least 0, at most 9223372036854775807"),
     (["schedule.alpha=2", "norm=dbn"], r"schedule.alpha=2.0: expected a number of at least 0, at most 1"),
     (["schedule.alpha=nan", "norm=dbn"], r"schedule.alpha=nan"),
@@ -131,6 +132,12 @@ def test_help_names_every_choice_and_verb(dbnrun):
     for group, names in files().items():
         assert group in said and all(name in said for name in names)
     assert all(f"dbnrun {verb}" in said for verb in VERBS)
+
+
+def test_a_key_that_is_given_twice_is_warned_of_and_the_last_one_counts(dbnrun):
+    done = dbnrun("plan", "norm=bn", "norm=ln", "--all")
+    assert done.returncode == 0 and "-ln-" in done.stdout and "-bn-" not in done.stdout
+    assert "warning: norm is given 2 times; the last one counts." in done.stderr
 
 
 def test_a_sweep_trains_a_normalizer_without_a_schedule_once(dbnrun, tmp_path):

@@ -129,7 +129,8 @@ def nearest(method: Method, bases: Sequence[Method], keys: Sequence[str]) -> Met
 def _why_alone(method: Method, bases: Sequence[Method]) -> str:
     if not any(_same_data(method, base) for base in bases):
         return "No baseline is on their data"
-    return "Several baselines have as many settings in common with them; name one more setting in --baseline"
+    such = ", ".join(said(key, bases[0]) for key in differing(bases)[:2])
+    return f"Several baselines have as many settings in common with them; name one more in --baseline, such as {such}"
 
 
 def _same_data(one: Method, other: Method) -> bool:

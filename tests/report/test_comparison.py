@@ -493,7 +493,10 @@ def test_what_no_baseline_fits_is_listed_with_the_reason(tmp_path, capsys):
             synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="bn"), [3.0 + seed] * epochs)
     out = compare(capsys, tmp_path, "--baseline", "norm=bn train.epochs=2,3")[1]
     assert "NI (KDD Cup 1999): GN. No baseline is on their data." in out
-    assert "MNIST: LN. Several baselines have as many settings in common with them; name one more" in out
+    said = (
+        "MNIST: LN. Several baselines have as many settings in common with them; name one more in --baseline, such as "
+    )
+    assert f"{said}epochs=2." in out
 
 
 def test_values_that_some_methods_lack_are_listed_without_them(tmp_path, capsys):
