@@ -134,12 +134,6 @@ def test_help_names_every_choice_and_verb(dbnrun):
     assert all(f"dbnrun {verb}" in said for verb in VERBS)
 
 
-def test_a_key_that_is_given_twice_is_warned_of_and_the_last_one_counts(dbnrun):
-    done = dbnrun("plan", "norm=bn", "norm=ln", "--all")
-    assert done.returncode == 0 and "-ln-" in done.stdout and "-bn-" not in done.stdout
-    assert "warning: norm is given 2 times; the last one counts." in done.stderr
-
-
 def test_a_sweep_trains_a_normalizer_without_a_schedule_once(dbnrun, tmp_path):
     words = ["-m", "norm=bn,dbn", "schedule=constant,harmonic", "train.epochs=1"]
     done = dbnrun(*words)

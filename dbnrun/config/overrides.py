@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -68,9 +66,6 @@ def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
             "a value with special characters needs quotes: 'key=\"value\"'."
         ) from None
     known = choosable(folders)
-    times = Counter(override.key_or_group for override in parsed)
-    for key in (key for key, count in times.items() if count > 1):
-        print(f"dbnrun: warning: {key} is given {times[key]} times; the last one counts.", file=sys.stderr)
     for override in parsed:
         if override.is_delete():
             raise UserError(f"{override.input_line}: a key cannot be deleted; give it another value.")
