@@ -21,11 +21,12 @@ from dbnrun import __version__, interrupt
 from dbnrun.config.registry import GROUPS, UserError
 
 HELP = """\
-dbnrun: train and compare batch normalization, DBN and other normalizers, reproducibly
+dbnrun: train and compare normalization layers reproducibly: batch normalization, DBN (Diminishing Batch
+Normalization, arXiv 1705.08011) and others
 
   dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
   dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
-  dbnrun experiment=NAME      train a named sweep, such as those that reproduce the paper (names below)
+  dbnrun experiment=NAME      train a named sweep, such as those of the DBN paper (names below)
 
   dbnrun plan [key=a,b …]     show what a sweep would train, what is done or has failed, and how long the rest may take
   dbnrun status [PATH …]      show unfinished and recent runs: progress, errors, time left; --watch refreshes
@@ -35,34 +36,38 @@ dbnrun: train and compare batch normalization, DBN and other normalizers, reprod
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   check the convergence theorem's conditions on α and learning rate η; run Algorithm 1
+  dbnrun theory check|run|figures   the DBN paper's convergence theorem: check its conditions, run its Algorithm 1
   dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch
 
-Choose one from each group (if you leave out model=, dbnrun takes a network that suits the data set):
+Choices in each group (all are optional; if you leave out model=, dbnrun takes a network that suits the data set):
 {choices}
 
   Defaults: dataset=digits norm=bn schedule=constant (α = 0.1) optimizer=adagrad optimizer.lr=0.01 train.epochs=10.
   bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test time; dbn_inference
   does so only at test time. schedule is α(m), the weight of the newest batch in these averages, where m counts steps,
-  or epochs with schedule.unit=epoch; harmonic is 1/m and inverse_square is 1/m².
+  or epochs with schedule.unit=epoch; harmonic is 1/m and inverse_square is 1/m². ni is network intrusion data (KDD Cup
+  1999). Experiments that end in _a, _b and _c repeat the paper's with dbn_inference, with dbn, and with dbn
+  norm.stats_grad=false.
 
-Often changed: train.epochs=10 train.batch_size=100 train.limit_batches=50 seed=0 optimizer.lr=0.01
-  train.limit_eval=1000 train.eval_every=5 schedule.alpha=0.1 schedule.unit=epoch precision=fp32|tf32|bf16
-  lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
-  device=auto|cpu|cuda threads=2 compile=true data_dir=DIR results_dir=DIR save_weights=true theory=true
-  probe=true (write activation and gradient statistics of each normalizer to probe.csv)
-  debug=true checkpoint.minutes=10
+Often changed (the values are examples): train.epochs=10 train.batch_size=100 seed=0 optimizer.lr=0.01
+  schedule.alpha=0.1 schedule.unit=epoch lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
+  precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2 data_dir=DIR results_dir=DIR checkpoint.minutes=10
+  train.limit_batches=50 trains on that many batches per epoch; train.limit_eval=1000 evaluates on that many examples
+  train.eval_every=5 evaluates after every fifth epoch; save_weights=true keeps the trained weights
+  compile=true compiles small operations, which saves time in long runs; debug=true shows tracebacks
+  theory=true prints which conditions of the convergence theorem the schedule meets
+  probe=true writes statistics of the activations and gradients at each normalizer to probe.csv
   logger=tensorboard|trackio|wandb|mlflow also sends the metrics of each epoch to that tool
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
-  -m, --multirun         train every combination of comma-separated values
+  -m, --multirun         train every distinct combination of comma-separated values
   --cfg job              print the configuration and train nothing (--resolve fills in references)
   --version, -h, --help
   -sc install=bash       print a shell completion script; load it with: eval "$(dbnrun -sc install=bash)"
 
-If you repeat a command, it skips finished runs and continues unfinished ones. Results go to $DBNRUN_RESULTS or
-results/; data is read from $DBNRUN_DATA or data/.
+If you repeat a command, it skips finished runs and continues all others, failed ones too. Results go to
+$DBNRUN_RESULTS or results/; data is read from $DBNRUN_DATA or data/.
 """
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/findings.md")  # what --readme writes results into
@@ -197,7 +202,7 @@ def _until(arguments: list[str]) -> int:
 
     parser = _verb_parser(
         "until",
-        "Train more seeds until every comparison with the baseline is decided (lower, higher, no relevant difference).",
+        "Train more seeds until every comparison with a baseline is decided: lower, higher, or no relevant difference.",
     )
     return until.main(arguments, parser)
 
@@ -238,7 +243,7 @@ def _plan(arguments: list[str]) -> int:
         help="implied; accepted so that you can reuse the arguments of dbnrun -m",
     )
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("--all", action="store_true", help="list every run")
+    parser.add_argument("--all", action="store_true", help="list every run (default: how many are in each state)")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
 
@@ -256,7 +261,7 @@ def _plan(arguments: list[str]) -> int:
 def _status(arguments: list[str]) -> int:
     parser = _verb_parser(
         "status",
-        "Show the state of runs: progress, last error, time per epoch, time left, and the process training each.",
+        "Show the state of runs: progress, last error, time per epoch, time left, and the process that trains it.",
     )
     parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
     parser.add_argument("--all", action="store_true", help="list every finished run, too (default: the last ten)")
@@ -298,17 +303,17 @@ RUNS = {
         "List all runs, or only those that match every filter, such as norm=bn,dbn seed=0 status=done.",
         "filters (KEY=VALUE), or names of runs",
     ),
-    "show": ("Show a run in full.", "a name, a signature, the beginning of either, or a path"),
+    "show": ("Show a run in full.", "a name, a signature (the code at its end), the beginning of either, or a path"),
     "diff": (
         "Show two runs side by side: configuration, versions, metrics, and the first epoch at which they differ.",
-        "the two runs to compare (each a name, a signature, the beginning of either, or a path)",
+        "the two runs: for each a name, a signature (the code at its end), the beginning of either, or a path",
     ),
     "export": (
         "Send the metrics of existing runs to TensorBoard, trackio or MLflow, as logger= does during training.",
         "filters (KEY=VALUE), or names of runs",
     ),
     "rm": (
-        "Remove run folders, after asking. Runs that are still training and the committed records are never removed.",
+        "Remove run folders, after asking. Runs in training stay, and so do the records (finished runs kept in git).",
         "filters (KEY=VALUE), or names of runs",
     ),
 }
@@ -361,7 +366,7 @@ def _runs_verb(verb: str, options: argparse.Namespace) -> int:
     elif options.json:
         print(json.dumps([runs_table.as_json(run) for run in runs], indent=1))
     else:
-        print("\n".join(runs_table.table(runs)) if runs else f"no such runs in {where}")
+        print("\n".join(runs_table.table(runs)) if runs else runs_table.why_empty(where, options.words))
     return 0
 
 
@@ -374,13 +379,13 @@ def _placed(arguments: Sequence[str], flag: str = "") -> list[str]:
 def _there(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
-            filters = " Filters go with `compare` and `runs ls`." if "=" in path.name else ""
+            filters = " Filters go with `compare`, `report` and `runs ls`." if "=" in path.name else ""
             raise UserError(f"{path}: it does not exist; expected a results folder or a run folder.{filters}")
 
 
 def _doctor(arguments: list[str]) -> int:
     parser = _verb_parser(
-        "doctor", "Check what this machine has, and whether dbnrun can rely on it. The exit code is 1 if it cannot."
+        "doctor", "Check this machine, and whether dbnrun can rely on it. The exit code is 1 if it cannot be relied on."
     )
     parser.add_argument("--data-dir", type=Path, default=_data_dir())
     parser.add_argument("--results-dir", type=Path, default=_results())
@@ -395,22 +400,23 @@ def _doctor(arguments: list[str]) -> int:
 def _report_parser() -> argparse.ArgumentParser:
     parser = _verb_parser("report", "Write a page, figures and tables of finished runs. Nothing is trained.")
     parser.add_argument(
-        "paths",
+        "words",
         nargs="*",
-        type=Path,
-        help="results folders or run folders; a folder of records adds the paper's claims and tables "
-        "(default: your own runs in the results folder, or else the committed records)",
+        metavar="PATH or KEY=VALUE",
+        help="results folders or run folders (default: your own runs in the results folder, or if there are none the "
+        "records, which are finished runs kept in git), and filters, such as norm=bn,dbn; if you give a folder of "
+        "records and no filter, the page also shows the paper's claims and tables",
     )
     parser.add_argument("--title", default="", help="the title at the top of the page")
     parser.add_argument(
         "--out",
         type=Path,
-        help="where report.html, figures/ and tables/ go (default: report/ in the results folder, which git ignores)",
+        help="where report.html, figures/ and tables/ go (default: report/ in the results folder; git ignores report/)",
     )
     parser.add_argument(
         "--record",
         action="store_true",
-        help="first add the finished runs to the committed records, then write page, figures and tables next to them",
+        help="first add the finished runs to the records, then write the page, figures and tables next to them",
     )
     parser.add_argument(
         "--readme",
@@ -428,8 +434,15 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _report(arguments: list[str]) -> int:
-    options = _report_parser().parse_args(_placed(arguments))
+    from dbnrun.config.filters import is_filter
+
+    options = _report_parser().parse_intermixed_args(_placed(arguments))
+    options.filters = [word for word in options.words if is_filter(word)]
+    options.paths = [Path(word) for word in options.words if not is_filter(word)]
     _there(options.paths)
+    if options.filters and (options.record or options.readme is not None):
+        flag = "--record" if options.record else "--readme"
+        raise UserError(f"report {flag}: takes all runs; leave out the filter {options.filters[0]}.")
     said = io.StringIO()  # printed when all is written: a reader that ends early, as `| head` does, ends this process
     try:
         with contextlib.redirect_stdout(said):
@@ -444,7 +457,7 @@ def _compare(arguments: list[str]) -> int:
     from dbnrun.report import compare_cli
 
     parser = _verb_parser(
-        "compare", "Compare finished runs with a baseline, paired by seed. Nothing is trained, and no record changes."
+        "compare", "Compare finished runs with a baseline, paired by seed. Nothing is trained or changed."
     )
     return compare_cli.main(_placed(arguments), parser, _results())
 
@@ -458,7 +471,10 @@ def _draw(options: argparse.Namespace, results: Path) -> None:
 
     how = {"title": options.title, "strict": options.strict}
     out = options.out or _own_folder(options.paths) / "report"
-    if options.record:
+    if options.filters:
+        paths = options.paths or ([results] if folders([results]) else [results / "records"])
+        report(paths, out, options.filters, **how)
+    elif options.record:
         record(results / "records", options.paths or [results], strict=options.strict)
         publish(results / "records", [], options.out or results, _documents(options.readme), **how)
     elif records := [path for path in options.paths if is_archive(path)][:1]:
@@ -524,7 +540,7 @@ def _bench(arguments: list[str]) -> int:
     return bench.main(
         arguments,
         _verb_parser(
-            "bench", "Measure how much time dbnrun adds to plain PyTorch, as ratios of times measured together."
+            "bench", "Measure how much time dbnrun adds to plain PyTorch, as ratios; and how long some commands take."
         ),
     )
 
@@ -533,7 +549,8 @@ def _theory(arguments: list[str]) -> int:
     from dbnrun.theory import cli
 
     return cli.main(
-        arguments, _verb_parser("theory", "Check the conditions of the convergence theorem, and run its Algorithm 1.")
+        arguments,
+        _verb_parser("theory", "The DBN paper's convergence theorem: check its conditions, run its Algorithm 1."),
     )
 
 

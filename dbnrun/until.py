@@ -22,6 +22,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.report import anytime, contrasts
 from dbnrun.report.compare import paired
 from dbnrun.report.methods import SELECTIONS, Method, Reading, methods_of, name_all
+from dbnrun.report.names import differing
 from dbnrun.runner import app, plan
 from dbnrun.runs import load
 
@@ -93,15 +94,21 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--baseline",
         required=True,
         metavar="'KEY=VALUE …'",
-        help="the method to compare with, one of those trained, such as norm=bn",
+        help="the method to compare with, such as norm=bn; it must be among those that you train",
     )
     parser.add_argument(
-        "--margin", type=float, required=True, metavar="PP", help="the largest difference that does not matter"
+        "--margin",
+        type=float,
+        required=True,
+        metavar="PP",
+        help="the largest difference that does not matter, in percentage points for errors",
     )
     parser.add_argument(
         "--max-seeds", type=int, default=40, metavar="N", help="stop after this many seeds (default: 40)"
     )
-    parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
+    parser.add_argument(
+        "--metric", default="test_error_pct", help="a column of each run's metrics.csv (default: test_error_pct)"
+    )
     parser.add_argument(
         "--select", choices=list(SELECTIONS)[:2], default="last", help="which epoch of each run counts (default: last)"
     )
@@ -133,7 +140,7 @@ def _check(asked: argparse.Namespace) -> None:
         )
     name_all([*bases, *others])
     for method in others:
-        base = contrasts.nearest(method, bases, contrasts.differing(bases))
+        base = contrasts.nearest(method, bases, differing([each.options for each in bases]))
         why = contrasts.why_unpaired(method, base, Reading(asked.metric)) if base else "no single baseline fits it"
         if why:
             raise UserError(f"{method.label}: it cannot be paired with the baseline ({why}); compare it apart.")
@@ -155,7 +162,7 @@ def _compared(asked: argparse.Namespace, seeds: str) -> list[Comparison]:
     name_all(others)
     found = []
     for method in others:
-        base = contrasts.nearest(method, bases, contrasts.differing(bases))
+        base = contrasts.nearest(method, bases, differing([each.options for each in bases]))
         assert base is not None, "checked before the first seed"
         found.append(Comparison(method, base, reading, asked.margin, ALPHA / len(others)))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,45 @@ def matcher(words: Sequence[str], **facts: Iterable[str]) -> Test:
     """
     tests = [_test(word, {key: list(known) for key, known in facts.items()}) for word in words]
     return lambda cell: all(test(cell) for test in tests)
+
+
+def is_filter(word: str) -> bool:
+    """Whether a word is KEY=VALUE; else it is a path."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
+
+
+def why_none(cells: Sequence[Cell], words: Sequence[str], **facts: Iterable[str]) -> str:
+    """Why no cell passes: the first filter that none of them passes, with what they have; else all filters."""
+    for word in words:
+        if not any(map(matcher([word], **facts), cells)):
+            return f"{word}: none of {len(cells)} runs has it; they have {_choices(cells, word.partition('=')[0])}."
+    return f"{' '.join(words)}: none of {len(cells)} runs passes all of the filters."
+
+
+def _choices(cells: Sequence[Cell], key: str) -> str:
+    """What the runs have of a key, as one would ask for it: 'seed=0,1', at most eight values."""
+    if key in GROUPS:
+        found = [name for name in choosable()[key] if any(map(matcher([f"{key}={name}"]), cells))]
+    else:
+        values = [found[key] for cell in cells if key in (found := options(cell))]
+        numbers = sorted({value for value in values if isinstance(value, int | float)})
+        texts = sorted({value_text(value) for value in values if not isinstance(value, int | float)})
+        found = list(dict.fromkeys([*map(value_text, numbers), *texts]))
+    if not found:
+        return "no such key"
+    return f"{key}={','.join(found[:8])}" + (",…" if len(found) > 8 else "")
+
+
+def value_text(value: Any) -> str:
+    """A value as a command would have it, short: '0.1', 'true', '300-300'."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if str(value).startswith("sha256:"):
+        return value.removeprefix("sha256:")[:8]
+    if isinstance(value, list):
+        return "-".join(map(value_text, value))
+    return registry.number_text(value) if isinstance(value, float) else str(value)[:40]
 
 
 def options(cell: Cell) -> dict[str, Any]:

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 __all__ = ["draw", "draw_all", "finish", "report"]
 
 
-def report(paths: Sequence[Path], out: Path, *, title: str = "", strict: bool = False) -> list[Path]:
-    """Report on the runs under `paths` into `out`; the files written.
+def report(
+    paths: Sequence[Path], out: Path, filters: Sequence[str] = (), *, title: str = "", strict: bool = False
+) -> list[Path]:
+    """Report on the runs under `paths` that pass all `filters` (config/filters.py) into `out`; the files written.
 
-    `paths` are results folders, runs folders or folders of single runs. One that cannot be read is warned of and left
-    out. Raises UserError where there is nothing to report, or with `strict` at a folder that cannot be read.
+    `paths` are results folders, runs folders, folders of single runs or of records. A run that cannot be read is warned
+    of and left out. Raises UserError where there is nothing to report, or with `strict` at such a folder.
     """
     from dbnrun.report.series import gather
 
-    return draw_all(gather(paths, strict=strict), out, title)
+    return draw_all(gather(paths, filters, strict=strict), out, title)
 
 
 def draw_all(settings: Sequence[Setting], out: Path, title: str = "") -> list[Path]:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dbnrun.config.filters import Cell, Test, matcher, options
-from dbnrun.config.registry import GROUPS, UserError, files, nearest
+from dbnrun.config.filters import Cell, Test, is_filter, matcher, options, why_none
+from dbnrun.config.registry import UserError, nearest
 from dbnrun.report import contrast_text as texts
 from dbnrun.report.contrast_text import Compared
 from dbnrun.report.contrasts import tables
@@ -26,7 +26,6 @@ from dbnrun.report.methods import (
     runs_under,
     tuned,
     under,
-    value_text,
 )  # fmt: skip
 from dbnrun.report.tables import write_texts
 from dbnrun.runs.load import RunRecord
@@ -64,7 +63,9 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--select", choices=list(SELECTIONS), default="last", help="which epoch of each run counts (default: last)"
     )
     parser.add_argument("--at", type=int, metavar="EPOCH", help="use this epoch of every run instead")
-    parser.add_argument("--metric", default="test_error_pct", help="a column of metrics.csv (default: test_error_pct)")
+    parser.add_argument(
+        "--metric", default="test_error_pct", help="a column of each run's metrics.csv (default: test_error_pct)"
+    )
     parser.add_argument(
         "--by", type=_keys, default=[], metavar="KEY,KEY", help="make a table for each value of these keys"
     )
@@ -72,7 +73,7 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--effect",
         type=float,
         metavar="PP",
-        help=f"compute how many seeds show this difference, in percentage points (default: {EFFECT})",
+        help=f"compute how many seeds a difference of this many percentage points needs (default: {EFFECT})",
     )
     parser.add_argument(
         "--tune", type=_keys, default=[], metavar="KEY,KEY", help="take the best value of these keys for each method"
@@ -81,7 +82,8 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--tune-seeds",
         type=_seeds,
         metavar="0,1,2",
-        help="choose that value by the validation error of these seeds; compare the others (default: the first third)",
+        help="choose the values for --tune by the validation error of these seeds, and compare on the other seeds "
+        "(default: the first third)",
     )
     for name, what in (("csv", "CSV"), ("markdown", "Markdown"), ("latex", "LaTeX (booktabs)")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the table as {what}")
@@ -114,8 +116,8 @@ def _seeds(text: str) -> list[int]:
 def compared(asked: argparse.Namespace, results: Path) -> Compared:
     """What the command asks for. Raises UserError where there is nothing to compare."""
     reading = Reading(asked.metric, asked.select, asked.at)
-    filters = [word for word in asked.words if _is_filter(word)]
-    paths = [Path(word) for word in asked.words if not _is_filter(word)]
+    filters = [word for word in asked.words if is_filter(word)]
+    paths = [Path(word) for word in asked.words if not is_filter(word)]
     baseline = shlex.split(asked.baseline) if asked.baseline else []
     passes, is_baseline = matcher(filters), _baseline(filters, baseline)
     if seeds := [word for word in baseline if word.startswith("seed=")]:
@@ -126,9 +128,10 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
         asked_for = [is_baseline, lambda cell: passes(cell) and not is_baseline(cell)] if baseline else [passes]
         runs, left_out = _own_first(runs, asked_for, results)
     cells = [run.cell for run in runs]
-    _check_there(cells, filters, passes)
-    if baseline:
-        _check_there(cells, baseline, is_baseline, "--baseline ")
+    if not any(map(passes, cells)):
+        raise UserError(why_none(cells, filters))
+    if baseline and not any(map(is_baseline, cells)):
+        raise UserError(f"--baseline {why_none(cells, baseline)}")
     _check_keys(cells, {"--by": asked.by, "--tune": asked.tune})
     wanted = [run for run in runs if passes(run.cell) or (baseline and is_baseline(run.cell))]
     methods, unfinished = _finished(methods_of(wanted, reading.columns), reading)
@@ -155,11 +158,6 @@ def _own_first(
     others = sum(run.is_recorded and any(test(run.cell) for test in asked) for run in runs)
     remark = f"Compared: the runs in {results / 'runs'}. {others} committed records match, too; "
     return own, [f"{remark}`dbnrun compare {results} …` includes them."] if others else []
-
-
-def _is_filter(word: str) -> bool:
-    key, equals, _ = word.partition("=")
-    return bool(equals) and "/" not in key
 
 
 def _baseline(filters: Sequence[str], words: Sequence[str]) -> Test:
@@ -197,31 +195,6 @@ def _left_out(method: Method) -> str:
 
 
 # Checks of what was typed
-
-
-def _check_there(cells: Sequence[Cell], words: Sequence[str], passes: Test, prefix: str = "") -> None:
-    """Raise UserError where no run passes: the first word that none has, with what they have; else all words."""
-    if any(map(passes, cells)):
-        return
-    for word in words:
-        if not any(map(matcher([word]), cells)):
-            key = word.partition("=")[0]
-            raise UserError(f"{prefix}{word}: none of {len(cells)} runs has it; they have {_choices(cells, key)}.")
-    raise UserError(f"{prefix}{' '.join(words)}: none of {len(cells)} runs passes all of the filters.")
-
-
-def _choices(cells: Sequence[Cell], key: str) -> str:
-    """What the runs have of a key, as one would ask for it: 'seed=0,1', at most eight values."""
-    if key in GROUPS:
-        found = [name for name in files()[key] if any(map(matcher([f"{key}={name}"]), cells))]
-    else:
-        values = [found[key] for cell in cells if key in (found := options(cell))]
-        numbers = sorted({value for value in values if isinstance(value, int | float)})
-        texts = sorted({value_text(value) for value in values if not isinstance(value, int | float)})
-        found = list(dict.fromkeys([*map(value_text, numbers), *texts]))
-    if not found:
-        return "no such key"
-    return f"{key}={','.join(found[:8])}" + (",…" if len(found) > 8 else "")
 
 
 def _check_keys(cells: Sequence[Cell], asked: Mapping[str, Sequence[str]]) -> None:

@@ -14,8 +14,8 @@ from dbnrun.config.identity import slug_of
 from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.compare import Comparison, by_pairs, corrected
-from dbnrun.report.methods import Method, Reading, differing, name_all, said
-from dbnrun.report.names import alpha_of, dataset_of
+from dbnrun.report.methods import Method, Reading, name_all
+from dbnrun.report.names import alpha_of, dataset_of, differing, said
 from dbnrun.report.tables import describe
 
 NOTHING = Comparison("", stats.Summary(0, *[float("nan")] * 4), float("nan"), float("nan"), 0)
@@ -84,9 +84,9 @@ def tables(
     groups: dict[tuple[str, int], list[Method]] = defaultdict(list)
     data: dict[str, int] = {}
     alone = []
-    keys = differing(bases)
+    keys = differing([base.options for base in bases])
     for method in methods:
-        value = ", ".join(said(key, method) for key in by)
+        value = ", ".join(said(key, method.options) for key in by)
         if is_baseline is None:
             groups[value, data.setdefault(dataset_of(method.cell) + method.digest, len(data))].append(method)
         elif not any(method is base for base in bases):
@@ -129,7 +129,7 @@ def nearest(method: Method, bases: Sequence[Method], keys: Sequence[str]) -> Met
 def _why_alone(method: Method, bases: Sequence[Method]) -> str:
     if not any(_same_data(method, base) for base in bases):
         return "No baseline is on their data"
-    such = ", ".join(said(key, bases[0]) for key in differing(bases)[:2])
+    such = ", ".join(said(key, bases[0].options) for key in differing([base.options for base in bases])[:2])
     return f"Several baselines have as many settings in common with them; name one more in --baseline, such as {such}"
 
 
@@ -153,7 +153,7 @@ def _table(
     rows = _rows(members, reading, effect) if base else [Row(one, _summary(reading.of(one))) for one in members]
     shared = members[0].cell
     # The last is one of the group: a baseline may lack the keys that the tables are made by.
-    name = ", ".join([dataset_of(shared), *(said(key, members[-1]) for key in by if key != "dataset")])
+    name = ", ".join([dataset_of(shared), *(said(key, members[-1].options) for key in by if key != "dataset")])
     said_of_all = dict.fromkeys(describe(one.cell) for one in members)
     return Table(rows, name, next(iter(said_of_all)) if base or len(said_of_all) == 1 else "")
 
@@ -229,9 +229,9 @@ def _name(made: Sequence[Table], keys: Iterable[str]) -> None:
     """Where tables have one name, add in what their baselines differ."""
     for name in {table.name for table in made}:
         alike = [table for table in made if table.name == name]
-        own = differing([table.rows[0].method for table in alike]) if len(alike) > 1 else []
+        own = differing([table.rows[0].method.options for table in alike]) if len(alike) > 1 else []
         for number, table in enumerate(alike, 1):
-            words = [said(key, table.rows[0].method) for key in own if key in keys]
+            words = [said(key, table.rows[0].method.options) for key in own if key in keys]
             table.name = ", ".join([name, *words]) if words or len(alike) == 1 else f"{name} {number}"
     for table in made:
         table.title = f"{table.name}: {table.title}" if table.title else table.name

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ import numpy as np
 
 from dbnrun.config.filters import meant_choice, options
 from dbnrun.config.identity import schedule_key, slug_of
-from dbnrun.config.registry import GROUPS, UserError, number_text, one_of
+from dbnrun.config.registry import GROUPS, UserError, one_of
 from dbnrun.report import stats
-from dbnrun.report.names import dataset_of, name_of
+from dbnrun.report.names import differing, name_of, said, under
 from dbnrun.runs import archive, load, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
 from dbnrun.runs.metrics import EpochRow
@@ -215,13 +213,6 @@ def _identity(cell: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     return json.dumps([kept, names, list(cell["optimizer"]["groups"])], sort_keys=True)
 
 
-def under(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a dotted key is one of those, or below one of those; `optimizer.lr` is that of each group, too."""
-    patterns = list(patterns)
-    patterns += ["optimizer.groups.*.lr"] if "optimizer.lr" in patterns else []
-    return any(fnmatchcase(key, pattern) or key.startswith(f"{pattern}.") for pattern in patterns)
-
-
 # Tuning
 
 
@@ -296,7 +287,7 @@ def _sortable(method: Method, keys: Sequence[str]) -> list[tuple[bool, Any]]:
 
 def _values(method: Method, keys: Sequence[str]) -> str:
     """'lr=0.03', or the values of several keys."""
-    return ", ".join(said(key, method) for key in keys)
+    return ", ".join(said(key, method.options) for key in keys)
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -311,9 +302,13 @@ def name_all(methods: Sequence[Method], always: Sequence[str] = (), without: Seq
 
     `always`: keys that every label states. `without`: keys that a heading states.
     """
-    keys = [key for key in differing(methods) if not under(key, without) and key not in always]
+    keys = [
+        key
+        for key in differing([method.options for method in methods])
+        if not under(key, without) and key not in always
+    ]
     for method in methods:
-        own = [said(key, method) for key in (*keys, *always) if key in method.options]
+        own = [said(key, method.options) for key in (*keys, *always) if key in method.options]
         method.label = ", ".join([method_name(method), *own]) + (" (trial)" if method.is_trial else "")
     for label, count in Counter(method.label for method in methods).items():
         alike = [method for method in methods if method.label == label]
@@ -326,50 +321,3 @@ def method_name(method: Method) -> str:
     if "schedule" not in method.cell:
         return name_of(method.key)
     return f"{slug_of('norm', method.cell['norm'])}, {name_of(method.key)}"
-
-
-def differing(methods: Sequence[Method]) -> list[str]:
-    """The keys in which methods differ, beside normalizer and schedule.
-
-    What stands below a group is compared among those that chose alike: the widths of two networks say nothing more.
-    """
-    keys = dict.fromkeys(itertools.chain.from_iterable(method.options for method in methods))
-    found = [key for key in keys if _differs(key, methods)]
-    if "optimizer.lr" in found and all("optimizer.lr" in method.options for method in methods):
-        found = [key for key in found if not fnmatchcase(key, "optimizer.groups.*.lr")]
-    return found
-
-
-def _differs(key: str, methods: Sequence[Method]) -> bool:
-    group, dot, _ = key.partition(".")
-    if group == "schedule" or key == "norm":
-        return False  # the name says it
-    among: dict[str, set[str]] = defaultdict(set)
-    for method in methods:
-        choice = str(method.options.get(group)) if dot and group in GROUPS else ""
-        among[choice].add(json.dumps(method.options.get(key)))
-    return any(len(values) > 1 for values in among.values())
-
-
-def said(key: str, method: Method) -> str:
-    """'lr=0.03', 'epochs=20', 'weights.weight_decay=0.001', or the name of a choice."""
-    if key == "dataset":
-        return dataset_of(method.cell)
-    if key in GROUPS:
-        return str(method.options.get(key, f"no {key}"))
-    below = {each: value for each, value in method.options.items() if under(each, [key])}
-    if key in method.options or not below:
-        below = {key: method.options.get(key)}
-    short = {re.sub(r"^\w+\.(groups\.|options\.)?", "", each): value for each, value in below.items()}
-    return ", ".join(f"{name}={value_text(value)}" for name, value in short.items())
-
-
-def value_text(value: Any) -> str:
-    """A value as a command would have it, short: '0.1', 'true', '300-300'."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if str(value).startswith("sha256:"):
-        return value.removeprefix("sha256:")[:8]
-    if isinstance(value, list):
-        return "-".join(map(value_text, value))
-    return number_text(value) if isinstance(value, float) else str(value)[:40]

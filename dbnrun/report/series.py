@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from dbnrun.config import registry
+from dbnrun.config.filters import matcher, why_none
 from dbnrun.config.identity import choice_of, name_of_choice, protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, dataset_key, dataset_of, has_colour, name_of
-from dbnrun.runs import metrics
+from dbnrun.runs import archive, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
 
 
@@ -124,12 +125,17 @@ class Setting:
         return [series for series in self.series if series.protocol in ("", protocol) and series.n]
 
 
-def gather(paths: Sequence[Path], *, strict: bool = False) -> list[Setting]:
-    """The settings found under `paths`, by data set; those without a finished run last.
+def gather(paths: Sequence[Path], filters: Sequence[str] = (), *, strict: bool = False) -> list[Setting]:
+    """The settings of the runs under `paths` that pass all filters, by data set; those without a finished run last.
 
-    Raises UserError where no run is finished, or with `strict` at a folder that cannot be read.
+    Raises UserError where no run passes or none is finished, or with `strict` at a folder that cannot be read.
     """
-    runs = read_runs(paths, strict=strict)
+    passes = matcher(filters)
+    archives = [path for path in paths if archive.is_archive(path)]
+    found = [*itertools.chain.from_iterable(map(archive.read, archives)), *read_runs(paths, strict=strict)]
+    runs = [run for run in found if passes(run.cell)]
+    if found and not runs:
+        raise UserError(why_none([run.cell for run in found], filters))
     settings = settings_of(deduplicated(runs))
     if not any(setting.n for setting in settings):
         raise nothing_to_report(paths, runs)

@@ -6,22 +6,26 @@ Only the export to TensorBoard imports torch. `dbnrun status` is for what is und
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import sys
 import textwrap
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbnrun.config.filters import options
+from dbnrun.config.filters import options, why_none
 from dbnrun.config.registry import UserError
+from dbnrun.report.names import differing, said
 from dbnrun.runner.plan import duration, plural
 from dbnrun.runner.status_table import aligned, counted, shortened
 from dbnrun.runs import catalog, live, metrics
 from dbnrun.runs.catalog import Listed
 from dbnrun.runs.load import RunRecord, read_run, readable
+from dbnrun.runs.status import ON_DISK
 
 WIDTH = 100  # characters that a line of `ls` has at most
 HEAD = ("status", "epochs", "test error", "age", "run")
@@ -29,11 +33,21 @@ MADE_BY = ("git", "host", "device", "device_name", "threads", "compile", "determ
 
 
 def table(runs: Sequence[Listed]) -> Iterator[str]:
-    """A line a run, in columns, and how many stand how."""
+    """A line per run, in columns, and how many runs have each status."""
     lines = [HEAD, *map(_line, runs)]
     room = WIDTH - sum(max(map(len, column)) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    yield from aligned([(*line[:-1], shortened(line[-1], room)) for line in lines])
+    lines = [(*line[:-1], shortened(line[-1], room)) for line in lines]
+    if any(settings := _settings(runs)):
+        lines = [(*line, setting) for line, setting in zip(lines, ["settings", *settings], strict=True)]
+    yield from aligned(lines)
     yield counted(run.status for run in runs)
+
+
+def why_empty(where: Path, words: Sequence[str]) -> str:
+    """What the runs in a results folder have of a filter that none of them passes."""
+    every, _ = catalog.select(where, [])
+    cells = [{**run.cell, "status": run.status.name} for run in every]
+    return why_none(cells, words, status=ON_DISK) if cells else f"no runs in {where}"
 
 
 def _line(run: Listed) -> tuple[str, ...]:
@@ -43,6 +57,19 @@ def _line(run: Listed) -> tuple[str, ...]:
         return run.status.name, f"?/{run.epochs}", "unreadable", _age(run), run.folder.name
     shown = "" if error is None else f"{error:.2f} %"
     return run.status.name, f"{epoch}/{run.epochs}", shown, _age(run), run.folder.name
+
+
+def _settings(runs: Sequence[Listed]) -> list[str]:
+    """What tells each run from those whose names differ from its own in the seed and the signature alone."""
+    stems = [re.sub("-seed[0-9]+-[0-9a-f]{8}$", "", run.folder.name) for run in runs]
+    alike: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for stem, run in zip(stems, runs, strict=True):
+        alike[stem].append(run.options)
+    keys = {stem: differing(group) for stem, group in alike.items()}
+    return [
+        ", ".join(said(key, run.options) for key in keys[stem] if key in run.options)
+        for stem, run in zip(stems, runs, strict=True)
+    ]
 
 
 def _age(run: Listed) -> str:
@@ -67,7 +94,7 @@ def as_json(run: Listed) -> dict[str, Any]:
         "epochs": run.epochs,
         "test_error_pct": error if error is None or math.isfinite(error) else None,
         "updated": run.manifest.get("updated"),
-        "options": options(run.cell),
+        "options": run.options,
     }
 
 
@@ -77,7 +104,7 @@ def shown(folder: Path) -> Iterator[str]:
     status = listed.status
     yield f"{folder.name}: {status.name}" + (f" ({status.detail})" if status.detail else "")
     yield f"{len(run.rows)} of {listed.epochs} epochs, {_took(run.manifest)}, in {folder}"
-    yield from _part("configuration", options(run.cell))
+    yield from _part("configuration", listed.options)
     if run.rows:
         yield from _part("last epoch", {name: getattr(run.rows[-1], name) for name in metrics.COLUMNS})
     yield from _part("made by", _made_by(run))

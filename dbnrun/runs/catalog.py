@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbnrun.config.filters import matcher
+from dbnrun.config.filters import matcher, options
 from dbnrun.config.registry import UserError
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.load import folders, read_cell
@@ -40,6 +40,11 @@ class Listed:
     def epochs(self) -> int:
         """How many it is to train."""
         return self.cell["train"]["epochs"]
+
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """What it is made of, by the keys of a command."""
+        return options(self.cell)
 
     @functools.cached_property
     def reached(self) -> tuple[int, float | None]:

@@ -53,14 +53,15 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     refuse = parser.error
     verbs = parser.add_subparsers(dest="what", required=True, metavar="check|run|figures")
     check = verbs.add_parser(
-        "check", help="decide which of the paper's conditions a pair (alpha, eta) meets; eta is the learning rate"
+        "check",
+        help="decide which of the paper's conditions a pair of schedules meets: alpha and the learning rate eta",
     )
     check.add_argument("--json", action="store_true", help="print JSON in place of a table")
     run = verbs.add_parser("run", help="run Algorithm 1 with full gradients for every combination of alpha and eta")
     figures = verbs.add_parser("figures", help="draw the theory figures from the committed CSV files, without training")
     _add_sequences(check, "", eta0="1")
     _add_sequences(
-        run, "; several, separated by commas", eta0="5 divided by --records, because f is a sum over the records"
+        run, "; several, separated by commas", eta0="5 divided by --records, because the loss is a sum over the records"
     )
     _add_run(run)
     for part, verb in ((check, _check), (run, _run), (figures, _figures)):
@@ -74,9 +75,9 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
 
 def _add_sequences(parser: argparse.ArgumentParser, many: str, eta0: str) -> None:
     add = parser.add_argument
-    form = f"c*m**-p*log(m + 2)**-q, harmonic or inverse_square{many}"
-    add("--alpha", metavar="TEXT", type=_split, default=[], help=f"alpha(m) in [0, 1]: {form}")
-    add("--eta", metavar="TEXT", type=_split, default=[], help="eta(m), likewise")
+    form = f"harmonic, inverse_square, or a formula such as 0.1/m or 0.5*m**-1*log(m + 2)**-2{many}"
+    add("--alpha", metavar="TEXT", type=_split, default=[], help=f"the weight of the newest batch, in [0, 1]: {form}")
+    add("--eta", metavar="TEXT", type=_split, default=[], help="the learning rate, in the same form")
     add("--h", metavar="H", type=_numbers, default=[], help=f"alpha(m) = alpha0 m^-H{many}")
     add("--k", metavar="K", type=_numbers, default=[], help=f"eta(m) = eta0 m^-K{many}")
     add("--alpha0", metavar="A", type=_number, default="1", help="default: %(default)s")
@@ -84,7 +85,6 @@ def _add_sequences(parser: argparse.ArgumentParser, many: str, eta0: str) -> Non
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    notes = "; ".join(f"{name}: {note}" for name, note in ACTIVATION_NOTES.items())
     add = parser.add_argument
     add(
         "--zip",
@@ -95,18 +95,40 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add(
         "--records",
         type=_count,
-        help="records in a random subset (default: 1197 of digits, 1000 of mnist, 256 of regression)",
+        help="number of examples, a random subset (default: 1197 of digits, 1000 of mnist, 256 of regression)",
     )
     add("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
-    add("--activation", choices=tuple(ACTIVATION_NOTES), default="tanh", help=f"{notes}. Default: tanh")
+    add(
+        "--activation",
+        choices=tuple(ACTIVATION_NOTES),
+        default="tanh",
+        help="tanh, elu and identity meet Assumptions 1 and 6 of the paper; relu and leaky_relu do not meet 1, because "
+        "their derivative jumps at 0; sigmoid and softplus do not meet 6, because they are not 0 at 0 (default: tanh)",
+    )
     add("--loss", choices=LOSSES, default="cross_entropy", help="default: %(default)s")
     add("--iterations", type=_count, default=100_000, help="m runs from 1 to this number (default: %(default)s)")
-    add("--eps", type=_positive, default=1e-4, help="epsilon_B, added to sigma (default: %(default)s)")
-    add("--init", choices=("data", "0,1"), default="data", help="lambda(1): statistics at theta(1), or (0, 1)")
-    add("--box", type=_positive, help="project theta, mu and sigma onto [-B, B] after each update (default: off)")
+    add(
+        "--eps",
+        type=_positive,
+        default=1e-4,
+        help="epsilon_B, added to the standard deviation sigma (default: %(default)s)",
+    )
+    add(
+        "--init",
+        choices=("data", "0,1"),
+        metavar="data|0,1",
+        default="data",
+        help="the first mean and standard deviation: those at the initial weights, or 0 and 1 (default: %(default)s)",
+    )
+    add(
+        "--box",
+        type=_positive,
+        metavar="B",
+        help="after each update, project weights, means and standard deviations onto [-B, B] (default: off)",
+    )
     add("--seed", type=_seeds, default="0", help="seed of the initial weights; several, separated by commas")
     add("--data-seed", type=_seed, default=0, help="seed of the subset, or of the synthetic regression data")
-    add("--per-decade", type=_count, default=20, help="iterations to log per decade of m (default: %(default)s)")
+    add("--per-decade", type=_count, default=20, help="iterations to record per decade of m (default: %(default)s)")
     add("--threads", type=_count, help="CPU threads (default: torch's choice)")
     add("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
     add("--out", type=Path, help="write the rows to this CSV, and the settings to a JSON beside it")

@@ -19,8 +19,8 @@ from dbnrun.config.registry import UserError
 
 BENCHES = ("layer", "cell", "grid", "cli", "plan", "report")
 BENCH_HELP = (
-    "layer: a normalizer; cell: a training step; grid: a stack of runs; cli: commands; plan: a plan of a large sweep; "
-    "report: a report of many runs (default: all)"
+    "layer: a normalizer; cell: a training step; grid: several runs that train together; cli: commands; "
+    "plan: a plan of a large sweep; report: a report of many runs (default: all)"
 )
 
 

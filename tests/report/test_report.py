@@ -1,6 +1,7 @@
 """Tables and figures from synthetic runs, against hand calculations."""
 
 import contextlib
+import itertools
 import re
 import subprocess
 import sys
@@ -317,6 +318,23 @@ def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
     record(tmp_path, cell("bn"), [90], status="interrupted")
     with pytest.raises(UserError, match="1 unfinished or diverged runs and none that is done"):
         gather([tmp_path])
+
+
+def test_a_report_takes_the_runs_that_pass_its_filters_and_says_what_there_is_where_none_does(tmp_path, dbnrun):
+    for seed, norm in itertools.product((0, 1), ("bn", "ln", "gn")):
+        record(tmp_path / "results", cell(norm, seed=seed), [4, 3, 2])
+    said = dbnrun("report", "norm=bn,ln", "seed=1").stdout
+    assert "BN (PyTorch)" in said and "LN" in said and "GN" not in said
+    table = (tmp_path / "results" / "report" / "tables" / "table1.csv").read_text()
+    assert len(table.splitlines()) == 3
+    for words, refusal in [
+        (["norm=none"], "norm=none: none of 6 runs has it; they have norm=bn,gn,ln.\n"),
+        (["norm=bn", "seed=7"], "seed=7: none of 6 runs has it; they have seed=0,1.\n"),
+        (["norm=bn", "--record"], "report --record: takes all runs; leave out the filter norm=bn.\n"),
+        (["norm=bnn"], "norm=bnn: expected one of"),
+    ]:
+        refused = dbnrun("report", *words)
+        assert refused.returncode == 2 and refusal in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def no_schedule(folder):

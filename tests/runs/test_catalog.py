@@ -1,5 +1,6 @@
 """`dbnrun runs`: what is listed, found, compared and removed."""
 
+import copy
 import json
 import shutil
 import sys
@@ -50,7 +51,7 @@ def test_runs_are_listed_by_filters_with_what_they_have_reached(command, results
     assert listed(command("runs", "ls", "norm=dbn", "seed=1")[1]) == NAMES[3:]
     assert listed(command("runs", "ls", "status=failed")[1]) == NAMES[2:3]
     assert listed(command("runs", "ls", "status=failed,done", "norm=bn")[1]) == NAMES[:2]
-    assert command("runs", "ls", "norm=ln")[1] == "no such runs in results\n"
+    assert command("runs", "ls", "norm=ln")[1] == "norm=ln: none of 4 runs has it; they have norm=bn,dbn.\n"
     found = json.loads(command("runs", "ls", "--json", "schedule=alpha_0.1", "--results-dir", "results")[1])
     assert [(one["status"], one["epoch"], one["epochs"], one["options"]["seed"]) for one in found] == [
         ("failed", 2, 2, 0),
@@ -58,6 +59,22 @@ def test_runs_are_listed_by_filters_with_what_they_have_reached(command, results
     ]
     for one in found:
         assert one["test_error_pct"] == load.read_run(results / "runs" / one["name"]).rows[-1].test_error_pct
+
+
+def test_a_list_says_in_which_setting_runs_of_one_name_differ(command, results):
+    folder = folder_of(results, NAMES[0])
+    twin = shutil.copytree(folder, folder.with_name("digits-fnn-bn-seed0-0123abcd"))
+    content = copy.deepcopy(load.read_cell(twin))
+    content["optimizer"]["groups"] = {
+        name: {**group, "lr": 0.03} for name, group in content["optimizer"]["groups"].items()
+    }
+    layout.write_cell(twin, content)
+    head, *lines, _ = command("runs", "ls")[1].splitlines()
+    assert head.endswith("settings")
+    settings = {line[head.index("settings") :] for line in lines if "-bn-" in line}
+    assert settings == {"lr=0.01", "lr=0.03"} and all(
+        line == line[: head.index("settings")].strip() for line in lines if "-dbn-" in line
+    )
 
 
 def test_a_list_fits_100_columns_and_keeps_the_end_of_a_long_name(command, results):
