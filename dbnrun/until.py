@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from dbnrun.config.differences import differing
 from dbnrun.config.filters import matcher
 from dbnrun.config.registry import UserError
 from dbnrun.report import anytime, contrasts
 from dbnrun.report.compare import paired
 from dbnrun.report.methods import SELECTIONS, Method, Reading, methods_of, name_all
-from dbnrun.report.names import differing
 from dbnrun.runner import app, plan
 from dbnrun.runs import load
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import yaml
 
 from dbnrun.config import registry
 from dbnrun.config.aliases import meant
+from dbnrun.config.differences import value_text
 from dbnrun.config.identity import SETTINGS, slug_of
 from dbnrun.config.registry import GROUPS, UserError, choosable, conf_dir, defaults_of, no_such_key, one_of, spelled
 from dbnrun.config.schema import RunConfig, TrainConfig, known_keys
@@ -66,17 +66,6 @@ def _choices(cells: Sequence[Cell], key: str) -> str:
     if not found:
         return "no such key"
     return f"{key}={','.join(found[:8])}" + (",…" if len(found) > 8 else "")
-
-
-def value_text(value: Any) -> str:
-    """A value as a command would have it, short: '0.1', 'true', '300-300'."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if str(value).startswith("sha256:"):
-        return value.removeprefix("sha256:")[:8]
-    if isinstance(value, list):
-        return "-".join(map(value_text, value))
-    return registry.number_text(value) if isinstance(value, float) else str(value)[:40]
 
 
 def options(cell: Cell) -> dict[str, Any]:

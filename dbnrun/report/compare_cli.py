@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dbnrun.config.differences import under
 from dbnrun.config.filters import Cell, Test, is_filter, matcher, options, why_none
 from dbnrun.config.registry import UserError, nearest
 from dbnrun.report import contrast_text as texts
@@ -25,7 +26,6 @@ from dbnrun.report.methods import (
     methods_of,
     runs_under,
     tuned,
-    under,
 )  # fmt: skip
 from dbnrun.report.tables import write_texts
 from dbnrun.runs.load import RunRecord

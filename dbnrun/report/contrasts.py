@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from dbnrun.config import registry
+from dbnrun.config.differences import differing, said
 from dbnrun.config.identity import slug_of
 from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.compare import Comparison, by_pairs, corrected
 from dbnrun.report.methods import Method, Reading, name_all
-from dbnrun.report.names import alpha_of, dataset_of, differing, said
+from dbnrun.report.names import alpha_of, dataset_of
 from dbnrun.report.tables import describe
 
 NOTHING = Comparison("", stats.Summary(0, *[float("nan")] * 4), float("nan"), float("nan"), 0)

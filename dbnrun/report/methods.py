@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from dbnrun.config.differences import differing, said, under
 from dbnrun.config.filters import meant_choice, options
 from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, one_of
 from dbnrun.report import stats
-from dbnrun.report.names import differing, name_of, said, under
+from dbnrun.report.names import name_of
 from dbnrun.runs import archive, load, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
 from dbnrun.runs.metrics import EpochRow

@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dbnrun.config.differences import differing, said
 from dbnrun.config.filters import options, why_none
 from dbnrun.config.registry import UserError
-from dbnrun.report.names import differing, said
 from dbnrun.runner.plan import duration, plural
 from dbnrun.runner.status_table import aligned, counted, shortened
 from dbnrun.runs import catalog, live, metrics
