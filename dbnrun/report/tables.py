@@ -91,10 +91,17 @@ def write_differences(settings: Sequence[Setting], folder: Path) -> list[Path]:
 
 def as_text(setting: Setting) -> str:
     """The same for a terminal: one block a setting, a line a series."""
-    table = _texts(rows(setting)).set_index(["training", "curve"])
-    shown = table.loc[:, table.ne("").any()]
-    title = f"{setting.slug}: test error [%], mean ± sd over seeds ({describe(setting.cell)})"
-    return f"{title}\n{shown.to_string()}\n(best on test: chosen by the test set, as in the paper; optimistic)"
+    table = _texts(rows(setting))
+    kinds = table["training"].unique()
+    table = (
+        table.set_index(["training", "curve"]) if len(kinds) > 1 else table.drop(columns="training").set_index("curve")
+    )
+    shown = table.loc[:, table.ne("").any()].rename_axis(columns=None)
+    title = f"{setting.title}: test error [%], mean ± standard deviation over n seeds ({describe(setting.cell)})"
+    notes = ["  best on test: the lowest test error of any epoch, as in the paper; optimistic"]
+    if "population" in shown:
+        notes.append("  population: last epoch, tested with the mean and variance over all training data")
+    return "\n".join([title, shown.to_string(), *notes])
 
 
 def differences(setting: Setting) -> pd.DataFrame:
@@ -128,7 +135,7 @@ def differences_as_text(setting: Setting) -> str:
         }
         for row in table.to_dict("records")
     )
-    title = f"{setting.slug}: last-epoch test error minus {table['baseline'][0]}, paired by seed"
+    title = f"{setting.title}: test error after the last epoch minus that of {table['baseline'][0]}, paired by seed"
     note = textwrap.fill(answer.note(setting), 120)
     return "\n".join(filter(None, [title, shown.to_string(index=False), note])) + "\n"
 

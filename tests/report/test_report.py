@@ -117,7 +117,8 @@ def test_the_terminal_shows_the_numbers_of_the_markdown_a_line_a_series(tmp_path
     (setting,) = gather([tmp_path])
     tables.write([setting], tmp_path)
     written = [line for line in (tmp_path / "table1.md").read_text().splitlines() if line.startswith("| ")]
-    _, _, _, *printed, _ = tables.as_text(setting).splitlines()
+    _, _, _, *lines = tables.as_text(setting).splitlines()
+    printed = [line for line in lines if not line.startswith("  ")]  # without the notes
     for line, fields in zip(printed, (line.replace("*", "").split("|")[1:-1] for line in written[1:]), strict=True):
         assert line.split() == [word for field in fields for word in field.split()]
     assert "left out" not in tables.as_text(setting)  # none was
@@ -151,7 +152,7 @@ def test_a_setting_without_a_finished_run_is_told_last_and_renames_no_file(tmp_p
     record(tmp_path, cell("bn", epochs=2), [9], status="running")
     written = report([tmp_path], tmp_path)
     assert {path.name for path in written if path.suffix == ".png"} == {f"mnist-figure{n}.png" for n in (2, 3, 4)}
-    assert "mnist-epochs2: test error" in capsys.readouterr().out
+    assert "MNIST, epochs=2: test error" in capsys.readouterr().out
     assert [setting.slug for setting in gather([tmp_path])] == ["mnist", "mnist-epochs2"]
 
 
@@ -400,7 +401,7 @@ def test_figures_and_tables_are_written_for_a_full_table(tmp_path, capsys):
     assert names == {"table1.csv", "table1.md", "differences.csv", "report.html"} | figures
     assert all(path.stat().st_size > 3000 for path in written if path.suffix in (".png", ".svg"))
     printed = capsys.readouterr().out
-    assert "mnist: test error [%]" in printed and "mnist-figure2.png" in printed
+    assert "MNIST: test error [%]" in printed and "mnist-figure2.png" in printed
     read: Any = pd.read_csv(tmp_path / "tables" / "table1.csv")
     assert len(read) == 14 and read["n"].eq(2).all()
     lines = [line for line in (tmp_path / "tables" / "table1.md").read_text().splitlines() if line.startswith("|")]
