@@ -36,7 +36,7 @@ Normalization, arXiv 1705.08011) and others
   dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   the DBN paper's convergence theorem: check its conditions, run its Algorithm 1
+  dbnrun theory check|run|figures   the DBN paper's convergence theorem and Algorithm 1: check conditions, run
   dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch
 
 Choices in each group (all are optional; if you leave out model=, dbnrun takes a network that suits the data set):
@@ -46,8 +46,8 @@ Choices in each group (all are optional; if you leave out model=, dbnrun takes a
   bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test time; dbn_inference
   does so only at test time. schedule is α(m), the weight of the newest batch in these averages, where m counts steps,
   or epochs with schedule.unit=epoch; harmonic is 1/m and inverse_square is 1/m². ni is network intrusion data (KDD Cup
-  1999). Experiments that end in _a, _b and _c repeat the paper's with dbn_inference, with dbn, and with dbn
-  norm.stats_grad=false.
+  1999). The paper's experiments end in _a with dbn_inference, in _b with dbn, and in _c with dbn norm.stats_grad=false
+  (the gradient treats the averages as constants).
 
 Often changed (the values are examples): train.epochs=10 train.batch_size=100 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
@@ -61,7 +61,7 @@ Often changed (the values are examples): train.epochs=10 train.batch_size=100 se
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
-  -m, --multirun         train every distinct combination of comma-separated values
+  -m, --multirun         train every combination of comma-separated values, except those that differ without effect
   --cfg job              print the configuration and train nothing (--resolve fills in references)
   --version, -h, --help
   -sc install=bash       print a shell completion script; load it with: eval "$(dbnrun -sc install=bash)"
@@ -261,7 +261,7 @@ def _plan(arguments: list[str]) -> int:
 def _status(arguments: list[str]) -> int:
     parser = _verb_parser(
         "status",
-        "Show the state of runs: progress, last error, time per epoch, time left, and the process that trains it.",
+        "Show the state of each run: progress, last error, time per epoch, time left, and the process that trains it.",
     )
     parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
     parser.add_argument("--all", action="store_true", help="list every finished run, too (default: the last ten)")
@@ -303,17 +303,20 @@ RUNS = {
         "List all runs, or only those that match every filter, such as norm=bn,dbn seed=0 status=done.",
         "filters (KEY=VALUE), or names of runs",
     ),
-    "show": ("Show a run in full.", "a name, a signature (the code at its end), the beginning of either, or a path"),
+    "show": (
+        "Show a run in full.",
+        "a name, a signature (the code at the end of a name), the beginning of either, or a path",
+    ),
     "diff": (
         "Show two runs side by side: configuration, versions, metrics, and the first epoch at which they differ.",
-        "the two runs: for each a name, a signature (the code at its end), the beginning of either, or a path",
+        "for each run a name, a signature (the code at the end of a name), the beginning of one, or a path",
     ),
     "export": (
         "Send the metrics of existing runs to TensorBoard, trackio or MLflow, as logger= does during training.",
         "filters (KEY=VALUE), or names of runs",
     ),
     "rm": (
-        "Remove run folders, after asking. Runs in training stay, and so do the records (finished runs kept in git).",
+        "Remove run folders, after asking. Runs that are training are kept, as are the records (finished runs in git).",
         "filters (KEY=VALUE), or names of runs",
     ),
 }
@@ -416,7 +419,7 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="first add the finished runs to the records, then write the page, figures and tables next to them",
+        help="first add the finished runs to the records, then write the page, figures and tables next to the records",
     )
     parser.add_argument(
         "--readme",
@@ -540,7 +543,7 @@ def _bench(arguments: list[str]) -> int:
     return bench.main(
         arguments,
         _verb_parser(
-            "bench", "Measure how much time dbnrun adds to plain PyTorch, as ratios; and how long some commands take."
+            "bench", "Measure the time that dbnrun takes relative to plain PyTorch, and how long some commands take."
         ),
     )
 
@@ -550,7 +553,9 @@ def _theory(arguments: list[str]) -> int:
 
     return cli.main(
         arguments,
-        _verb_parser("theory", "The DBN paper's convergence theorem: check its conditions, run its Algorithm 1."),
+        _verb_parser(
+            "theory", "The DBN paper's convergence theorem: check its conditions, run the paper's Algorithm 1."
+        ),
     )
 
 

@@ -101,7 +101,7 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         type=float,
         required=True,
         metavar="PP",
-        help="the largest difference that does not matter, in percentage points for errors",
+        help="the largest difference that does not matter, in the metric's unit (percentage points for errors)",
     )
     parser.add_argument(
         "--max-seeds", type=int, default=40, metavar="N", help="stop after this many seeds (default: 40)"

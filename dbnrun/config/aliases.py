@@ -86,10 +86,15 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     if ours in known:
         return meant([ours])
     same = [each for each in known if each.rpartition(".")[2] == ours]
-    if same:
-        return meant([f"{section}.{ours}"] if f"{section}.{ours}" in same else same)
-    within = [each for each in known if each.startswith(f"{section}.")] or known
-    by_last = {each.rpartition(".")[2]: each for each in reversed(within)}
+    within = [each for each in known if each.startswith(f"{section}.")]
+    if f"{section}.{ours}" in same:
+        return meant([f"{section}.{ours}"])
+    return _near(last, within) or meant(same) or _near(last, known if not within else [])
+
+
+def _near(last: str, known: list[str]) -> str:
+    """' Did you mean …?' for the key whose last part is nearest."""
+    by_last = {each.rpartition(".")[2]: each for each in reversed(known)}
     return meant([by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=CLOSE)])
 
 

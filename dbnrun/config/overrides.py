@@ -168,7 +168,7 @@ def _said(error: BaseException, cause: BaseException) -> str:
         key, _, value = match[1].partition("=")
         if list in kinds_of(key):
             return f"{match[1]}: expected a list in brackets: {key}=[{value}]."
-        return f"{match[1]}: expected one value. To sweep over several: dbnrun -m {match[1]}."
+        return f"{match[1]}: expected one value. To sweep over several: dbnrun -m {match[1].replace(' ', '')}."
     if match := re.match(r"In '(.*)': ConfigKeyError .*\nKey '(.*)' not in", text):
         begun = "The file must begin with defaults: [base_<name>, _self_] and set options of that choice only"
         return f"{match[1]}.yaml: this choice has no option {match[2]}. {begun}."
@@ -213,7 +213,8 @@ def _not_an_option(typed: str, kind: type[Choice]) -> str:
     name = typed.partition("=")[0].rpartition(".")[2]
     known = owners(kind.group, name)
     belongs = f"it is an option of {', '.join(known)}" if known else f"no {kind.group} has it"
-    return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. Leave it out."
+    todo = "Leave it out." if name != "target" else f"Write {kind.group}=custom {typed}."
+    return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. {todo}"
 
 
 def first_line(error: object) -> str:

@@ -115,7 +115,7 @@ def note(setting: Setting) -> str:
         return ""
     return (
         f"{' and '.join(broken)}: here λ, a moving average, normalizes in training too. At a small constant α the "
-        "gradient hardly sees that λ follows the weights, so units run after their own mean and training breaks "
-        "(docs/findings.md shows it on MNIST). 1/m and 1/m² let λ come to rest; norm=dbn_inference trains with each "
+        "gradient hardly sees that λ follows the weights, and training can break (MNIST: docs/findings.md in dbnrun's "
+        "repository). 1/m and 1/m² let λ come to rest; norm=dbn_inference trains with each "
         "batch's own statistics."
     )

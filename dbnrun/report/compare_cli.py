@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dbnrun.config.differences import under
 from dbnrun.config.filters import Cell, Test, is_filter, matcher, options, why_none
-from dbnrun.config.registry import UserError, nearest
+from dbnrun.config.registry import GROUPS, UserError, nearest
 from dbnrun.report import contrast_text as texts
 from dbnrun.report.contrast_text import Compared
 from dbnrun.report.contrasts import tables
@@ -73,7 +73,7 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         "--effect",
         type=float,
         metavar="PP",
-        help=f"compute how many seeds a difference of this many percentage points needs (default: {EFFECT})",
+        help=f"how many percentage points the computed number of seeds is to detect (default: {EFFECT})",
     )
     parser.add_argument(
         "--tune", type=_keys, default=[], metavar="KEY,KEY", help="take the best value of these keys for each method"
@@ -144,7 +144,16 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
     made, alone = tables(methods, is_baseline if baseline else None, reading, effect, asked.by, asked.tune)
     if not any(math.isfinite(row.mean.mean) for table in made for row in table.rows):
         raise UserError(f"--metric {reading.metric}: no run has a number there, {reading.when}.")
-    return Compared(made, alone, reading, effect, tuning, [*left_out, *unfinished])
+    return Compared(made, alone, reading, effect, tuning, [*left_out, *_without_runs(cells, filters), *unfinished])
+
+
+def _without_runs(cells: Sequence[Cell], filters: Sequence[str]) -> list[str]:
+    """What is said of choices that were asked for, and that no run has: norm=gn of norm=bn,ln,gn."""
+    asked = [
+        f"{key}={name}" for key, _, names in (word.partition("=") for word in filters) for name in names.split(",")
+    ]
+    missing = [word for word in asked if word.partition("=")[0] in GROUPS and not any(map(matcher([word]), cells))]
+    return [f"No run has {' or '.join(missing)}."] if missing else []
 
 
 def _own_first(

@@ -163,7 +163,9 @@ def caption(table: Table, found: Compared) -> list[str]:
     ]
     if table.compared:
         said += _of_tests(table)
-        said.append("P(better): probability that a run has less than one of the baseline, ties one half.")
+        said.append(
+            "P(better): share of pairs in which the run is lower than the run of the baseline; ties count one half."
+        )
     if table.compared and math.isfinite(found.effect):
         shown = f"{found.effect:g} {unit}".strip()
         said.append(f"Seeds for {shown}: in all, to show a difference of {shown} with 80 % power at the seen spread.")

@@ -19,7 +19,7 @@ from dbnrun.config.identity import schedule_key, slug_of
 from dbnrun.config.registry import GROUPS, UserError, one_of
 from dbnrun.report import stats
 from dbnrun.report.names import name_of
-from dbnrun.runs import archive, load, metrics
+from dbnrun.runs import archive, layout, load, metrics
 from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
 from dbnrun.runs.metrics import EpochRow
 
@@ -139,6 +139,8 @@ class Method:
 def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     """The recorded runs under `paths`, then the run folders without their rows. UserError where there are none."""
     for path in paths:
+        if not path.exists() and path == layout.results_dir():
+            raise UserError(f"{path}: no runs; {HOW_TO_RECORD}.")
         if not path.exists():
             raise UserError(
                 f"{path}: there is no such folder; expected one, or a filter such as norm=bn.{meant_choice(str(path))}"

@@ -66,6 +66,8 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--resolve goes with --cfg, as in `dbnrun --cfg job --resolve`.")
     if flags.package and not flags.cfg:
         raise UserError("--package goes with --cfg, as in `dbnrun --cfg job --package optimizer`.")
+    if flags.cfg and (flags.multirun or any(word.startswith("experiment=") for word in flags.overrides)):
+        raise UserError("--cfg prints the configuration of one run; `dbnrun plan` shows what a sweep would train.")
     if flags.run or flags.experimental_rerun:
         raise UserError(
             "--run and --experimental-rerun are not supported: dbnrun key=value trains one run, dbnrun -m a sweep."

@@ -84,6 +84,8 @@ def load_run(run: str | Path, settings: Mapping[str, Any] | None = None) -> tupl
 
 def _composed(settings: Mapping[str, Any]) -> RunConfig:
     """The checked configuration that the command composes from these keys and values."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f'{settings!r}: expected one dict of keys and values, such as {{"norm": "bn", "seed": 0}}.')
     if refused := [key for key in settings if key == "experiment" or key.startswith("hydra")]:
         raise UserError(f"{refused[0]}: belongs to sweeps; expected the keys of one run.")
     words = overrides.prepared([f"{key}={_spelled(value)}" for key, value in settings.items()], sweep=False)
@@ -106,6 +108,8 @@ def _spelled(value: Any) -> str:
     if isinstance(value, str | Path):
         text = str(value)
         return text if re.fullmatch(r"[\w./:+-]+", text) else overrides.quoted("", text)[1:]
+    if hasattr(value, "item"):  # a number of numpy's
+        value = value.item()
     return json.dumps(value)
 
 

@@ -54,12 +54,12 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
     index = torch.arange(2 * size, device=device) % len(data.train)
     (x, y), second = ((data.train.inputs(batch), data.train.y[batch]) for batch in index.split(size))
     for each in (cell, twin, other):
-        _expect_shapes(each)
+        _expect_sound_outputs(each)
     twin.model.train()
     if not torch.equal(_step(cell, x, y, classes), _logits(twin, x, classes)):
         raise _Unfit(
-            "two networks of one seed differ in their first step; expected draws from torch's global generator of the "
-            f"{device.type} alone, and by a normalizer in its constructor alone."
+            "two networks of one seed differ in their first step; draw random numbers from torch's global generator "
+            f"of the {device.type}, and in a normalizer only in the constructor, not in forward."
         )
     _step(cell, *second, classes)
     other.restore(cell.state(0))
@@ -76,20 +76,22 @@ def _try(config: RunConfig, data: Data, device: torch.device) -> None:
             )
 
 
-def _expect_shapes(cell: Cell) -> None:
-    """Let every layer of a normalizer of the user's own be refused if it returns another shape than it is given."""
+def _expect_sound_outputs(cell: Cell) -> None:
+    """Let every layer of a normalizer of the user's own be refused if it returns another shape or infinite numbers."""
     norm = cell.config.norm
     if not isinstance(norm, Own):
         return
 
-    def check_shape(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def check(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if came != (given := tuple(inputs[0].shape)):
             raise _Unfit(f"forward returned {came} for an input {given}; a normalizer keeps the shape.")
+        if inputs[0].isfinite().all() and not output.isfinite().all():
+            raise _Unfit(f"forward returned NaN or infinity for a finite input {given}.")
 
     for layer in cell.model.modules():
         if type(layer).__name__ == norm.code.rpartition(":")[2]:
-            layer.register_forward_hook(check_shape)
+            layer.register_forward_hook(check)
 
 
 def _step(cell: Cell, x: Tensor, y: Tensor, classes: int) -> Tensor:

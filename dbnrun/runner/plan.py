@@ -250,7 +250,7 @@ def asked(arguments: Sequence[str], config_dir: str | None = None) -> Plan:
 
 def duplicates(folded: int) -> str:
     """'2 duplicates left out', with the reason."""
-    return f"{plural(folded, 'duplicate')} left out (equal to others: they differ in settings without effect)"
+    return f"{plural(folded, 'duplicate')} left out (given twice, or different only in settings without effect)"
 
 
 def plural(number: int, thing: str) -> str:

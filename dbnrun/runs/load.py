@@ -19,7 +19,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.metrics import EpochRow
 
-HOW_TO_RECORD = "record some with `dbnrun experiment=demo` or `dbnrun experiment=paper_mnist_a`"
+HOW_TO_RECORD = "train some, such as `dbnrun -m norm=bn,ln seed=0,1,2`"
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T")

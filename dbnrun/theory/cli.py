@@ -54,21 +54,29 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     verbs = parser.add_subparsers(dest="what", required=True, metavar="check|run|figures")
     check = verbs.add_parser(
         "check",
-        help="decide which of the paper's conditions a pair of schedules meets: alpha and the learning rate eta",
+        help="decide which of the paper's conditions the schedules of alpha and the learning rate eta meet",
     )
     check.add_argument("--json", action="store_true", help="print JSON in place of a table")
     run = verbs.add_parser("run", help="run Algorithm 1 with full gradients for every combination of alpha and eta")
     figures = verbs.add_parser("figures", help="draw the theory figures from the committed CSV files, without training")
     _add_sequences(check, "", eta0="1")
     _add_sequences(
-        run, "; several, separated by commas", eta0="5 divided by --records, because the loss is a sum over the records"
+        run,
+        "; several, separated by commas",
+        eta0="5 divided by --records, because the loss is a sum over the examples",
     )
     _add_run(run)
     for part, verb in ((check, _check), (run, _run), (figures, _figures)):
         part.set_defaults(verb=verb)
         part.error = refuse  # type: ignore[method-assign] # one line, ours
     results = Path(os.environ.get("DBNRUN_RESULTS", "results"))
-    figures.add_argument("records", nargs="?", type=Path, default=results / RECORDS, help="default: %(default)s")
+    figures.add_argument(
+        "records",
+        nargs="?",
+        type=Path,
+        default=results / RECORDS,
+        help="the folder with the committed CSV files (default: %(default)s)",
+    )
     figures.add_argument("--out", type=Path, default=results / "figures" / "theory", help="default: %(default)s")
     return parser.parse_args(arguments)
 

@@ -565,7 +565,7 @@ def test_a_mistake_is_refused_in_one_line(made_once, capsys, words, said):
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     code, _, err = compare(capsys, tmp_path)
-    assert code == 2 and f"{tmp_path}: no runs; record some with `dbnrun experiment=demo`" in err
+    assert code == 2 and f"{tmp_path}: no runs; train some, such as `dbnrun -m norm=bn,ln" in err
 
 
 # The statistics

@@ -314,7 +314,7 @@ def test_two_copies_of_a_diverged_run_are_one_and_an_unfinished_copy_gives_way(t
 
 
 def test_nothing_to_report_is_said_with_the_command_that_records(tmp_path):
-    with pytest.raises(UserError, match=r"no runs; record some with `dbnrun experiment=demo`"):
+    with pytest.raises(UserError, match=r"no runs; train some, such as `dbnrun -m norm=bn,ln"):
         gather([tmp_path])
     record(tmp_path, cell("bn"), [90], status="interrupted")
     with pytest.raises(UserError, match="1 unfinished or diverged runs and none that is done"):

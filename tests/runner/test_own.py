@@ -217,7 +217,7 @@ def test_every_command_of_the_page_works_and_ends_in_a_paired_difference(here, d
         if words.startswith("report"):
             assert (
                 "BatchRenorm" in done.stdout
-                and "last-epoch test error minus BN (PyTorch), paired by seed" in done.stdout
+                and "test error after the last epoch minus that of BN (PyTorch), paired by seed" in done.stdout
             )
     table = pd.read_csv(here / "report" / "tables" / "differences.csv")
     (row,) = table[table["curve"] == "BatchRenorm"].to_dict("records")
@@ -278,7 +278,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         ([*OWN, "norm.momentum=1"], "norm=custom has no option momentum; it is an option of bn"),
         (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm=bn has no option target; it is an option of custom"),
         (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no run of this sweep uses it"),
-        (["norm=custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
+        (["norm=custom", "norm.target=wrong.py:NotFinite"], "returned NaN or infinity for a finite input"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Cut"], "forward returned (100, 63) for an input (100, 64); a norm"),
         (["norm=custom", "norm.target=wrong.py:NoReturn"], "forward returned NoneType for an input (100, 64)"),
@@ -288,7 +288,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict gives other numbers"),
         (["norm=custom", "norm.target=wrong.py:Fails"], "RuntimeError: no such luck"),
         (["norm=custom", "norm.target=wrong.py:number"], "made int, expected a torch.nn.Module"),
-        (["-m", "norm=bn,custom", "norm.target=wrong.py:NotFinite"], "is not finite in the first two steps"),
+        (["-m", "norm=bn,custom", "norm.target=wrong.py:NotFinite"], "returned NaN or infinity for a finite input"),
         (["optimizer=custom", "optimizer.target=torch.nn:Linear"], "expected a subclass of torch.optim.Optimizer"),
         (["optimizer=custom", "optimizer.target=torch.optim:RMSprop", "optimizer.options.beta=1"], "takes no beta"),
         (["dataset=custom", "dataset.target=wrong.py:no_data"], "returned int; expected"),

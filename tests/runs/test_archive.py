@@ -286,7 +286,7 @@ def test_a_recorded_run_that_changes_two_hyperparameters_has_a_row_in_a_table_of
 
 
 def test_nothing_recorded_is_said_with_the_command_that_records(tmp_path):
-    with pytest.raises(UserError, match=r"no runs; record some with"):
+    with pytest.raises(UserError, match=r"no runs; train some"):
         publish(tmp_path / "records", [tmp_path], tmp_path)
 
 
