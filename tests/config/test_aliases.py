@@ -54,7 +54,7 @@ MEANT = [
     ("plan project=x", "such as WANDB_PROJECT."),
     ("plan norm=mynorm.py:Half", "A class of your own is norm=custom norm.target=mynorm.py:Half."),
     ("plan norm=HalfRMS", "A class of your own is norm=custom norm.target=FILE.py:NAME."),
-    ("norm=bn norm.target=x.py:Y", "it is an option of custom. Write norm=custom norm.target=x.py:Y."),
+    ("norm=bn norm.target=x.py:Y", "it is an option of custom. Write norm=custom norm.target="),
     ("norm=custom norm.target=x.py:Y norm.p=3", "An option of your own class is norm.options.p=…."),
     ("norm=gn norm.groups=3", "Did you mean 'norm.num_groups'?"),
     ("-m norm=bn --cfg job", "`dbnrun plan` shows what a sweep would train."),
