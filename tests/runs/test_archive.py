@@ -301,7 +301,7 @@ def test_a_fresh_clone_redraws_and_writes_its_readme_with_one_command(recorded, 
     monkeypatch.delenv("DBNRUN_RESULTS", raising=False)
     words = re.search(r"^figures:.*?dbnrun (report [^\n]*)", (ROOT / "Makefile").read_text(), re.M | re.S)
     assert words and main(words[1].split()) == 0
-    assert "α = 0.25" in (clone / "README.md").read_text() and "mnist: test error [%]" in capsys.readouterr().out
+    assert "α = 0.25" in (clone / "README.md").read_text() and "MNIST: test error [%]" in capsys.readouterr().out
     drawn = {path.name for path in (clone / "results").iterdir()}
     assert drawn == {"records", "figures", "tables", "report.html", "normalizers.csv", "normalizers.md"}
     assert snapshot(clone / "results" / "records") == before
