@@ -61,7 +61,7 @@ Often changed (the values are examples): train.epochs=10 train.batch_size=100 se
   retry=failed trains only runs that failed before, retry=diverged only those that diverged
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
-  -m, --multirun         train every combination of comma-separated values, except those that differ without effect
+  -m, --multirun         train every combination of comma-separated values (duplicates once)
   --cfg job              print the configuration and train nothing (--resolve fills in references)
   --version, -h, --help
   -sc install=bash       print a shell completion script; load it with: eval "$(dbnrun -sc install=bash)"
