@@ -563,6 +563,11 @@ def test_a_mistake_is_refused_in_one_line(made_once, capsys, words, said):
     assert all(part in err for part in said.split(".*"))
 
 
+def test_a_choice_that_no_run_has_is_said(made_once, capsys):
+    code, out, _ = compare(capsys, made_once[0], "norm=bn,ln,frn,mabn", "--baseline", "norm=bn")
+    assert code == 0 and "No run has norm=frn or norm=mabn." in out
+
+
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     code, _, err = compare(capsys, tmp_path)
     assert code == 2 and f"{tmp_path}: no runs; train some, such as `dbnrun -m norm=bn,ln" in err

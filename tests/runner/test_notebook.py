@@ -5,6 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -119,6 +120,9 @@ def test_a_run_on_the_users_files_is_loaded_from_where_they_lie_and_other_data_a
         (lambda: dbnrun.train({"train.epochs": "3,4"}), "train.epochs"),
         (lambda: dbnrun.train({"nrom": "bn"}), "there is no key 'nrom'. Did you mean 'norm'?"),
         (lambda: dbnrun.train({"experiment": "demo"}), "experiment: belongs to sweeps"),
+        (lambda: dbnrun.train(["norm=bn"]), "expected one dict of keys and values"),
+        (lambda: dbnrun.train({"seed": np.int64(3), "norm": "bnn"}), "norm=bnn: expected one of"),
+        (lambda: dbnrun.train({"optimizer.lr": np.float32(-0.5)}), "lr=-0.5: expected a number"),
         (lambda: dbnrun.load_run("0123abcd"), "0123abcd: no run of that name or signature in results"),
         (lambda: dbnrun.read_runs("nowhere"), "nowhere: no run of that name or signature in results"),
     ],
