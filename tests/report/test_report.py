@@ -377,7 +377,7 @@ def test_folders_of_which_none_can_be_read_are_refused(tmp_path, capsys):
     (record(tmp_path, cell("bn"), [1]) / "config.yaml").write_text("just: something")
     assert main(["report", str(tmp_path)]) == 2
     warned, refused = capsys.readouterr().err.splitlines()
-    assert "config.yaml: not a run" in warned and refused.startswith(f"dbnrun: {tmp_path}: no runs; record some")
+    assert "config.yaml: not a run" in warned and refused.startswith(f"dbnrun: {tmp_path}: no runs; train some")
 
 
 def full_table(results, seeds=2, epochs=6):
