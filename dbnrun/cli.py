@@ -474,21 +474,19 @@ def _draw(options: argparse.Namespace, results: Path) -> None:
 
     how = {"title": options.title, "strict": options.strict}
     out = options.out or _own_folder(options.paths) / "report"
-    if options.filters:
-        paths = options.paths or ([results] if folders([results]) else [results / "records"])
-        report(paths, out, options.filters, **how)
-    elif options.record:
-        record(results / "records", options.paths or [results], strict=options.strict)
-        publish(results / "records", [], options.out or results, _documents(options.readme), **how)
-    elif records := [path for path in options.paths if is_archive(path)][:1]:
-        others = [path for path in options.paths if path not in records]
+    committed = results / "records"
+    paths = options.paths or [results if folders([results]) or not is_archive(committed) else committed]
+    records = [path for path in paths if is_archive(path)][:1]
+    if options.record:
+        record(committed, options.paths or [results], strict=options.strict)
+        publish(committed, [], options.out or results, _documents(options.readme), **how)
+    elif records and not options.filters:
+        others = [path for path in paths if path not in records]
         publish(records[0], others, out, _documents(options.readme), **how)
     elif options.readme is not None:
         raise UserError("report: --readme writes what the records hold; add --record, or name the folder of records.")
-    elif options.paths or folders([results]):
-        report(options.paths or [results], out, **how)
     else:
-        publish(results / "records", [], out, **how)
+        report(paths, out, options.filters, **how)
 
 
 def _documents(named: Sequence[Path] | None) -> Sequence[Path]:

@@ -89,7 +89,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     within = [each for each in known if each.startswith(f"{section}.")]
     if f"{section}.{ours}" in same:
         return meant([f"{section}.{ours}"])
-    return _near(last, within) or meant(same) or _near(last, known if not within else [])
+    return _near(last, within) or meant(same) or ("" if within else _near(last, known))
 
 
 def _near(last: str, known: list[str]) -> str:

@@ -20,7 +20,7 @@ from dbnrun.config.registry import GROUPS, UserError, one_of
 from dbnrun.report import stats
 from dbnrun.report.names import name_of
 from dbnrun.runs import archive, layout, load, metrics
-from dbnrun.runs.load import HOW_TO_RECORD, RunRecord
+from dbnrun.runs.load import HOW_TO_TRAIN, RunRecord
 from dbnrun.runs.metrics import EpochRow
 
 SELECTIONS = {"last": "last", "best_val": "best_on_val", "best_test": "best_on_test"}  # as `stats` calls them
@@ -140,7 +140,7 @@ def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     """The recorded runs under `paths`, then the run folders without their rows. UserError where there are none."""
     for path in paths:
         if not path.exists() and path == layout.results_dir():
-            raise UserError(f"{path}: no runs; {HOW_TO_RECORD}.")
+            raise UserError(f"{path}: no runs; {HOW_TO_TRAIN}.")
         if not path.exists():
             raise UserError(
                 f"{path}: there is no such folder; expected one, or a filter such as norm=bn.{meant_choice(str(path))}"
@@ -150,7 +150,7 @@ def runs_under(paths: Sequence[Path]) -> list[RunRecord]:
     found = itertools.chain(recorded, load.readable(load.described, load.folders(paths)))
     runs = list(map(load.as_auto, found))
     if not runs:
-        raise UserError(f"{', '.join(map(str, paths))}: no runs; {HOW_TO_RECORD}.")
+        raise UserError(f"{', '.join(map(str, paths))}: no runs; {HOW_TO_TRAIN}.")
     return runs
 
 

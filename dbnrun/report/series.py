@@ -24,7 +24,7 @@ from dbnrun.config.identity import choice_of, name_of_choice, protocol_of, sched
 from dbnrun.config.registry import UserError, number_text
 from dbnrun.report.names import BASELINES, alpha_of, dataset_key, dataset_of, has_colour, name_of
 from dbnrun.runs import archive, metrics
-from dbnrun.runs.load import HOW_TO_RECORD, RunRecord, deduplicated, read_runs
+from dbnrun.runs.load import HOW_TO_TRAIN, RunRecord, deduplicated, read_runs
 
 
 @dataclass
@@ -151,7 +151,7 @@ def nothing_to_report(paths: Sequence[Path], runs: Sequence[RunRecord]) -> UserE
     """Why the runs under `paths` make no report: none is done."""
     cells = len({run.signature for run in runs})
     found = f"{cells} unfinished or diverged runs and none that is done" if runs else "no runs"
-    return UserError(f"{', '.join(map(str, paths))}: {found}; {HOW_TO_RECORD}.")
+    return UserError(f"{', '.join(map(str, paths))}: {found}; {HOW_TO_TRAIN}.")
 
 
 def settings_of(runs: Sequence[RunRecord]) -> list[Setting]:

@@ -27,19 +27,20 @@ from dbnrun.runs.catalog import Listed
 from dbnrun.runs.load import RunRecord, read_run, readable
 from dbnrun.runs.status import ON_DISK
 
-WIDTH = 100  # characters that a line of `ls` has at most
+WIDTH = 100  # characters that a line of `ls` has at most, unless settings are long
+NAME = 24  # characters that the end of a name keeps: its seed and signature
 HEAD = ("status", "epochs", "test error", "age", "run")
 MADE_BY = ("git", "host", "device", "device_name", "threads", "compile", "deterministic", "data_digest")
 
 
 def table(runs: Sequence[Listed]) -> Iterator[str]:
     """A line per run, in columns, and how many runs have each status."""
-    lines = [HEAD, *map(_line, runs)]
-    room = WIDTH - sum(max(map(len, column)) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    lines = [(*line[:-1], shortened(line[-1], room)) for line in lines]
-    if any(settings := _settings(runs)):
-        lines = [(*line, setting) for line, setting in zip(lines, ["settings", *settings], strict=True)]
-    yield from aligned(lines)
+    *columns, names = zip(HEAD, *map(_line, runs), strict=True)
+    settings = _settings(runs)
+    after = [("settings", *settings)] if any(settings) else []
+    room = max(NAME, WIDTH - sum(max(map(len, column)) + 2 for column in (*columns, *after)))
+    names = [shortened(name, room) for name in names]
+    yield from aligned(list(zip(*columns, names, *after, strict=True)))
     yield counted(run.status for run in runs)
 
 

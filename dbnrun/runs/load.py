@@ -19,7 +19,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.runs import layout, metrics
 from dbnrun.runs.metrics import EpochRow
 
-HOW_TO_RECORD = "train some, such as `dbnrun -m norm=bn,ln seed=0,1,2`"
+HOW_TO_TRAIN = "train some, such as `dbnrun -m norm=bn,ln seed=0,1,2`"
 # The loader in C is ten times faster; both read plain data only.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T")
