@@ -21,8 +21,9 @@ from dbnrun import __version__, interrupt
 from dbnrun.config.registry import GROUPS, UserError
 
 HELP = """\
-dbnrun: train and compare normalization layers reproducibly: batch normalization, DBN (Diminishing Batch
-Normalization, arXiv 1705.08011) and others
+dbnrun reproducibly trains and compares normalization layers, such as batch normalization (BN) and DBN (Diminishing
+Batch Normalization, arXiv 1705.08011).
+
 
   dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
   dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
@@ -32,37 +33,50 @@ Normalization, arXiv 1705.08011) and others
   dbnrun status [PATH …]      show unfinished and recent runs: progress, errors, time left; --watch refreshes
   dbnrun runs ls [key=a,b …]  list runs; also: show RUN, diff RUN RUN, rm [key=a,b …], export --to tensorboard
   dbnrun report [PATH …]      write a page, figures and tables of finished runs to results/report, without training
-  dbnrun compare [key=value …] --baseline norm=bn   compare methods with a baseline, paired by seed
-  dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   train more seeds until every comparison is decided
+  dbnrun compare [key=a,b …] --baseline norm=bn   compare methods with a baseline, paired by seed
+  dbnrun until [key=a,b …] --baseline norm=bn --margin 0.3   add seeds until each method is shown to have a
+                              lower or higher error than the baseline, or a difference within 0.3 percentage points
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   the DBN paper's convergence theorem and Algorithm 1: check conditions, run
-  dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch
+  dbnrun theory check|run|figures   check the conditions of the DBN paper's theorem, run the paper's Algorithm 1
+  dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch, and time some commands
+
+  dbnrun VERB --help shows the options of a verb.
 
 Choices in each group (all are optional; if you leave out model=, dbnrun takes a network that suits the data set):
 {choices}
 
   Defaults: dataset=digits norm=bn schedule=constant (α = 0.1) optimizer=adagrad optimizer.lr=0.01 train.epochs=10.
-  bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test time; dbn_inference
-  does so only at test time. schedule is α(m), the weight of the newest batch in these averages, where m counts steps,
-  or epochs with schedule.unit=epoch; harmonic is 1/m and inverse_square is 1/m². ni is network intrusion data (KDD Cup
-  1999). The paper's experiments end in _a with dbn_inference, in _b with dbn, and in _c with dbn norm.stats_grad=false
-  (the gradient treats the averages as constants).
+  dataset: ni is network intrusion data (KDD Cup 1999); folder and table are your own images and tables. custom, in
+  each group, is your own class (docs/your-own.md).
+  norm: bn is PyTorch's batch normalization. dbn normalizes with moving averages in training and at test time;
+  dbn_inference does so only at test time. dyt is Dynamic Tanh, frn filter response normalization, gn and ln group and
+  layer normalization, gn_ws gn with weight standardization, mabn moving average BN, and rms RMSNorm.
+  schedule: α(m), the weight of the newest batch in the averages of dbn and dbn_inference; others ignore it. m counts
+  steps, or epochs with schedule.unit=epoch. harmonic is 1/m, inverse_square 1/m², power 1/m^schedule.exponent, and
+  alpha_0.1 is constant with schedule.alpha=0.1. With dbn, a small constant α, even the default
+  0.1, can give a high error.
+  experiment: in the names of the paper's experiments, _a means dbn_inference, _b means dbn, and _c means dbn with
+  norm.stats_grad=false (the gradient treats the averages as constants); _baselines means bn, ln, gn and none.
+  sensitivity_ changes one setting of the paper's experiments. normalizers_ trains the other normalizers (with _after,
+  applied after the activation); with _gradient, it trains dbn with a gradient through the mean or the variance alone.
 
 Often changed (the values are examples): train.epochs=10 train.batch_size=100 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
-  precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2 data_dir=DIR results_dir=DIR checkpoint.minutes=10
+  precision=fp32|tf32|bf16 device=auto|cpu|cuda threads=2 data_dir=DIR results_dir=DIR
   train.limit_batches=50 trains on that many batches per epoch; train.limit_eval=1000 evaluates on that many examples
   train.eval_every=5 evaluates after every fifth epoch; save_weights=true keeps the trained weights
-  compile=true compiles small operations, which saves time in long runs; debug=true shows tracebacks
-  theory=true prints which conditions of the convergence theorem the schedule meets
+  checkpoint.minutes=10 also saves a checkpoint every 10 minutes within an epoch; debug=true shows tracebacks
+  compile=true compiles parts of the training step with torch.compile, which saves time in long runs
+  theory=true prints which conditions of the convergence theorem the run meets
   probe=true writes statistics of the activations and gradients at each normalizer to probe.csv
   logger=tensorboard|trackio|wandb|mlflow also sends the metrics of each epoch to that tool
-  retry=failed trains only runs that failed before, retry=diverged only those that diverged
+  retry=failed trains only runs that failed before; retry=diverged only those that diverged (training loss not finite),
+  which otherwise count as finished
   force=true trains finished runs again; with -m, fail_fast=true stops at the first failure
 
-  -m, --multirun         train every combination of comma-separated values (duplicates once)
-  --cfg job              print the configuration and train nothing (--resolve fills in references)
+  -m, --multirun         train every combination of comma-separated values; identical runs only once
+  --cfg job              print every setting and train nothing (--resolve replaces ${…} with values)
   --version, -h, --help
   -sc install=bash       print a shell completion script; load it with: eval "$(dbnrun -sc install=bash)"
 
@@ -158,6 +172,9 @@ def _no_verb(arguments: list[str]) -> UserError:
     first = arguments[0]
     hint = aliases.sentence(first) or aliases.nearest(first, VERBS)
     hint = f" A key needs a value: {first}=…." if first in GROUPS else hint
+    key, colon, value = first.partition(":")
+    hint = f" Write {key}={value}." if colon and key in GROUPS else hint
+
     return UserError(f"{first}: no such verb; expected one of {', '.join(VERBS)}, or key=value to train.{hint}")
 
 
@@ -202,7 +219,8 @@ def _until(arguments: list[str]) -> int:
 
     parser = _verb_parser(
         "until",
-        "Train more seeds until every comparison with a baseline is decided: lower, higher, or no relevant difference.",
+        "Train more and more seeds, until it is decided for each method whether its metric is lower or higher than the "
+        "baseline's, or the difference is within the margin; or until --max-seeds. docs/compare.md explains the test.",
     )
     return until.main(arguments, parser)
 
@@ -233,7 +251,9 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 def _plan(arguments: list[str]) -> int:
     parser = _verb_parser(
-        "plan", "Show what a sweep would train, given the same arguments as the sweep. Nothing is trained."
+        "plan",
+        "Show what dbnrun -m would train with the same arguments, what is done or has failed, and how long the rest "
+        "may take. Nothing is trained.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
     parser.add_argument(
@@ -242,7 +262,12 @@ def _plan(arguments: list[str]) -> int:
         action="store_true",
         help="implied; accepted so that you can reuse the arguments of dbnrun -m",
     )
-    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder with YAML files of your own")
+    parser.add_argument(
+        "-cd",
+        "--config-dir",
+        metavar="DIR",
+        help="a folder with your own configs (YAML), in addition to the built-in ones",
+    )
     parser.add_argument("--all", action="store_true", help="list every run (default: how many are in each state)")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
@@ -261,11 +286,14 @@ def _plan(arguments: list[str]) -> int:
 def _status(arguments: list[str]) -> int:
     parser = _verb_parser(
         "status",
-        "Show the state of each run: progress, last error, time per epoch, time left, and the process that trains it.",
+        "Show unfinished runs and the last ten finished runs: progress, last error, time per epoch, time left, and the "
+        "process that trains the run.",
     )
-    parser.add_argument("paths", nargs="*", type=Path, help="results folders or run folders")
-    parser.add_argument("--all", action="store_true", help="list every finished run, too (default: the last ten)")
-    parser.add_argument("--json", action="store_true", help="print every run as JSON")
+    parser.add_argument(
+        "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
+    )
+    parser.add_argument("--all", action="store_true", help="show all finished runs")
+    parser.add_argument("--json", action="store_true", help="print all runs as JSON")
     parser.add_argument(
         "--watch",
         type=float,
@@ -308,15 +336,16 @@ RUNS = {
         "a name, a signature (the code at the end of a name), the beginning of either, or a path",
     ),
     "diff": (
-        "Show two runs side by side: configuration, versions, metrics, and the first epoch at which they differ.",
+        "Show two runs side by side: settings, versions, metrics, and the first epoch at which their metrics differ.",
         "for each run a name, a signature (the code at the end of a name), the beginning of one, or a path",
     ),
     "export": (
-        "Send the metrics of existing runs to TensorBoard, trackio or MLflow, as logger= does during training.",
+        "Send the metrics of existing runs to TensorBoard, trackio or MLflow. (For Weights & Biases, use logger=wandb "
+        "in training.)",
         "filters (KEY=VALUE), or names of runs",
     ),
     "rm": (
-        "Remove run folders, after asking. Runs that are training are kept, as are the records (finished runs in git).",
+        "Ask, then remove run folders. Runs in progress and the records (finished runs kept in git) are never removed.",
         "filters (KEY=VALUE), or names of runs",
     ),
 }
@@ -335,7 +364,9 @@ def _runs(arguments: list[str]) -> int:
     parser = _verb_parser(f"runs {verb}", does)
     count = {"show": 1, "diff": 2}.get(verb, "*")
     parser.add_argument("words", nargs=count, metavar="RUN" if count != "*" else "WORD", help=what)
-    parser.add_argument("--results-dir", type=Path, default=_results())
+    parser.add_argument(
+        "--results-dir", type=Path, default=_results(), help="folder with the runs (default: %(default)s)"
+    )
     if verb == "ls":
         parser.add_argument("--json", action="store_true", help="print a JSON list")
     if verb == "export":
@@ -343,7 +374,9 @@ def _runs(arguments: list[str]) -> int:
 
         parser.add_argument("--to", choices=EXPORTS, required=True, help="the tool to send the metrics to")
     if verb == "rm":
-        parser.add_argument("--all", action="store_true", help="remove every run; required if you give no filter")
+        parser.add_argument(
+            "--all", action="store_true", help="remove all runs that can be removed; required if you give no filter"
+        )
         parser.add_argument("--yes", action="store_true", help="do not ask")
     return _runs_verb(verb, parser.parse_intermixed_args(_placed(arguments[1:], "--results-dir=")))
 
@@ -388,10 +421,14 @@ def _there(paths: Sequence[Path]) -> None:
 
 def _doctor(arguments: list[str]) -> int:
     parser = _verb_parser(
-        "doctor", "Check this machine, and whether dbnrun can rely on it. The exit code is 1 if it cannot be relied on."
+        "doctor", "Check that dbnrun works correctly on this computer. The exit code is 1 if a check fails."
     )
-    parser.add_argument("--data-dir", type=Path, default=_data_dir())
-    parser.add_argument("--results-dir", type=Path, default=_results())
+    parser.add_argument(
+        "--data-dir", type=Path, default=_data_dir(), help="folder with the data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results-dir", type=Path, default=_results(), help="folder with the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(arguments)
 
@@ -406,9 +443,9 @@ def _report_parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="PATH or KEY=VALUE",
-        help="results folders or run folders (default: your own runs in the results folder, or if there are none the "
-        "records, which are finished runs kept in git), and filters, such as norm=bn,dbn; if you give a folder of "
-        "records and no filter, the page also shows the paper's claims and tables",
+        help="results folders, run folders, and filters such as norm=bn,dbn. Without a folder: your own runs in the "
+        "results folder or, if there are none, the records (finished runs kept in git). For a folder of records "
+        "without a filter, the page also shows the paper's claims and tables",
     )
     parser.add_argument("--title", default="", help="the title at the top of the page")
     parser.add_argument(
@@ -419,14 +456,16 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="first add the finished runs to the records, then write the page, figures and tables next to the records",
+        help="first add the finished runs to the records, then write the page, figures and tables next to the records, "
+        "unless --out names another folder",
     )
     parser.add_argument(
         "--readme",
         type=Path,
         nargs="*",
         metavar="FILE",
-        help=f"write the records' results into these documents too (default: {', '.join(DOCUMENTS)})",
+        help="also write the results of the records into these documents (--readme alone: "
+        f"{', '.join(DOCUMENTS)}); without --readme, none is changed",
     )
     parser.add_argument(
         "--strict",
@@ -511,7 +550,9 @@ def _data(arguments: list[str]) -> int:
         "data", "Download and verify data sets ahead of time. Complete data sets are not downloaded again."
     )
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
-    parser.add_argument("--data-dir", type=Path, default=_data_dir())
+    parser.add_argument(
+        "--data-dir", type=Path, default=_data_dir(), help="folder with the data (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in (*names, "digits")]:
         hint = registry.nearest(unknown[0], names)
@@ -552,7 +593,8 @@ def _theory(arguments: list[str]) -> int:
     return cli.main(
         arguments,
         _verb_parser(
-            "theory", "The DBN paper's convergence theorem: check its conditions, run the paper's Algorithm 1."
+            "theory",
+            "Check the conditions of the DBN paper's convergence theorem, run its Algorithm 1, or draw the figures.",
         ),
     )
 

@@ -89,7 +89,7 @@ def _seeds(n: int) -> str:
 
 
 def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m, without seed")
+    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m, but without seed=")
     parser.add_argument(
         "--baseline",
         required=True,
@@ -104,15 +104,27 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         help="the largest difference that does not matter, in the metric's unit (percentage points for errors)",
     )
     parser.add_argument(
-        "--max-seeds", type=int, default=40, metavar="N", help="stop after this many seeds (default: 40)"
+        "--max-seeds",
+        type=int,
+        default=40,
+        metavar="N",
+        help="train at most this many seeds of each method (default: 40)",
     )
     parser.add_argument(
         "--metric", default="test_error_pct", help="a column of each run's metrics.csv (default: test_error_pct)"
     )
     parser.add_argument(
-        "--select", choices=list(SELECTIONS)[:2], default="last", help="which epoch of each run counts (default: last)"
+        "--select",
+        choices=list(SELECTIONS)[:2],
+        default="last",
+        help="which epoch of each run counts: the last, or the one with the lowest validation error (default: last)",
     )
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
+    parser.add_argument(
+        "--config-dir",
+        "-cd",
+        metavar="DIR",
+        help="a folder with your own configs (YAML), in addition to the built-in ones",
+    )
     parser.add_argument(
         "-m",
         "--multirun",
@@ -181,7 +193,7 @@ def _lines(found: Sequence[Comparison]) -> Iterator[str]:
         said = f"{one.word}{_by(one.word, now)}, decided at {one.decided_at} seeds" if one.decided_at else _why_not(now)
         mean = float(np.mean(one.differences)) if len(one.differences) else math.nan
         interval = f" [{now.low:+.3f}, {now.high:+.3f}]" if math.isfinite(now.low) else ""
-        yield f"  {one.method.label:{width}}  {mean:+.3f}{interval}  {said}"
+        yield f"  {one.method.label:{width}}  {f'{mean:+.3f}{interval}'.replace('-', '−')}  {said}"
     yield (
         f"{level:.4g} % confidence sequences, valid at every look together (5 % of error over "
         f"{plan.plural(len(found), 'comparison')}); assumed: independent Gaussian differences (docs/compare.md)"

@@ -61,6 +61,8 @@ def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(typed))
     except OverrideParseException as error:
+        if re.search("=,|,,|,$", str(error.override)):
+            raise UserError(f"{error.override}: a value is missing beside a comma.") from None
         raise UserError(
             f"{error.override!r}: expected key=value. A verb, such as report, must come first; "
             "a value with special characters needs quotes: 'key=\"value\"'."

@@ -171,7 +171,9 @@ def owners(group: str, option: str) -> list[str]:
 
 def no_such_key(word: str, key: str, known: Iterable[str]) -> UserError:
     """Why a word is refused whose key is none of the known ones."""
-    hint = sentence(word) or nearest_key(key, known) or " It is not supported; `dbnrun --cfg job` shows all keys."
+    hint = (
+        sentence(word) or nearest_key(key.lower(), known) or " It is not supported; `dbnrun --cfg job` shows all keys."
+    )
     group, _, name = key.partition(".")
     if "not supported" in hint and name and group in GROUPS and "custom" in of(group):
         hint += f" An option of your own class is {group}.options.{name}=…."

@@ -118,8 +118,8 @@ def overview(results: ResultSet) -> str:
 
 {runs}.
 
-The paper's claims by the rules of [claims.md](claims.md), under protocol A, compared with α = 1. A verdict in
-parentheses is the one compared with PyTorch's BN, where it is another:
+The paper's claims by the rules of [claims.md](claims.md), under protocol A, compared with α = 1. Where the verdict
+in comparison with PyTorch's BN differs, it follows in parentheses:
 
 {markdown(pd.DataFrame(_verdicts(results.verdicts)))}{_footnote(results.verdicts)}"""
 
@@ -132,9 +132,10 @@ def table_1(results: ResultSet, keys: Sequence[str] = (*SCHEDULES, *BASELINES)) 
         heads.append(SHORT[name] + _count(rows))
         columns.append((rows, _with_paper, NOT_RUN))
     return f"""\
-Test error [%] at the last epoch: mean over n seeds [95 % interval]. The number in parentheses is the paper's: it comes
-from one run, at the epoch with the lowest test error. Rows with α or 1/m are DBN with `norm=dbn_inference`, which the
-pages call protocol A: training uses each batch's own statistics, and testing uses the moving average.
+Test error [%] at the last epoch: mean over n seeds [95 % confidence interval]. The number in parentheses is the
+paper's: it comes from one run, at the epoch with the lowest test error. Rows with α or 1/m are DBN with
+`norm=dbn_inference`, which the documentation calls protocol A: training uses each batch's own statistics, and
+testing uses the moving average.
 
 {markdown(pd.DataFrame(_lines(columns, keys), columns=heads))}"""
 

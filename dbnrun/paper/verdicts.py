@@ -29,18 +29,18 @@ RESAMPLES = 10_000
 PRIMARY = "last"
 
 CLAIMS = {
-    "C1": "Every constant 0 < α < 1 has less test error than α = 1",
-    "C2 (m = epochs)": "1/m and 1/m² have less test error than α = 1, m counting epochs",
-    "C2 (m = steps)": "1/m and 1/m² have less test error than α = 1, m counting steps",
+    "C1": "Every constant 0 < α < 1 has a lower test error than α = 1",
+    "C2 (m = epochs)": "1/m and 1/m² have a lower test error than α = 1, m counting epochs",
+    "C2 (m = steps)": "1/m and 1/m² have a lower test error than α = 1, m counting steps",
     "C3 (m = epochs)": "α = 0 is erratic; all others converge at a similar rate, m counting epochs",
     "C3 (m = steps)": "α = 0 is erratic; all others converge at a similar rate, m counting steps",
     "C4": "Constants 0 < α < 1 vary less from epoch to epoch than α = 1",
     "C5 (m = epochs)": "α = 0.25 is among the three best on all three data sets, m counting epochs",
     "C5 (m = steps)": "α = 0.25 is among the three best on all three data sets, m counting steps",
 }
-# The claim and the data set whose rule was changed when their runs were in; docs/claims.md tells how.
+# The claim and the data set whose rule was changed when their runs were complete; docs/claims.md tells how.
 AMENDED = ("C3", "ni")
-AMENDMENT = "by a rule that was changed after these runs were in"
+AMENDMENT = "by a rule that was changed after these runs were complete"
 
 
 Finding = tuple[str, str]  # a verdict, and why, in a sentence

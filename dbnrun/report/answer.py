@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dbnrun.config import registry
-from dbnrun.report import compare
+from dbnrun.report import compare, stats
 from dbnrun.report.compare import Comparison
 from dbnrun.report.names import ALPHA_ONE, MODERN_BN, alpha_of
 from dbnrun.report.series import Series, Setting
@@ -55,7 +55,8 @@ def sentence(setting: Setting) -> str:
     spread = "" if np.isnan(least.low) else f" [{least.low:.2f}, {least.high:.2f}]"
     counts = {one.n for one in means.values()}
     seeds = f" over {least.n} seed{'s' * (least.n > 1)}" if len(counts) > 1 else ""
-    head = f"{ranked[0]} has the lowest mean test error after the last epoch: {least.mean:.2f} %{spread}{seeds}."
+    which = "the lowest mean test error" if len(ranked) > 1 else "this mean test error"
+    head = f"{ranked[0]} has {which} after the last epoch: {least.mean:.2f} %{spread}{seeds}."
     base = baseline_of(setting)
     return f"{head} {_compared(name(base), against_baseline(setting))}" if base else head
 
@@ -70,7 +71,9 @@ def _compared(base: str, found: Mapping[str, Comparison]) -> str:
     if few < 2:
         return f"With fewer than two shared seeds, a difference to {base} has neither an interval nor a test."
     clear = [one for one in found.values() if one.difference.low > 0 or one.difference.high < 0]
-    return f"{few} seeds are too few for a test. By the 95 % intervals alone, {_lower_and_higher(base, clear)}."
+    needed = max(stats.least_seeds(one.made) for one in found.values())
+    few_for = f"{few} seeds are too few for a test, which needs {needed}."
+    return f"{few_for} By the 95 % intervals alone, {_lower_and_higher(base, clear)}."
 
 
 def _lower_and_higher(base: str, clear: Sequence[Comparison]) -> str:

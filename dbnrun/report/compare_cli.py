@@ -22,8 +22,8 @@ from dbnrun.report.methods import (
     SELECTIONS,
     Method,
     Reading,
-    method_name,
     methods_of,
+    name_all,
     runs_under,
     tuned,
 )  # fmt: skip
@@ -58,25 +58,44 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     parser.add_argument(
         "words", nargs="*", metavar="PATH or KEY=VALUE", help="results folders or run folders to read, and filters"
     )
-    parser.add_argument("--baseline", metavar="'KEY=VALUE …'", help="the method to compare with, such as norm=bn")
     parser.add_argument(
-        "--select", choices=list(SELECTIONS), default="last", help="which epoch of each run counts (default: last)"
+        "--baseline",
+        metavar="'KEY=VALUE …'",
+        help="the method to compare with, such as norm=bn; a method is all "
+        "runs that differ only in the seed (default: print means without a comparison)",
+    )
+    parser.add_argument(
+        "--select",
+        choices=list(SELECTIONS),
+        default="last",
+        help="which epoch of each run counts: the last, or the one with the lowest validation or test error "
+        "(default: last)",
     )
     parser.add_argument("--at", type=int, metavar="EPOCH", help="use this epoch of every run instead")
     parser.add_argument(
         "--metric", default="test_error_pct", help="a column of each run's metrics.csv (default: test_error_pct)"
     )
     parser.add_argument(
-        "--by", type=_keys, default=[], metavar="KEY,KEY", help="make a table for each value of these keys"
+        "--by",
+        type=_keys,
+        default=[],
+        metavar="KEY,KEY",
+        help="make a table for each combination of values of these keys",
     )
     parser.add_argument(
         "--effect",
         type=float,
         metavar="PP",
-        help=f"how many percentage points the computed number of seeds is to detect (default: {EFFECT})",
+        help="the last column says how many seeds would detect a difference of PP (percentage points for errors) with "
+        "80 %% power "
+        f"(default: {EFFECT})",
     )
     parser.add_argument(
-        "--tune", type=_keys, default=[], metavar="KEY,KEY", help="take the best value of these keys for each method"
+        "--tune",
+        type=_keys,
+        default=[],
+        metavar="KEY,KEY",
+        help="for each method, use the value of these keys with the lowest validation error (see --tune-seeds)",
     )
     parser.add_argument(
         "--tune-seeds",
@@ -182,17 +201,18 @@ def _baseline(filters: Sequence[str], words: Sequence[str]) -> Test:
 def _finished(methods: Sequence[Method], reading: Reading) -> tuple[list[Method], list[str]]:
     """The methods with finished runs that reach the epoch asked for, and what is said of the others."""
     remarks = []
+    name_all(methods)
     done = [method for method in methods if method.n]
     if not done:
         raise UserError(f"none of {sum(sum(method.left_out.values()) for method in methods)} runs is finished.")
     if len(done) < len(methods):
-        names = sorted({f"{method_name(one)} ({_left_out(one)})" for one in methods if not one.n})
+        names = sorted(f"{one.label} ({_left_out(one)})" for one in methods if not one.n)
         remarks.append(f"Left out, as no run is finished: {'; '.join(names)}.")
     longest = max(method.epochs for method in done)
     if reading.at is not None and reading.at > longest:
         raise UserError(f"--at {reading.at}: the longest run has {longest} epochs.")
     if reading.at is not None and any(method.epochs < reading.at for method in done):
-        names = sorted({method_name(method) for method in done if method.epochs < reading.at})
+        names = sorted(method.label for method in done if method.epochs < reading.at)
         remarks.append(f"Left out, as they end before epoch {reading.at}: {'; '.join(names)}.")
         done = [method for method in done if method.epochs >= reading.at]
     return done, remarks

@@ -235,7 +235,7 @@ def _curves(
     if fitted:
         _scale(ax, min(fitted), max(fitted))
     said = "mean over seeds" + (" ± standard deviation" if banded else "")
-    said += "" if all(near) else "; the curves of rows marked with a triangle above may be cut off"
+    said += "" if all(near) else "; the curves of rows marked with a triangle above may be cut off or not visible"
     ax.set_title(said, loc="left", fontsize=TEXT_PT)
     ax.set_xlabel("epoch", fontsize=TEXT_PT)
     ax.set_ylabel(reading.quantity + (", log scale" if ax.get_yscale() == "log" else ""), fontsize=TEXT_PT)

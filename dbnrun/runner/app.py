@@ -53,10 +53,11 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
         unknown = message.rpartition(": ")[2].split(" ")[0]
         if "unrecognized" in message and not unknown.startswith("-"):
             raise UserError(f"{unknown}: a key before a flag hides it; write flags, such as -m, first.")
-        key = unknown.lstrip("-").replace("-", "_")
+        key, _, value = unknown.lstrip("-").partition("=")
+        key = key.replace("-", "_")
         hint = nearest(unknown, known) or nearest_key(key, known_keys())
         if key in known_keys():
-            hint = f" Keys have no dashes: {key}=…."
+            hint = f" Keys have no dashes: {key}={value or '…'}."
         said = f"{unknown}: there is no such flag" if "unrecognized" in message else message
         raise UserError(f"{said}.{hint} `dbnrun --help` lists the flags.")
 

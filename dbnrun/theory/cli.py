@@ -54,7 +54,8 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     verbs = parser.add_subparsers(dest="what", required=True, metavar="check|run|figures")
     check = verbs.add_parser(
         "check",
-        help="decide which of the paper's conditions the schedules of alpha and the learning rate eta meet",
+        help="show which of the theorem's conditions your alpha (the weight of the newest batch) and eta (the learning "
+        "rate) meet",
     )
     check.add_argument("--json", action="store_true", help="print JSON in place of a table")
     run = verbs.add_parser("run", help="run Algorithm 1 with full gradients for every combination of alpha and eta")
@@ -63,7 +64,7 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
     _add_sequences(
         run,
         "; several, separated by commas",
-        eta0="5 divided by --records, because the loss is a sum over the examples",
+        eta0="5 divided by --examples, because the loss is a sum over the examples",
     )
     _add_run(run)
     for part, verb in ((check, _check), (run, _run), (figures, _figures)):
@@ -86,8 +87,8 @@ def _add_sequences(parser: argparse.ArgumentParser, many: str, eta0: str) -> Non
     form = f"harmonic, inverse_square, or a formula such as 0.1/m or 0.5*m**-1*log(m + 2)**-2{many}"
     add("--alpha", metavar="TEXT", type=_split, default=[], help=f"the weight of the newest batch, in [0, 1]: {form}")
     add("--eta", metavar="TEXT", type=_split, default=[], help="the learning rate, in the same form")
-    add("--h", metavar="H", type=_numbers, default=[], help=f"alpha(m) = alpha0 m^-H{many}")
-    add("--k", metavar="K", type=_numbers, default=[], help=f"eta(m) = eta0 m^-K{many}")
+    add("--h", metavar="H", type=_numbers, default=[], help=f"instead of --alpha: alpha(m) = alpha0 * m^-H{many}")
+    add("--k", metavar="K", type=_numbers, default=[], help=f"instead of --eta: eta(m) = eta0 * m^-K{many}")
     add("--alpha0", metavar="A", type=_number, default="1", help="default: %(default)s")
     add("--eta0", metavar="E", type=_number, help=f"default: {eta0}")
 
@@ -101,9 +102,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add("--data", choices=DATA, default="digits", help="default: %(default)s")
     add(
-        "--records",
+        "--examples",
+        "--records",  # its name in the committed commands
+        dest="records",
+        metavar="N",
         type=_count,
-        help="number of examples, a random subset (default: 1197 of digits, 1000 of mnist, 256 of regression)",
+        help="train on this many randomly chosen examples (default: digits 1197, mnist 1000, regression 256)",
     )
     add("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
     add(
@@ -126,7 +130,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         choices=("data", "0,1"),
         metavar="data|0,1",
         default="data",
-        help="the first mean and standard deviation: those at the initial weights, or 0 and 1 (default: %(default)s)",
+        help="the first mean and standard deviation: computed from the data with the initial weights, or 0 and 1 "
+        "(default: %(default)s)",
     )
     add(
         "--box",
@@ -138,8 +143,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--data-seed", type=_seed, default=0, help="seed of the subset, or of the synthetic regression data")
     add("--per-decade", type=_count, default=20, help="iterations to record per decade of m (default: %(default)s)")
     add("--threads", type=_count, help="CPU threads (default: torch's choice)")
-    add("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")))
-    add("--out", type=Path, help="write the rows to this CSV, and the settings to a JSON beside it")
+    add("--data-dir", type=Path, default=Path(os.environ.get("DBNRUN_DATA", "data")), help="default: %(default)s")
+    add(
+        "--out",
+        type=Path,
+        help="write the recorded iterations to this CSV file, and the settings to a JSON file beside it",
+    )
 
 
 def _split(text: str) -> list[str]:
@@ -261,7 +270,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     if len(cells) * options.width * options.records > MOST_VALUES:
         raise UserError(
             f"{len(cells)} pairs of {options.width} hidden units on {options.records} records: expected at most "
-            f"{MOST_VALUES:,} hidden values at once; ask for fewer pairs, --width or --records."
+            f"{MOST_VALUES:,} hidden values at once; ask for fewer pairs, or a smaller --width or --examples."
         )
     return cells
 

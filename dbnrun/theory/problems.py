@@ -87,7 +87,7 @@ def _images(data: str, records: int | None, seed: int, data_dir: Path) -> tuple[
     part = registry.make("dataset", data, val_size=val_size, fnn_widths=[]).load(data_dir).train
     wanted = records or {"digits": len(part), "mnist": 1000}[data]
     if wanted > len(part):
-        raise UserError(f"--records {wanted}: {data} has {len(part)} training records; choose fewer.")
+        raise UserError(f"--examples {wanted}: {data} has {len(part)} training examples; choose fewer.")
     chosen = torch.arange(len(part))
     if wanted < len(part):
         chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]

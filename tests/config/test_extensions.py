@@ -102,11 +102,12 @@ def test_a_registered_class_has_typed_options_and_its_source_in_the_cell(here, d
     assert changed.returncode == 0 and "done before" not in changed.stderr
 
 
-def test_a_registered_class_is_swept_planned_and_trained_by_workers(here, dbnrun):
+def test_a_registered_class_is_swept_planned_and_trained_by_workers(here, dbnrun, fresh_dbnrun):
     sweep = ["norm=bn,mine", "seed=0,1", "plugins=[mylab.norms]", *QUICK]
     planned = dbnrun("plan", *sweep)
     assert "4 runs" in planned.stdout and "norm=mine: these runs train one by one" in planned.stdout, planned.stderr
-    done = dbnrun("-m", *sweep, "hydra/launcher=joblib")
+    # A new interpreter: joblib's workers outlive a fork of the warm one by minutes, and hold its output open.
+    done = fresh_dbnrun("-m", *sweep, "hydra/launcher=joblib")
     assert done.returncode == 0 and "4 runs: 4 done" in done.stderr, done.stderr
 
 

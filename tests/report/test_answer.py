@@ -62,14 +62,14 @@ def test_with_few_seeds_the_sentence_goes_by_intervals_and_says_so():
     low, _ = scipy.stats.t.interval(0.95, 2, 1.1, scipy.stats.sem(differences))
     assert low > 0
     assert answer.sentence(setting).endswith(
-        "3 seeds are too few for a test. "
+        "3 seeds are too few for a test, which needs 6. "
         "By the 95 % intervals alone, LN (+1.10 pp) has a higher error than BN (PyTorch)."
     )
 
 
 def test_one_series_is_compared_with_nothing_and_one_seed_is_not_tested():
     assert answer.sentence(setting_of(digits(BN, 0, 2.0))) == (
-        "BN (PyTorch) has the lowest mean test error after the last epoch: 2.00 %."
+        "BN (PyTorch) has this mean test error after the last epoch: 2.00 %."
     )
     two = answer.sentence(setting_of(digits(BN, 0, 2.0), digits(LN, 0, 3.0)))
     assert two.endswith("has neither an interval nor a test.")

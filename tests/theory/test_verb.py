@@ -10,7 +10,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.theory import cell, figures, rows
 from dbnrun.theory.settings import ACTIVATION_NOTES
 
-RUN = ["theory", "run", "--iterations", "300", "--records", "60", "--threads", "1"]
+RUN = ["theory", "run", "--iterations", "300", "--examples", "60", "--threads", "1"]
 WRONG = [
     (["theory"], "check|run|figures"),
     (["theory", "chekc"], "chekc"),
@@ -23,7 +23,7 @@ WRONG = [
     (["theory", "check", "--alpha", "1/m", "--eta=-1/m"], "c of at least 0"),
     (["theory", "check", "--h=-0.5", "--k", "1"], "alpha 'm**0.5': a factor grows with m"),
     ([*RUN, "--h", "2", "--k", "1", "--data", "regression"], "use --loss mse"),
-    ([*RUN, "--h", "2", "--k", "1", "--records", "99999"], "digits has 1197 training records"),
+    ([*RUN, "--h", "2", "--k", "1", "--examples", "99999"], "digits has 1197 training examples"),
     ([*RUN, "--h", "2", "--k", "1", "--activation", "gelu"], "invalid choice: 'gelu'"),
     ([*RUN, "--h", "2", "--k", "1", "--eps", "0"], "expected a number above 0"),
     ([*RUN, "--h", "2", "--k", "1", "--iterations", "0"], "whole number from 1"),
@@ -77,7 +77,7 @@ def test_a_grid_is_recorded_and_drawn(dbnrun, tmp_path):
     assert tuple(lines[0]) == rows.COLUMNS
     assert len({(line["alpha"], line["eta"]) for line in lines}) == 12
     settings = json.loads((tmp_path / "records" / "grid.json").read_text())
-    assert settings["command"].startswith("dbnrun theory run --iterations 300 --records 60")
+    assert settings["command"].startswith("dbnrun theory run --iterations 300 --examples 60")
     assert (settings["records"], settings["reached"], settings["box"]) == (60, 300, None)
     drawn = dbnrun("theory", "figures", "records", "--out", "drawn")
     assert drawn.stdout.split() == ["drawn/grid.png"], drawn.stderr
