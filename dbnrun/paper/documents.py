@@ -133,9 +133,8 @@ def table_1(results: ResultSet, keys: Sequence[str] = (*SCHEDULES, *BASELINES)) 
         columns.append((rows, _with_paper, NOT_RUN))
     return f"""\
 Test error [%] at the last epoch: mean over n seeds [95 % confidence interval]. The number in parentheses is the
-paper's: it comes from one run, at the epoch with the lowest test error. Rows with α or 1/m are DBN with
-`norm=dbn_inference`, which the documentation calls protocol A: training uses each batch's own statistics, and
-testing uses the moving average.
+paper's, from one run at the epoch with the lowest test error. Rows with α or 1/m are DBN with `norm=dbn_inference`,
+called protocol A: training uses each batch's own statistics, and testing uses the moving average.
 
 {markdown(pd.DataFrame(_lines(columns, keys), columns=heads))}"""
 
