@@ -76,7 +76,7 @@ def by_schedule(results: ResultSet, dataset: str, *letters: str) -> str:
     heads, columns = [DATASETS[dataset]], []
     for letter in letters:
         rows = _last(results, dataset, letter)
-        heads += [f"{letter}{_count(rows)}: test error [%]", "to its α = 1 [pp]"]
+        heads += [f"{letter}{_count(rows)}: test error [%]", "difference from its α = 1 [pp]"]
         columns += [(rows, with_interval, NOT_RUN), (rows, difference, "")]
     lines = _lines(columns)
     if lines and letters == (LIKELIEST,):

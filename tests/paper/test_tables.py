@@ -215,7 +215,7 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
     assert path.read_text().splitlines() == [
         "before",
         one,
-        "| MNIST | A, n = 2: test error [%] | to its α = 1 [pp] |",
+        "| MNIST | A, n = 2: test error [%] | difference from its α = 1 [pp] |",
         "|---|---|---|",
         "| α = 1 | 3.50 [−2.85, 9.85] |  |".replace("−", "-"),
         "| α = 0.25 | 3.00 [-9.71, 15.71] | −0.50 [−6.85, +5.85] |",
@@ -223,7 +223,8 @@ def test_a_documents_columns_are_those_of_its_marker(tmp_path):
         documents.END,
         "between",
         two,
-        "| MNIST | B, n = 1: test error [%] | to its α = 1 [pp] | C: test error [%] | to its α = 1 [pp] |",
+        "| MNIST | B, n = 1: test error [%] | difference from its α = 1 [pp] "
+        "| C: test error [%] | difference from its α = 1 [pp] |",
         "|---|---|---|---|---|",
         "| α = 1 | 3.50 |  | not run |  |",
         documents.END,
@@ -278,7 +279,7 @@ def test_a_claim_that_holds_by_a_rule_younger_than_its_runs_carries_a_footnote()
     row = next(line for line in text.splitlines() if line.startswith("| C3") and "epochs" in line)
     _, mnist, ni, cifar10 = row.strip("| ").split(" | ")
     assert ni.startswith("holds¹") and "¹" not in mnist + cifar10
-    assert "¹ By a rule that was changed after these runs were in; [claims.md]" in text
+    assert "¹ By a rule that was changed after these runs were complete; [claims.md]" in text
     assert "¹" not in documents.overview(result_set(table_1(datasets=["mnist"], protocols="A", seeds=10, epochs=20)))
 
 
