@@ -79,7 +79,7 @@ def empty(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=100, deadline=None, suppress_health_check=SHARED)
 @given(wrong=st.sampled_from(sorted(WRONG)).flatmap(lambda key: st.tuples(st.just(key), WRONG[key])))
 def test_a_value_that_a_key_cannot_take_is_refused_in_one_line(empty, wrong):
     key, value = wrong

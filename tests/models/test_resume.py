@@ -125,6 +125,6 @@ MINE = ["model=custom", "model.target=torchvision.models:resnet18"]
 )
 def test_a_resnet18_on_cifar10_goes_on_byte_for_byte_with_every_kind_of_normalizer(goes_on, real_data, model, norm):
     own = ["norm.target={file}:Renorm"] if norm == "custom" else []
-    size = ["train.batch_size=16", "train.limit_eval=200", "train.epochs=2", "train.limit_batches=15", "device=cpu"]
-    rows = goes_on([*model, "dataset=cifar10", f'data_dir="{real_data}"', f"norm={norm}", *own, *size], cut_after=20)
-    assert len(rows) == 2 and rows[-1]["step"] == "30"
+    size = ["train.batch_size=8", "train.limit_eval=40", "train.epochs=2", "train.limit_batches=5", "device=cpu"]
+    rows = goes_on([*model, "dataset=cifar10", f'data_dir="{real_data}"', f"norm={norm}", *own, *size], cut_after=7)
+    assert len(rows) == 2 and rows[-1]["step"] == "10"
