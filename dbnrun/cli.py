@@ -242,6 +242,10 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
     def refuse(message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): expected one argument$", r"\1: expected a value after it", message)
+        if unknown := re.match("unrecognized arguments: (--[^ =]+)", message):
+            from dbnrun.config.registry import nearest
+
+            message += nearest(unknown[1], parser._option_string_actions)
         print(f"dbnrun {verb}: {message}. See `dbnrun {verb} --help`.", file=sys.stderr)
         raise SystemExit(2)
 

@@ -63,6 +63,8 @@ def check_overrides(typed: Sequence[str], folders: Sequence[Path] = ()) -> None:
     except OverrideParseException as error:
         if re.search("=,|,,|,$", str(error.override)):
             raise UserError(f"{error.override}: a value is missing beside a comma.") from None
+        if re.search(r"\s[\w.]+=", str(error.override)):
+            raise UserError(f"{error.override!r}: two settings in one word; quote each alone, or none.") from None
         raise UserError(
             f"{error.override!r}: expected key=value. A verb, such as report, must come first; "
             "a value with special characters needs quotes: 'key=\"value\"'."
@@ -215,7 +217,12 @@ def _not_an_option(typed: str, kind: type[Choice]) -> str:
     name = typed.partition("=")[0].rpartition(".")[2]
     known = owners(kind.group, name)
     belongs = f"it is an option of {', '.join(known)}" if known else f"no {kind.group} has it"
-    todo = "Leave it out." if name != "target" else f"Write {kind.group}=custom {typed}."
+    if name == "target":
+        todo = f"Write {kind.group}=custom {typed}."
+    elif known:
+        todo = f"Leave it out, or give it in a command of its own: {kind.group}={known[0]} {typed}."
+    else:
+        todo = "Leave it out."
     return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. {todo}"
 
 

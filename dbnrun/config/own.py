@@ -232,6 +232,8 @@ def refusal(what: str, error: BaseException) -> UserError:
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not _is_library(Path(f.filename)) and ours not in Path(f.filename).parents]
     at = f"{Path(theirs[-1].filename).name}, line {theirs[-1].lineno}: " if theirs else ""
+    if "backward through the graph a second time" in said:
+        said = "a step uses a tensor of the step before with its gradient; update running statistics in torch.no_grad()"
     return UserError(f"{what}: {at}{said}.")
 
 

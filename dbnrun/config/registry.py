@@ -185,7 +185,7 @@ def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
     known = list(known)
     if value not in known:
         raise UserError(
-            f"{key}={value}: expected one of {', '.join(map(spelled, known))}.{nearest(value, map(str, known))}"
+            f"{key}={value}: expected one of {', '.join(map(spelled, known))}.{nearest(value, map(spelled, known))}"
         )
 
 

@@ -237,6 +237,17 @@ class LayerNorm(Norm):
         return nn.LayerNorm(features, eps=self.eps, elementwise_affine=self.affine)
 
 
+GROUPS = 8  # the default of num_groups, which takes every layer
+
+
+def _divisor(num_groups: int, features: int) -> int:
+    """`num_groups`, which must divide the features of a layer; the default gives way to the greatest common divisor."""
+    common = math.gcd(num_groups, features)
+    if num_groups not in (common, GROUPS):
+        raise UserError(f"norm.num_groups={num_groups}: expected a divisor of the {features} features of a layer.")
+    return common
+
+
 @choice("norm", "gn", "GN")
 @dataclass
 class GroupNorm(Norm):
@@ -244,14 +255,15 @@ class GroupNorm(Norm):
 
     eps: float = option(1e-5, above=0, at_most=1)
     affine: bool = True
-    num_groups: int = option(8, at_least=1)
+    num_groups: int = option(GROUPS, at_least=1)
 
     stacks = True
 
     def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from torch import nn
 
-        return nn.GroupNorm(math.gcd(self.num_groups, features), features, eps=self.eps, affine=self.affine)
+        groups = _divisor(self.num_groups, features)
+        return nn.GroupNorm(groups, features, eps=self.eps, affine=self.affine)
 
 
 @choice("norm", "none", "no norm")
@@ -393,12 +405,12 @@ class EvoNormS0(Norm):
     """EvoNorm-S0, Liu et al. 2020, arXiv:2004.02967: Swish over a group's standard deviation."""
 
     eps: float = option(1e-5, above=0, at_most=1)
-    num_groups: int = option(8, at_least=1)
+    num_groups: int = option(GROUPS, at_least=1)
 
     def build(self, features: int, spatial: int, run: RunFacts) -> nn.Module:
         from dbnrun.norm import evonorm
 
-        groups = math.gcd(self.num_groups, features)
+        groups = _divisor(self.num_groups, features)
         if not spatial and groups == features:
             raise UserError(
                 f"norm.num_groups={self.num_groups}: a layer of {features} units would have groups of one, whose "

@@ -142,10 +142,10 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
     if seeds := [word for word in baseline if word.startswith("seed=")]:
         raise UserError(f"--baseline {seeds[0]}: a method has all of its seeds; to compare some, filter: {seeds[0]}.")
     runs = runs_under(paths or [results])
-    left_out: list[str] = []
+    source, left_out = "", []
     if not paths:
         asked_for = [is_baseline, lambda cell: passes(cell) and not is_baseline(cell)] if baseline else [passes]
-        runs, left_out = _own_first(runs, asked_for, results)
+        runs, source, left_out = _own_first(runs, asked_for, filters, results)
     cells = [run.cell for run in runs]
     if not any(map(passes, cells)):
         raise UserError(why_none(cells, filters))
@@ -159,11 +159,14 @@ def compared(asked: argparse.Namespace, results: Path) -> Compared:
         methods, tuning = tuned(methods, asked.tune, asked.tune_seeds, reading)
     if baseline and not any(is_baseline(method.cell) for method in methods):
         raise UserError(f"--baseline {' '.join(baseline)}: none of its runs can be compared with, as none is finished.")
+    missing = _without_runs(cells, filters)
     effect = asked.effect or (EFFECT if reading.unit == "%" else float("nan"))
+    if baseline and missing and all(is_baseline(method.cell) for method in methods):
+        raise UserError(f"{' '.join(missing)} Only the baseline is left: there is nothing to compare.")
     made, alone = tables(methods, is_baseline if baseline else None, reading, effect, asked.by, asked.tune)
     if not any(math.isfinite(row.mean.mean) for table in made for row in table.rows):
         raise UserError(f"--metric {reading.metric}: no run has a number there, {reading.when}.")
-    return Compared(made, alone, reading, effect, tuning, [*left_out, *_without_runs(cells, filters), *unfinished])
+    return Compared(made, alone, reading, effect, tuning, [*left_out, *missing, *unfinished], source)
 
 
 def _without_runs(cells: Sequence[Cell], filters: Sequence[str]) -> list[str]:
@@ -176,16 +179,23 @@ def _without_runs(cells: Sequence[Cell], filters: Sequence[str]) -> list[str]:
 
 
 def _own_first(
-    runs: Sequence[RunRecord], asked: Sequence[Test], results: Path
-) -> tuple[Sequence[RunRecord], list[str]]:
-    """The user's own runs, if they include what is asked for, and a remark on the records; else all runs."""
+    runs: Sequence[RunRecord], asked: Sequence[Test], filters: Sequence[str], results: Path
+) -> tuple[Sequence[RunRecord], str, list[str]]:
+    """The user's own runs if they include what is asked for, else all runs; and what is said of the records."""
     own = [run for run in runs if not run.is_recorded]
+    where = results / "runs"
     if not all(any(test(run.cell) for run in own) for test in asked):
-        without = f"Your runs in {results / 'runs'} do not include what is compared, so the committed records are read."
-        return runs, [without] if own and len(own) < len(runs) else []
-    others = sum(run.is_recorded and any(test(run.cell) for test in asked) for run in runs)
-    remark = f"Compared: the runs in {results / 'runs'}. {others} committed records match, too; "
-    return own, [f"{remark}`dbnrun compare {results} …` includes them."] if others else []
+        if not own or len(own) == len(runs):
+            return runs, "", []
+        lacking = " ".join(_without_runs([run.cell for run in own], filters)).rstrip(".").replace("No", "no", 1)
+        why = f" ({lacking})" if lacking else ""
+        source = f"Your runs in {where} do not include what is compared{why}: the committed records are read, too."
+        return runs, source, []
+    data = {run.cell["dataset"]["name"] for run in own}
+    others = [run for run in runs if run.is_recorded and run.cell["dataset"]["name"] in data]
+    count = sum(any(test(run.cell) for test in asked) for run in others)
+    remark = f"Compared: the runs in {where}. {count} committed records match, too; "
+    return own, "", [f"{remark}`dbnrun compare {results} …` includes them."] if count else []
 
 
 def _baseline(filters: Sequence[str], words: Sequence[str]) -> Test:

@@ -32,6 +32,7 @@ class Compared:
     effect: float  # NaN where none is known for the metric
     tuning: Tuning | None = None
     remarks: Sequence[str] = ()  # what else was left out
+    source: str = ""  # which runs were read, where they are not the user's own
 
 
 def csv(found: Compared) -> str:
@@ -60,6 +61,7 @@ def as_json(found: Compared) -> dict[str, Any]:
     """A comparison as what json.dumps takes."""
     reading, tuning = found.reading, found.tuning
     return {
+        "source": found.source,
         "metric": reading.metric,
         "unit": reading.unit,
         "select": f"epoch {reading.at}" if reading.at else reading.select,
@@ -164,7 +166,8 @@ def caption(table: Table, found: Compared) -> list[str]:
     if table.compared:
         said += _of_tests(table)
         said.append(
-            "P(better): share of pairs in which the run is lower than the run of the baseline; ties count one half."
+            "P(better): of all pairs of one run of the method and one of the baseline, of any seeds, the share in "
+            "which the method's run is lower; ties count one half."
         )
     if table.compared and math.isfinite(found.effect):
         shown = f"{found.effect:g} {unit}".strip()
@@ -185,7 +188,9 @@ def _of_tests(table: Table) -> list[str]:
         tests[0] = f"sign-flip test (exact up to {stats.EXACT_UP_TO} seeds, beyond 9,999 drawn flips)"
     if not made:
         return [*said, "No p: fewer than two seeds are shared."]
-    return [*said, f"p: {', '.join(tests)}; Holm's correction over {made} comparison{'s' * (made != 1)}."]
+    few = [row for row in pairs if row.contrast.difference.n > 1 and not row.contrast.can_reject]
+    needed = f" n too small: p < 0.05 then needs {stats.least_seeds(made)} seeds." if few else ""
+    return [*said, f"p: {', '.join(tests)}; Holm's correction over {made} comparison{'s' * (made != 1)}.{needed}"]
 
 
 def remarks(found: Compared) -> list[str]:
@@ -212,7 +217,7 @@ def text(found: Compared) -> str:
     for place, lines in enumerate(captions):  # once, where the next table's is the same
         if lines != [*captions, []][place + 1]:
             blocks[place] += "".join(f"\n  {line}" for line in lines)
-    return "\n\n".join([*blocks, *filter(None, ["\n".join(remarks(found))])])
+    return "\n\n".join(filter(None, [found.source, *blocks, "\n".join(remarks(found))]))
 
 
 def _aligned(frame: pd.DataFrame) -> list[str]:
@@ -223,7 +228,7 @@ def _aligned(frame: pd.DataFrame) -> list[str]:
 
 def as_markdown(found: Compared) -> str:
     """A comparison as Markdown, one table after another."""
-    parts = []
+    parts = [found.source] if found.source else []
     for table in found.tables:
         shown = columns(table, found).map(_escaped_pipe)
         parts += [f"**{table.title}**", markdown(shown), " ".join(caption(table, found))]

@@ -16,7 +16,7 @@ from dbnrun.config.registry import UserError
 from dbnrun.report import stats
 from dbnrun.report.compare import Comparison, by_pairs, corrected
 from dbnrun.report.methods import Method, Reading, name_all
-from dbnrun.report.names import alpha_of, dataset_of
+from dbnrun.report.names import alpha_of, dataset_of, natural
 from dbnrun.report.tables import describe
 
 NOTHING = Comparison("", stats.Summary(0, *[float("nan")] * 4), float("nan"), float("nan"), 0)
@@ -130,7 +130,7 @@ def nearest(method: Method, bases: Sequence[Method], keys: Sequence[str]) -> Met
 def _why_alone(method: Method, bases: Sequence[Method]) -> str:
     if not any(_same_data(method, base) for base in bases):
         return "No baseline is on their data"
-    such = ", ".join(said(key, bases[0].options) for key in differing([base.options for base in bases])[:2])
+    such = " ".join(f"{key}={bases[0].options.get(key)}" for key in differing([base.options for base in bases])[:2])
     return f"Several baselines have as many settings in common with them; name one more in --baseline, such as {such}"
 
 
@@ -220,10 +220,10 @@ def _rank(method: Method) -> tuple[Any, ...]:
     name = method.cell["norm"]["name"]
     place = norms.index(name) if name in norms else len(norms)
     if "schedule" not in method.cell:
-        return (False, place, slug, 0, 0.0, str(method.options))
+        return (False, place, slug, 0, 0.0, natural(str(method.options)))
     alpha = alpha_of(method.key)
     kind = 1 if alpha is None else 0 if alpha else 2
-    return (True, place, slug, kind, -(alpha or 0.0), method.key, str(method.options))
+    return (True, place, slug, kind, -(alpha or 0.0), method.key, natural(str(method.options)))
 
 
 def _name(made: Sequence[Table], keys: Iterable[str]) -> None:

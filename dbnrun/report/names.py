@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,3 +61,9 @@ def name_of(key: str) -> str:
         return f"α = {key}"
     name, _, unit = key.partition(" ")
     return f"{name.replace('^2', '²')} ({unit})" if unit in UNITS else key
+
+
+def natural(text: str) -> list[str | float]:
+    """A key to sort by that takes numbers as numbers: 'num_groups=4' before 'num_groups=16'."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]

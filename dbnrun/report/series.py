@@ -22,7 +22,7 @@ from dbnrun.config import registry
 from dbnrun.config.filters import matcher, why_none
 from dbnrun.config.identity import choice_of, name_of_choice, protocol_of, schedule_key
 from dbnrun.config.registry import UserError, number_text
-from dbnrun.report.names import BASELINES, alpha_of, dataset_key, dataset_of, has_colour, name_of
+from dbnrun.report.names import BASELINES, alpha_of, dataset_key, dataset_of, has_colour, name_of, natural
 from dbnrun.runs import archive, metrics
 from dbnrun.runs.load import HOW_TO_TRAIN, RunRecord, deduplicated, read_runs
 
@@ -213,10 +213,10 @@ def _place(key: str) -> int:
 def _rank(series: Series) -> tuple[Any, ...]:
     """The baselines, then a block a protocol: constants from 1 down, the diminishing ones, then 0."""
     if not series.protocol:
-        return (0, _place(series.key), series.label)
+        return (0, _place(series.key), natural(series.label))
     alpha = alpha_of(series.key)
     place = (2, 0) if alpha is None else (1 if alpha else 3, -alpha)
-    return (1, _protocol_rank(series.protocol), place, series.label)
+    return (1, _protocol_rank(series.protocol), place, natural(series.label))
 
 
 def _protocol_rank(name: str) -> tuple[bool, str]:

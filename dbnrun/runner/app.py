@@ -52,7 +52,7 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         unknown = message.rpartition(": ")[2].split(" ")[0]
         if "unrecognized" in message and not unknown.startswith("-"):
-            raise UserError(f"{unknown}: a key before a flag hides it; write flags, such as -m, first.")
+            raise UserError(f"{unknown}: flags, such as -m, must come before the keys.")
         key, _, value = unknown.lstrip("-").partition("=")
         key = key.replace("-", "_")
         hint = nearest(unknown, known) or nearest_key(key, known_keys())

@@ -86,8 +86,8 @@ def test_groups_that_evonorm_cannot_divide_by_are_refused():
         EvoNormS0(6, num_groups=4)
     with pytest.raises(ValueError, match="groups of more than one value"):
         EvoNormS0(6, num_groups=6)(rand(2, 6))
-    with pytest.raises(UserError, match=r"^norm.num_groups=32: a layer of 16 units .* such as norm.num_groups=4\.$"):
-        registry.make("norm", "evonorm_s0", num_groups=32).build(16, 0, None)
+    with pytest.raises(UserError, match=r"^norm.num_groups=16: a layer of 16 units .* such as norm.num_groups=4\.$"):
+        registry.make("norm", "evonorm_s0", num_groups=16).build(16, 0, None)
 
 
 CHANGES = {
@@ -143,3 +143,10 @@ def test_every_map_that_is_normalized_is_changed_and_no_other():
     assert changed("torchvision", (3, 16, 16), arch="resnet18") == (20, 21)
     # Squeeze and excitation has convolutions of its own, two a block of nine, that nothing normalizes.
     assert changed("torchvision", (3, 32, 32), arch="mobilenet_v3_small", stem="imagenet") == (34, 54)
+
+
+def test_a_number_of_groups_that_does_not_divide_a_layer_is_refused_and_the_default_takes_every_layer():
+    for name in ("gn", "evonorm_s0"):
+        with pytest.raises(UserError, match=r"^norm.num_groups=3: expected a divisor of the 64 features of a layer\.$"):
+            registry.make("norm", name, num_groups=3).build(64, 2, None)
+        assert registry.make("norm", name).build(50, 2, None).num_groups == 2

@@ -213,7 +213,7 @@ def test_a_schedule_that_cannot_be_meant_is_refused(words):
             "lr_schedule=cosine lr_schedule.factor=0.5",
             "lr_schedule=cosine has no option factor; it is an option of",
         ),
-        ("lr_schedule=one_cycle lr_schedule.warmup=1", "it is an option of constant, cosine, step. Leave it out."),
+        ("lr_schedule=one_cycle lr_schedule.warmup=1", "it is an option of constant, cosine, step. Leave it out, or"),
         ("lr_schedule=cosine lr_schedule.warmup=99", "lr_schedule.warmup=99: expected at most train.epochs=10"),
         ("lr_schedule=cosin", "Did you mean 'cosine'?"),
     ],

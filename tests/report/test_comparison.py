@@ -180,7 +180,7 @@ def test_any_column_can_be_compared_and_seconds_and_losses_have_their_units(made
 def test_too_few_seeds_say_so_and_how_many_it_takes(made, capsys):
     folder, _ = made
     _, out, _ = compare(capsys, folder, "seed=0,1,2", "--baseline", "norm=bn")
-    assert out.count("n too small") == 2 and "3 can never reject" in out
+    assert out.count("n too small") == 3 and "n too small: p < 0.05 then needs 7 seeds." in out
     rows, _ = rows_of(capsys, folder, "seed=0,1,2", "--baseline", "norm=bn", "--effect", "50")
     assert rows["LN"]["seeds_needed"] == 7 and "can never reject" in rows["LN"]["verdict"]
 
@@ -472,10 +472,10 @@ def test_without_a_path_own_runs_come_before_the_records_if_they_include_a_metho
     for seed in range(2):
         synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="bn"), [3.0 + seed])
     assert seeds() == [10, 10]
-    remark = compare(capsys, *words, "--baseline", "norm=bn")[1].splitlines()[-1]
-    assert (
-        remark
-        == f"Your runs in {tmp_path / 'runs'} do not include what is compared, so the committed records are read."
+    remark = compare(capsys, *words, "--baseline", "norm=bn")[1].splitlines()[0]
+    assert remark == (
+        f"Your runs in {tmp_path / 'runs'} do not include what is compared (no run has norm=ln): "
+        "the committed records are read, too."
     )
     for seed in range(2):
         synthetic.write_run(tmp_path, synthetic.cell(None, seed, norm="ln"), [2.0 + seed])
@@ -496,7 +496,7 @@ def test_what_no_baseline_fits_is_listed_with_the_reason(tmp_path, capsys):
     said = (
         "MNIST: LN. Several baselines have as many settings in common with them; name one more in --baseline, such as "
     )
-    assert f"{said}epochs=2." in out
+    assert f"{said}train.epochs=2." in out
 
 
 def test_values_that_some_methods_lack_are_listed_without_them(tmp_path, capsys):

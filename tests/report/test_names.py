@@ -11,7 +11,7 @@ from dbnrun.cli import main
 from dbnrun.config.identity import readable_name
 from dbnrun.paper.protocols import experiment_of
 from dbnrun.paper.result_set import result_set
-from dbnrun.report import figures, report, tables
+from dbnrun.report import figures, names, report, tables
 from dbnrun.report.series import gather, settings_of
 from dbnrun.runs.load import read_runs
 
@@ -159,3 +159,8 @@ def test_normalizers_without_a_colour_of_their_own_never_look_alike():
     assert len(looks) == len(norms)
     colors = [figures.line_style(series)["color"] for series in setting.series]
     assert len(set(colors[2:10])) == 8  # eight are told apart by colour alone
+
+
+def test_labels_are_sorted_by_the_numbers_in_them():
+    labels = ["GN, num_groups=16", "GN, num_groups=4", "GN, lr=0.5", "GN, lr=0.25", "GN, lr=1e-05"]
+    assert sorted(labels, key=names.natural) == [labels[4], labels[3], labels[2], labels[1], labels[0]]

@@ -282,7 +282,7 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
         (["-m", "norm=glob(zz*)"], r"norm=glob\(zz\*\): matches nothing"),
         (["-m", "hydra.sweeper.params=3"], "hydra.sweeper.params=3: expected"),
         (["norm=[bn,dbn]"], r"norm=\[bn,dbn\]: expected one name"),
-        (["seed=0", "-m", "norm=bn,dbn"], "norm=bn,dbn: a key before a flag hides it"),
+        (["seed=0", "-m", "norm=bn,dbn"], "norm=bn,dbn: flags, such as -m, must come before the keys"),
         (["--resolve"], "--resolve goes with --cfg"),
         (["--run", "--multirun"], "--run and --experimental-rerun are not supported"),
         (["results_dir="], "results_dir=.*expected the name of a folder"),
