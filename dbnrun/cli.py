@@ -24,7 +24,6 @@ HELP = """\
 dbnrun reproducibly trains and compares normalization layers, such as batch normalization (BN) and DBN (Diminishing
 Batch Normalization, arXiv 1705.08011).
 
-
   dbnrun [key=value …]        train one run:   dbnrun dataset=cifar10 norm=dbn schedule=harmonic
   dbnrun -m [key=a,b …]       train a sweep:   dbnrun -m norm=bn,dbn schedule=alpha_0.1,harmonic seed=0,1,2
   dbnrun experiment=NAME      train a named sweep, such as those of the DBN paper (names below)
@@ -38,12 +37,12 @@ Batch Normalization, arXiv 1705.08011).
                               lower or higher error than the baseline, or a difference within 0.3 percentage points
   dbnrun data [NAME …]        download and verify data sets ahead of time
   dbnrun doctor               check this computer: versions, device, data, disk, determinism
-  dbnrun theory check|run|figures   check the conditions of the DBN paper's theorem, run the paper's Algorithm 1
+  dbnrun theory check|run|figures   check the conditions of the DBN paper's theorem, run Algorithm 1, draw figures
   dbnrun bench [NAME …]       measure how much time dbnrun adds to plain PyTorch, and time some commands
 
   dbnrun VERB --help shows the options of a verb.
 
-Choices in each group (all are optional; if you leave out model=, dbnrun takes a network that suits the data set):
+Choices in each group (all are optional; if you leave out model=, dbnrun picks a network that suits the data set):
 {choices}
 
   Defaults: dataset=digits norm=bn schedule=constant (α = 0.1) optimizer=adagrad optimizer.lr=0.01 train.epochs=10.
@@ -54,12 +53,13 @@ Choices in each group (all are optional; if you leave out model=, dbnrun takes a
   layer normalization, gn_ws gn with weight standardization, mabn moving average BN, and rms RMSNorm.
   schedule: α(m), the weight of the newest batch in the averages of dbn and dbn_inference; others ignore it. m counts
   steps, or epochs with schedule.unit=epoch. harmonic is 1/m, inverse_square 1/m², power 1/m^schedule.exponent, and
-  alpha_0.1 is constant with schedule.alpha=0.1. With dbn, a small constant α, even the default
-  0.1, can give a high error.
+  alpha_0.1 is constant with schedule.alpha=0.1. With dbn, a small constant α can give a high error, even the default
+  0.1.
   experiment: in the names of the paper's experiments, _a means dbn_inference, _b means dbn, and _c means dbn with
   norm.stats_grad=false (the gradient treats the averages as constants); _baselines means bn, ln, gn and none.
-  sensitivity_ changes one setting of the paper's experiments. normalizers_ trains the other normalizers (with _after,
-  applied after the activation); with _gradient, it trains dbn with a gradient through the mean or the variance alone.
+  sensitivity_ changes one setting of the paper's experiments. normalizers_ trains normalizers beyond these: _after, all
+  of them after the activation; _batch16 and _batch4, some with small batches; _gradient, dbn with a gradient through
+  one statistic alone.
 
 Often changed (the values are examples): train.epochs=10 train.batch_size=100 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
@@ -220,7 +220,8 @@ def _until(arguments: list[str]) -> int:
     parser = _verb_parser(
         "until",
         "Train more and more seeds, until it is decided for each method whether its metric is lower or higher than the "
-        "baseline's, or the difference is within the margin; or until --max-seeds. docs/compare.md explains the test.",
+        "baseline's, or whether the difference is within the margin, or until --max-seeds is reached. docs/compare.md "
+        "explains the test.",
     )
     return until.main(arguments, parser)
 
@@ -291,7 +292,7 @@ def _status(arguments: list[str]) -> int:
     parser = _verb_parser(
         "status",
         "Show unfinished runs and the last ten finished runs: progress, last error, time per epoch, time left, and the "
-        "process that trains the run.",
+        "process that trains each.",
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, help="results folders or run folders (default: the results folder)"
@@ -332,11 +333,12 @@ def _status(arguments: list[str]) -> int:
 
 RUNS = {
     "ls": (
-        "List all runs, or only those that match every filter, such as norm=bn,dbn seed=0 status=done.",
+        "List all runs, or only those that match every filter, such as norm=bn,dbn seed=0 status=done. "
+        "A status is running, done, diverged, failed, unfinished, stale or new (docs/training.md).",
         "filters (KEY=VALUE), or names of runs",
     ),
     "show": (
-        "Show a run in full.",
+        "Show the settings, status and metrics of a run.",
         "a name, a signature (the code at the end of a name), the beginning of either, or a path",
     ),
     "diff": (
@@ -598,7 +600,7 @@ def _theory(arguments: list[str]) -> int:
         arguments,
         _verb_parser(
             "theory",
-            "Check the conditions of the DBN paper's convergence theorem, run its Algorithm 1, or draw the figures.",
+            "Check the conditions of the DBN paper's theorem, run the paper's Algorithm 1, or draw the figures.",
         ),
     )
 

@@ -109,7 +109,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=_count,
         help="train on this many randomly chosen examples (default: digits 1197, mnist 1000, regression 256)",
     )
-    add("--width", type=_count, default=8, help="hidden units D (default: %(default)s)")
+    add("--width", type=_count, default=8, help="hidden units (D in the paper; default: %(default)s)")
     add(
         "--activation",
         choices=tuple(ACTIVATION_NOTES),
