@@ -57,9 +57,9 @@ Choices in each group (all are optional; if you leave out model=, dbnrun picks a
   0.1.
   experiment: in the names of the paper's experiments, _a means dbn_inference, _b means dbn, and _c means dbn with
   norm.stats_grad=false (the gradient treats the averages as constants); _baselines means bn, ln, gn and none.
-  sensitivity_ changes one setting of the paper's experiments. normalizers_ trains normalizers beyond these: _after, all
-  of them after the activation; _batch16 and _batch4, some with small batches; _gradient, dbn with a gradient through
-  one statistic alone.
+  sensitivity_ changes one setting of the paper's experiments. normalizers_ trains more normalizers than these. _after
+  places each normalizer after the activation; _batch16 and _batch4 train some with batches of 16 and 4; _gradient
+  instead trains dbn with a gradient through the mean or the variance alone.
 
 Often changed (the values are examples): train.epochs=10 train.batch_size=100 seed=0 optimizer.lr=0.01
   schedule.alpha=0.1 schedule.unit=epoch lr_schedule=cosine lr_schedule.warmup=5 train.label_smoothing=0.1
@@ -450,8 +450,8 @@ def _report_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PATH or KEY=VALUE",
         help="results folders, run folders, and filters such as norm=bn,dbn. Without a folder: your own runs in the "
-        "results folder or, if there are none, the records (finished runs kept in git). For a folder of records "
-        "without a filter, the page also shows the paper's claims and tables",
+        "results folder or, if there are none, the records (finished runs kept in git). If you give a folder of "
+        "records and no filter, the page also shows the paper's claims and tables",
     )
     parser.add_argument("--title", default="", help="the title at the top of the page")
     parser.add_argument(

@@ -95,7 +95,8 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         type=_keys,
         default=[],
         metavar="KEY,KEY",
-        help="for each method, use the value of these keys with the lowest validation error (see --tune-seeds)",
+        help="count runs that differ only in these keys and the seed as one method, and use the values with the lowest "
+        "validation error for each (see --tune-seeds)",
     )
     parser.add_argument(
         "--tune-seeds",
