@@ -85,7 +85,7 @@ KINDS = {
     ),
     "bn sgd augmented": (["norm=bn", "optimizer=sgd", "dataset.augment=flip_crop"], 1e-9),
     "two_layer gn adamw": (
-        ["model=two_layer", "norm=gn", "norm.num_groups=4", "optimizer=adamw", "optimizer.eps=0.01"], 1e-4,
+        ["model=two_layer", "norm=gn", "norm.num_groups=2", "optimizer=adamw", "optimizer.eps=0.01"], 1e-4,
     ),
 }  # fmt: skip
 

@@ -92,7 +92,7 @@ CNN_KINDS = {
     "bn": ["norm=bn"],
     "none": ["norm=none", "model.activation=tanh"],
     "ln": ["norm=ln"],
-    "gn": ["norm=gn", "norm.num_groups=2"],
+    "gn": ["norm=gn"],
 }
 # Runs of one seed see the same batches: of two seeds with two runs each; with 1 and 2; all of one.
 SEEDS = {"even": (0, 0, 1, 1), "uneven": (0, 1, 1), "one": (3, 3, 3), "distinct": (0, 1, 2)}
