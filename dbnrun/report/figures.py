@@ -62,10 +62,7 @@ STYLE: Any = {
 
 
 def draw(setting: Setting, folder: Path) -> list[Path]:
-    """Figures 2, 3 and 4 of a setting below `folder`; the files written, none where no run is finished.
-
-    Figure 3 shows the most efficient schedules of Figure 2. Where that has no more curves, there is no Figure 3.
-    """
+    """Figures 2, 3 and 4 of a setting below `folder`; the files written, none where no run is finished."""
     if not setting.n:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +80,7 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
         ("figure4", [f"{name}: validation loss{chosen[0]}", *chosen[1:]], best, "val_loss", "validation loss [nat]"),
     ]
     written = []
-    for number, title, shown, column, unit in figures if best != panels else figures[::2]:
+    for number, title, shown, column, unit in figures:
         with mpl.rc_context(STYLE):
             figure = _figure("\n".join([*title, describe(setting.cell)]), shown, column, unit)
             for suffix in (".png", ".svg"):
