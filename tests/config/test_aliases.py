@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbnrun.cli import VERBS
+from dbnrun.cli import VERBS, main
 from dbnrun.config.aliases import ALIASES, nearest
 from dbnrun.config.registry import choosable
 from dbnrun.config.schema import LOGGERS, known_keys
@@ -64,6 +64,12 @@ MEANT = [
     ("--epochs=3 norm=bn", "--epochs=3: there is no such flag. Did you mean 'train.epochs'?"),
     ("compare bn dbn --baseline norm=bn", "bn: there is no such folder; expected one, or a filter such as norm=bn."),
     ("runs ls learning_rate=1", "Did you mean 'optimizer.lr'?"),
+    ("-m norm=bn,,dbn", "norm=bn,,dbn: a value is missing beside a comma."),
+    ("norm:bn", "Write norm=bn."),
+    ("NORM=bn", "Did you mean 'norm'?"),
+    ("--norm=bn", "Keys have no dashes: norm=bn."),
+    ("norm=dbn norm.stats_grad=flase", "Did you mean 'false'?"),
+    ("norm=bn norm.num_groups=4", "or give it in a command of its own: norm=gn norm.num_groups=4."),
 ]
 
 
@@ -81,6 +87,17 @@ def test_where_nothing_fits_nothing_is_suggested(command, line):
     code, text = command(*line.split())
     assert code == 2 and "Did you mean" not in text
     assert "not supported" in text or "no such verb" in text, text
+
+
+def test_two_settings_in_one_word_are_told_apart(command):
+    code, text = command("norm=bn schedule=harmonic")
+    assert code == 2 and text.count("\n") == 1 and "two settings in one word; quote each alone, or none." in text, text
+
+
+def test_a_mistyped_flag_of_a_verb_is_answered_with_the_flag(capfd):
+    with pytest.raises(SystemExit):
+        main(["compare", "norm=bn", "--basline", "norm=bn"])
+    assert "Did you mean '--baseline'?" in capfd.readouterr().err
 
 
 def test_a_quoted_list_with_spaces_is_a_sweep(command):
