@@ -223,6 +223,7 @@ def _until(arguments: list[str]) -> int:
         "baseline's, or whether the difference is within the margin, or until --max-seeds is reached. docs/compare.md "
         "explains the test.",
     )
+    _takes_multirun(parser)
     return until.main(arguments, parser)
 
 
@@ -254,13 +255,7 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(arguments: list[str]) -> int:
-    parser = _verb_parser(
-        "plan",
-        "Show what dbnrun -m would train with the same arguments, what is done or has failed, and how long the rest "
-        "may take. Nothing is trained.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
+def _takes_multirun(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--multirun",
@@ -273,6 +268,32 @@ def _plan(arguments: list[str]) -> int:
         metavar="DIR",
         help="a folder with your own configs (YAML), in addition to the built-in ones",
     )
+
+
+def _takes_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", type=Path, default=_data_dir(), metavar="DIR", help="folder with the data (default: %(default)s)"
+    )
+
+
+def _takes_results_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=_results(),
+        metavar="DIR",
+        help="folder with the runs (default: %(default)s)",
+    )
+
+
+def _plan(arguments: list[str]) -> int:
+    parser = _verb_parser(
+        "plan",
+        "Show what dbnrun -m would train with the same arguments, what is done or has failed, and how long the rest "
+        "may take. Nothing is trained.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
+    _takes_multirun(parser)
     parser.add_argument("--all", action="store_true", help="list every run (default: how many are in each state)")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)
@@ -370,9 +391,7 @@ def _runs(arguments: list[str]) -> int:
     parser = _verb_parser(f"runs {verb}", does)
     count = {"show": 1, "diff": 2}.get(verb, "*")
     parser.add_argument("words", nargs=count, metavar="RUN" if count != "*" else "WORD", help=what)
-    parser.add_argument(
-        "--results-dir", type=Path, default=_results(), help="folder with the runs (default: %(default)s)"
-    )
+    _takes_results_dir(parser)
     if verb == "ls":
         parser.add_argument("--json", action="store_true", help="print a JSON list")
     if verb == "export":
@@ -429,12 +448,8 @@ def _doctor(arguments: list[str]) -> int:
     parser = _verb_parser(
         "doctor", "Check that dbnrun works correctly on this computer. The exit code is 1 if a check fails."
     )
-    parser.add_argument(
-        "--data-dir", type=Path, default=_data_dir(), help="folder with the data (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--results-dir", type=Path, default=_results(), help="folder with the runs (default: %(default)s)"
-    )
+    _takes_data_dir(parser)
+    _takes_results_dir(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(arguments)
 
@@ -556,9 +571,7 @@ def _data(arguments: list[str]) -> int:
         "data", "Download and verify data sets ahead of time. Complete data sets are not downloaded again."
     )
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)} (default: all)")
-    parser.add_argument(
-        "--data-dir", type=Path, default=_data_dir(), help="folder with the data (default: %(default)s)"
-    )
+    _takes_data_dir(parser)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in (*names, "digits")]:
         hint = registry.nearest(unknown[0], names)

@@ -119,18 +119,6 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         default="last",
         help="which epoch of each run counts: the last, or the one with the lowest validation error (default: last)",
     )
-    parser.add_argument(
-        "--config-dir",
-        "-cd",
-        metavar="DIR",
-        help="a folder with your own configs (YAML), in addition to the built-in ones",
-    )
-    parser.add_argument(
-        "-m",
-        "--multirun",
-        action="store_true",
-        help="implied; accepted so that you can reuse the arguments of dbnrun -m",
-    )
     parser.add_argument("--json", action="store_true", help="print the decisions as JSON")
     asked = parser.parse_intermixed_args(arguments)
     if not 0 <= asked.margin < math.inf:

@@ -284,7 +284,7 @@ def test_the_demo_ends_with_a_table_and_a_figure(dbnrun, tmp_path):
     report = dbnrun("report")
     assert report.returncode == 0
     assert re.search(r"dbn +α = 1 +\d+\.\d\d", report.stdout) and re.search(r"α = 0.1 +\d+\.\d\d", report.stdout)
-    figure = re.search(r"\S+digits-figure2\.png", report.stdout)
+    figure = re.search(r"\S+digits-test-error\.png", report.stdout)
     assert figure and (tmp_path / figure[0]).stat().st_size > 10_000
 
 

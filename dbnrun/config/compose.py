@@ -25,7 +25,6 @@ from dbnrun.config.registry import conf_dir, files
 from dbnrun.config.schema import RunConfig, checked, store_schema
 
 SEED = re.compile(r"seed=([0-9]{1,19})")  # an override by a plain number
-OWN = re.compile(r"\+{0,2}(dataset|model|norm|optimizer)\.(target|options\.\w+)=")  # of a class of one's own
 MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*(\bseed\b|\$\{)")  # in an interpolation, or put together by a nested one
 
 
@@ -75,17 +74,20 @@ class Composer:
             self._twins[others] = config
         return config
 
-    def without_idle(self, job: Sequence[str]) -> list[str]:
-        """The job without the target and the options of a class of one's own that its choices do not take.
+    def taken(self, job: Sequence[str]) -> list[str]:
+        """The job without the options that its choices do not have.
 
-        So a sweep over norm=bn,custom can say what belongs to custom alone.
+        So a sweep over norm=bn,gn can set norm.num_groups, and one over norm=bn,custom the target of custom.
         """
-        own = {line: match[1] for line in job if (match := OWN.match(line))}
-        if not own:
-            return list(job)
-        overrides = [self._parse(line) for line in job if line not in own]
-        base = self._base(tuple(str(o.input_line) for o in overrides if self._needs_hydra(o)))
-        return [line for line in job if line not in own or "target" in base[own[line]]]
+        options = {}
+        for line in job:
+            group, _, option = self._parse(line).key_or_group.partition(".")
+            if option and group in self.groups:
+                options[line] = group, option.partition(".")[0]
+        others = [self._parse(line) for line in job if line not in options]
+        base = self._base(tuple(str(override.input_line) for override in others if self._needs_hydra(override)))
+        known = {group: set(base[group].keys()) for group, _ in options.values()}  # `in` says no to a missing value
+        return [line for line in job if line not in options or options[line][1] in known[options[line][0]]]
 
     def _merged(self, job: Sequence[str]) -> DictConfig:
         """The configuration of the cell that `job` describes, not yet checked."""

@@ -22,12 +22,14 @@ OWN_OPTION = re.compile(r"\+{0,2}((?:dataset|model|norm|optimizer)\.options\.[A-
 PLUGINS = re.compile(r"plugins=([\w.,/]+)")  # one, or several, without brackets
 SWEEP = re.compile(r"(choice|range|interval|glob)\(")
 TEXT = re.compile(r"((?:dataset|model|norm|optimizer)\.(?:target|path|test_path|label))=(.*)", re.DOTALL)
+OPTION = re.compile(r"((?:dataset|model|norm|schedule|optimizer|lr_schedule)\.\w+)=(.+)", re.DOTALL)
 
 
 def prepared(words: Sequence[str], sweep: bool) -> list[str]:
     """What was typed, as Hydra takes it: a class's own options are added, paths and names of columns are quoted.
 
-    In a sweep they are values to sweep over, even a single one: Hydra would give it to the default choices, too.
+    In a sweep, a single value of an option is one to sweep over, too: Hydra would give it to choices that do not have
+    the option.
     """
     return [_prepared(word, sweep) for word in words]
 
@@ -41,9 +43,18 @@ def _prepared(word: str, sweep: bool) -> str:
             value = ",".join(quoted(key, part).partition("=")[2] for part in value.split(","))
     elif match := PLUGINS.fullmatch(word):
         return f"plugins=[{match[1]}]"
+    elif sweep and (match := OPTION.fullmatch(word)) and match[1] in known_keys() and _is_one_value(word):
+        key, value = match[1], match[2]
     else:
         return word
     return f"{key}=choice({value})" if sweep and not SWEEP.match(value) else f"{key}={value}"
+
+
+def _is_one_value(word: str) -> bool:
+    try:
+        return not OverridesParser.create().parse_overrides([word])[0].is_sweep_override()
+    except OverrideParseException:
+        return False  # check_overrides says why
 
 
 def quoted(key: str, text: str) -> str:
@@ -220,7 +231,7 @@ def _not_an_option(typed: str, kind: type[Choice]) -> str:
     if name == "target":
         todo = f"Write {kind.group}=custom {typed}."
     elif known:
-        todo = f"Leave it out, or give it in a command of its own: {kind.group}={known[0]} {typed}."
+        todo = f"Leave it out, or write {kind.group}={known[0]} {typed}."
     else:
         todo = "Leave it out."
     return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. {todo}"

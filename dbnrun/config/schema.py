@@ -149,6 +149,11 @@ def checked(cfg: DictConfig) -> RunConfig:
     """The typed, range-checked configuration. Raises UserError with one line for the first fault."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig), "conf/config.yaml must list the schema first in its defaults"
+    for group in GROUPS:
+        choice = getattr(config, group)
+        if "options" in vars(choice).keys() - {each.name for each in fields(choice)}:  # added by the user
+            own = f"{group}=custom {group}.target=FILE.py:NAME"
+            raise UserError(f"{group}.options: {group}={choice.name} takes none; they are for your own class: {own}.")
     return config
 
 

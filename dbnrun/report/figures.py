@@ -62,7 +62,10 @@ STYLE: Any = {
 
 
 def draw(setting: Setting, folder: Path) -> list[Path]:
-    """Figures 2, 3 and 4 of a setting below `folder`; the files written, none where no run is finished."""
+    """The curves of a setting below `folder`, as in the paper's Figures 2 to 4; the files written.
+
+    None where no run is finished. test-error-best is left out where it would have all curves of test-error.
+    """
     if not setting.n:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,24 +75,26 @@ def draw(setting: Setting, folder: Path) -> list[Path]:
         "": [s for s in setting.series if s.n]
     }
     best = {protocol: most_efficient(panel) for protocol, panel in panels.items()}
+    fewer = any(len(best[protocol]) < len(panel) for protocol, panel in panels.items())
     name, chosen = dataset_of(setting.cell), rule(best)
     every = ", every schedule" if any(panels) else ""
+    error, loss = ("test_error_pct", "test error [%]"), ("val_loss", "validation loss [nat]")
     figures = [
-        ("figure2", [f"{name}: test error{every}"], panels, "test_error_pct", "test error [%]"),
-        ("figure3", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, "test_error_pct", "test error [%]"),
-        ("figure4", [f"{name}: validation loss{chosen[0]}", *chosen[1:]], best, "val_loss", "validation loss [nat]"),
+        ("test-error", [f"{name}: test error{every}"], panels, *error),
+        ("test-error-best", [f"{name}: test error{chosen[0]}", *chosen[1:]], best, *error),
+        ("validation-loss", [f"{name}: validation loss{chosen[0]}", *chosen[1:]], best, *loss),
     ]
     written = []
-    for number, title, shown, column, unit in figures:
+    for what, title, shown, column, unit in figures if fewer else figures[::2]:
         with mpl.rc_context(STYLE):
             figure = _figure("\n".join([*title, describe(setting.cell)]), shown, column, unit)
             for suffix in (".png", ".svg"):
-                written.append(save(figure, folder / f"{setting.slug}-{number}{suffix}"))
+                written.append(save(figure, folder / f"{setting.slug}-{what}{suffix}"))
     return written
 
 
 def rule(best: dict[str, list[Series]]) -> list[str]:
-    """How Figures 3 and 4 chose their curves: the end of the title's first line, and a second line."""
+    """How the best schedules were chosen: the end of the title's first line, and a second line."""
     shown = [series for panel in best.values() for series in panel]
     if not any(series.protocol for series in shown):
         return [""]

@@ -75,7 +75,8 @@ class PlannedCell:
     def kind(self) -> tuple[str, ...]:
         """What decides how long an epoch takes, roughly."""
         names = self.config.dataset.name, self.config.model.slug, self.config.norm.name
-        return *names, str(self.cell["norm"].get("train_stats")), self.config.precision
+        how = self.config.precision, str(self.config.train.batch_size)
+        return *names, str(self.cell["norm"].get("train_stats")), *how
 
     def status(self) -> RunStatus:
         interrupt.check()
@@ -94,6 +95,7 @@ class Plan:
     cells: Sequence[PlannedCell]
     folded: int
     shares: bool = True  # whether the launcher trains once what can share a training run
+    stacks: bool = False  # whether it trains several runs as one program
 
 
 def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
@@ -107,16 +109,16 @@ def plan(composer: Composer, params: Mapping[str, Any], overrides: Sequence[str]
     if not jobs:
         empty = [o.input_line for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
         raise UserError(f"{', '.join(map(str, empty))}: matches nothing; expected at least one value.")
+    taken = [composer.taken(job) for job in jobs]
+    idle = {line for job in jobs for line in job}.difference(*taken)
     cells: dict[str, PlannedCell] = {}
-    idle = {line for job in jobs for line in job}
-    for job in map(composer.without_idle, jobs):
-        cell = planned(composer(job), job)
+    for job, kept in zip(jobs, taken, strict=True):
+        lines = [line for line in job if line in kept or line in idle]  # what no run takes is refused
+        cell = planned(composer(lines), lines)
         cells.setdefault(cell.signature, cell)
-        idle -= set(job)
-    if idle:
-        raise UserError(f"{min(idle).lstrip('+')}: no run of this sweep uses it; choose custom of its group.")
-    shares = str(composer.master.hydra.launcher.get("_target_", "")).endswith("FusedLauncher")
-    return Plan(list(cells.values()), len(jobs) - len(cells), shares)
+    launcher = composer.master.hydra.launcher
+    shares = str(launcher.get("_target_", "")).endswith("FusedLauncher")
+    return Plan(list(cells.values()), len(jobs) - len(cells), shares, launcher.get("max_stack", 1) != 1)
 
 
 def statuses(cells: Sequence[PlannedCell]) -> list[RunStatus]:
@@ -135,7 +137,8 @@ def _asked_for(cell: PlannedCell, how: RunStatus, there: Set[str]) -> RunStatus:
     return RunStatus("left", how.name) if cell.config.retry and how.name != cell.config.retry else how
 
 
-ENOUGH = 5  # finished runs of a kind whose time is read
+TIMED = ("done", "running", "unfinished")  # runs whose epochs tell how long the others take
+ENOUGH = 5  # of a kind
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,10 @@ Statuses = Sequence[tuple[PlannedCell, RunStatus]]
 
 
 def time_left(cells: Statuses, shares: bool = True) -> Estimate:
-    """Epochs left, times the median epoch time of a few finished cells of the same kind.
+    """Epochs left, times the median epoch time of a few cells of the same kind that have finished an epoch.
 
-    Of a kind are cells of one data set, network, normalizer and precision. Cells that share a training run train once,
-    and each is evaluated.
+    Of a kind are cells of one data set, network, normalizer, precision and batch size. Cells that share a training run
+    train once, and each is evaluated.
     """
     costs = _costs(cells)
     trainings: dict[str, float] = {}  # the longest of those that share a run
@@ -174,11 +177,11 @@ def time_left(cells: Statuses, shares: bool = True) -> Estimate:
 
 
 def _costs(cells: Statuses) -> dict[tuple[str, ...], list[tuple[float, float]]]:
-    """For each kind, what an epoch of a few finished cells took: to train a run, and to evaluate one cell of it [s]."""
+    """For each kind, what an epoch of a few cells took: to train a run, and to evaluate one cell of it [s]."""
     costs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for cell, how in cells:
         known = costs.setdefault(cell.kind, [])
-        if "done" in (how.name, how.detail) and len(known) < ENOUGH:
+        if not {how.name, how.detail}.isdisjoint(TIMED) and len(known) < ENOUGH:
             rows = metrics.read_rows(cell.folder / "metrics.csv")
             manifest = layout.read_manifest(cell.folder)
             sharing = manifest.get("together", 1) / manifest.get("stacked", 1)  # cells a run; each has its share
@@ -274,7 +277,8 @@ def lines(found: Plan, statuses: Sequence[RunStatus], everything: bool) -> Itera
     if recorded := in_records(pairs):
         are, them = ("is", "it") if recorded == 1 else ("are", "them")
         yield f"{plural(recorded, 'run')} to train {are} in the records: skip_recorded=true leaves {them} out"
-    if lone := sorted({choice for cell in found.cells for choice in alone(cell.config)}):
+    lone = sorted({choice for cell in found.cells for choice in alone(cell.config)})
+    if found.stacks and lone:
         yield f"{', '.join(lone)}: these runs train one by one, because stacks do not support them"
     yield from (f"missing data  {line}" for line in missing_data(found.cells))
     yield from _time(time_left(pairs, found.shares))
@@ -285,9 +289,9 @@ def _time(left: Estimate) -> Iterator[str]:
     if left.trainings < left.cells:
         yield f"{left.cells} runs share {plural(left.trainings, 'training')}: they differ only in what evaluation uses"
     if left.seconds:
-        yield f"about {duration(left.seconds)} to train, one after another, as finished runs of the same kind took"
+        yield f"about {duration(left.seconds)} to train, one after another, judging by finished epochs of the same kind"
     if left.unknown:
-        yield f"no estimate for {plural(left.unknown, 'run')}: none of the same kind is finished"
+        yield f"no estimate for {plural(left.unknown, 'run')}: none of the same kind has finished an epoch"
 
 
 QUIET = ("done", "forced", "recorded", "left", "new")  # statuses that need no line of their own

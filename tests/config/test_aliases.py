@@ -69,7 +69,7 @@ MEANT = [
     ("NORM=bn", "Did you mean 'norm'?"),
     ("--norm=bn", "Keys have no dashes: norm=bn."),
     ("norm=dbn norm.stats_grad=flase", "Did you mean 'false'?"),
-    ("norm=bn norm.num_groups=4", "or give it in a command of its own: norm=gn norm.num_groups=4."),
+    ("norm=bn norm.num_groups=4", "Leave it out, or write norm=gn norm.num_groups=4."),
 ]
 
 

@@ -64,7 +64,7 @@ def test_a_normalizer_of_options_layer_and_yaml_goes_through_every_verb(command,
     (path,) = tmp_path.glob("results/runs/digits-fnn-mine-seed0-*/metrics.csv")
     assert all(row["test_error_pct_population"] == "" for row in csv.DictReader(path.open()))  # it has no statistics
     sweep = ["norm=bn,mine", "seed=0,1", *QUICK]
-    planned = command("plan", *sweep)
+    planned = command("plan", *sweep, "hydra.launcher.max_stack=auto")
     assert planned.returncode == 0 and "4 runs" in planned.stdout
     assert "norm=mine: these runs train one by one" in planned.stdout
     done = command("-m", *sweep, "hydra.launcher.max_stack=auto")

@@ -104,7 +104,7 @@ def test_a_registered_class_has_typed_options_and_its_source_in_the_cell(here, d
 
 def test_a_registered_class_is_swept_planned_and_trained_by_workers(here, dbnrun, fresh_dbnrun):
     sweep = ["norm=bn,mine", "seed=0,1", "plugins=[mylab.norms]", *QUICK]
-    planned = dbnrun("plan", *sweep)
+    planned = dbnrun("plan", *sweep, "hydra.launcher.max_stack=2")
     assert "4 runs" in planned.stdout and "norm=mine: these runs train one by one" in planned.stdout, planned.stderr
     # A new interpreter: joblib's workers outlive a fork of the warm one by minutes, and hold its output open.
     done = fresh_dbnrun("-m", *sweep, "hydra/launcher=joblib")

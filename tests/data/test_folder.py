@@ -330,7 +330,7 @@ def test_the_command_trains_plans_and_reports_a_cell_on_a_folder(few, dbnrun, mo
     assert "1 done" in dbnrun("plan", *words).stdout
     answer = dbnrun("report", "results")
     assert answer.returncode == 0, answer.stderr
-    assert "Beasts: test error" in next((few.parent / "results/report/figures").glob("*figure2.svg")).read_text()
+    assert "Beasts: test error" in next((few.parent / "results/report/figures").glob("*test-error.svg")).read_text()
 
 
 def test_a_run_on_a_folder_that_is_cut_off_goes_on_to_the_same_numbers(few, composed, monkeypatch):

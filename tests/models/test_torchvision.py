@@ -257,11 +257,12 @@ def test_cells_that_share_a_run_have_the_numbers_that_each_has_alone(cell):
 def test_its_runs_train_alone_whatever_a_stack_may_hold_and_the_plan_says_so(cell):
     configs = [cell(*RESNET, f"seed={seed}") for seed in (0, 1)]
     assert list(grouped(configs, lambda _: 20)) == [[[0]], [[1]]]
-    asked = plan.asked([*RESNET, "seed=0,1"])
+    asked = plan.asked([*RESNET, "seed=0,1", "hydra.launcher.max_stack=20"])
     said = list(plan.lines(asked, plan.statuses(asked.cells), everything=False))
     assert "model=torchvision: these runs train one by one, because stacks do not support them" in said
-    other = plan.asked(["seed=0,1"])
-    assert not any("one by one" in line for line in plan.lines(other, plan.statuses(other.cells), everything=False))
+    for words in (["seed=0,1", "hydra.launcher.max_stack=20"], [*RESNET, "seed=0,1"]):
+        other = plan.asked(words)
+        assert not any("one by one" in line for line in plan.lines(other, plan.statuses(other.cells), everything=False))
 
 
 def test_folders_and_tables_call_a_network_by_its_own_name(cell):

@@ -394,7 +394,9 @@ def test_files_are_written_though_nobody_reads_the_output(made, monkeypatch, tmp
     monkeypatch.setattr("os.dup2", lambda *_: None)  # main lets standard output go, which is pytest's here
     assert cli.main(["compare", str(folder), "--baseline", "norm=bn", *itertools.chain(*flags)]) == 0
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
-    files += [tmp_path / "report" / name for name in ("report.html", "tables/table1.csv", "figures/mnist-figure2.png")]
+    files += [
+        tmp_path / "report" / name for name in ("report.html", "tables/table1.csv", "figures/mnist-test-error.png")
+    ]
     assert all(file.stat().st_size > 0 for file in files)
 
 

@@ -97,7 +97,7 @@ def test_tables_figures_and_page_draw_the_evaluated_epochs(gapped, tmp_path):
     assert table["last_mean"].notna().all() and set(table["epochs"]) == {12}
     assert gapped.statistics["mean"].notna().all()
     drawn = figures.draw(setting, tmp_path)
-    assert len(drawn) == 6 and all(path.stat().st_size > 10_000 for path in drawn)
+    assert len(drawn) == 4 and all(path.stat().st_size > 10_000 for path in drawn)
     curves = charts.curves(gapped.settings)
     assert set(curves["epoch"]) == {3, 6, 9, 12} and curves["test_error_pct_mean"].notna().all()
     figure = figures._figure("t", {"": setting.panel("dbn_inference")}, "test_error_pct", "test error [%]")

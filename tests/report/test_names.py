@@ -98,7 +98,7 @@ def test_names_that_are_not_registered_here_have_a_label_a_row_and_a_figure(tmp_
     assert "wsd learning rate" in tables.describe(settings["mnist-fnn-adagrad-wsd"].cell)
     assert tables.describe(settings["mnist-fnn-lion"].cell).startswith("fnn 300-300, lion 0.001")
     drawn = {path.name for path in report([tmp_path], tmp_path / "out")}
-    assert {f"{slug}-figure2.png" for slug in settings} <= drawn
+    assert {f"{slug}-test-error.png" for slug in settings} <= drawn
     assert "left out" not in capsys.readouterr().err
 
 

@@ -277,7 +277,9 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         ([*OWN, "norm.optoins.momentum=1"], "there is no key"),
         ([*OWN, "norm.momentum=1"], "norm=custom has no option momentum; it is an option of bn"),
         (["norm=bn", "norm.target=mynorm.py:BatchRenorm"], "norm=bn has no option target; it is an option of custom"),
-        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "no run of this sweep uses it"),
+        (["norm=bn", "norm.options.width=1"], "norm.options: norm=bn takes none; they are for your own class"),
+        (["-m", "norm=bn,dbn", "norm.options.width=1"], "norm.options: norm=bn takes none"),
+        (["-m", "norm=bn,dbn", "norm.target=mynorm.py:BatchRenorm"], "Write norm=custom norm.target="),
         (["norm=custom", "norm.target=wrong.py:NotFinite"], "returned NaN or infinity for a finite input"),
         (["norm=custom", "norm.target=wrong.py:Raises"], "wrong.py, line 18: RuntimeError: mat1 and mat2"),
         (["norm=custom", "norm.target=wrong.py:Cut"], "forward returned (100, 63) for an input (100, 64); a norm"),
@@ -426,7 +428,7 @@ def test_networks_of_ones_own_are_swept_beside_those_of_the_project_and_named_in
     words = ["model=fnn,custom", "model.target=mynet.py:Net", "model.options.width=4,8", "norm=bn,dbn", *QUICK]
     swept = dbnrun("-m", *words)
     assert swept.returncode == 0 and "6 runs: 6 done" in swept.stderr and "2 duplicates" in swept.stderr, swept.stderr
-    assert "model=custom: these runs train one by one" in dbnrun("plan", *words).stdout
+    assert "model=custom: these runs train one by one" in dbnrun("plan", *words, "hydra.launcher.max_stack=2").stdout
     names = {folder.name.partition("-seed")[0] for folder in (here / "results" / "runs").iterdir()}
     assert names == {f"digits-{model}-{norm}" for model in ("fnn", "Net") for norm in ("bn", "dbn-alpha0.1")}
     (kept,) = {file.read_text() for file in (here / "results" / "runs").glob("*/source/model/mynet.py")}

@@ -260,7 +260,7 @@ def test_cells_that_the_committed_records_hold_can_be_left_out_of_a_sweep(dbnrun
     assert planned["counts"] == {"recorded": 1, "new": 1}
     afresh = json.loads(dbnrun("plan", *words[1:], "--json").stdout)
     assert afresh["counts"] == {"new": 2}
-    assert "no estimate for 2 runs: none of the same kind is finished" in dbnrun("plan", *words[1:]).stdout
+    assert "no estimate for 2 runs: none of the same kind has finished an epoch" in dbnrun("plan", *words[1:]).stdout
     done = dbnrun(*words, "skip_recorded=true")
     assert done.returncode == 0 and "2 runs: 1 to train, 0 finished before, 1 in the records" in done.stderr, (
         done.stderr
@@ -323,3 +323,20 @@ def test_help_is_ours_wherever_it_is_asked_for(dbnrun):
     from dbnrun.cli import _help
 
     assert dbnrun("norm=dbn", "-h").stdout == dbnrun("--help").stdout == _help()
+
+
+def test_an_option_goes_to_the_choices_that_have_it(dbnrun):
+    def plan(*words):
+        return json.loads(dbnrun("plan", *words, "--json").stdout)
+
+    def signatures(*words):
+        return {cell["folder"].rpartition("-")[2] for cell in plan(*words)["cells"]}
+
+    alone = signatures("norm=bn") | signatures("norm=gn", "norm.num_groups=4,8")
+    together = plan("norm=bn,gn", "norm.num_groups=4,8")
+    assert {cell["folder"].rpartition("-")[2] for cell in together["cells"]} == alone and len(alone) == 3
+    assert together["duplicates_folded"] == 1
+    one = signatures("optimizer=adagrad,sgd", "optimizer.momentum=0.5")
+    assert one == signatures("optimizer=adagrad") | signatures("optimizer=sgd", "optimizer.momentum=0.5")
+    refused = dbnrun("plan", "norm=bn,ln", "norm.num_groups=4")
+    assert refused.returncode == 2 and "norm=bn has no option num_groups; it is an option of gn" in refused.stderr

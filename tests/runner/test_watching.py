@@ -123,6 +123,22 @@ def test_an_estimate_counts_a_shared_training_once_and_every_evaluation(command,
     assert not plan.asked(["hydra/launcher=basic"]).shares and found.shares
 
 
+def test_an_estimate_needs_an_epoch_with_the_same_batch_size_and_no_finished_run(command, tmp_path):
+    words = ["norm=bn", "train.epochs=4", *QUICK]
+    assert command(*words, "progress=false")[0] == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    row = replace(rows_of(folder)[0], train_seconds=5.0, eval_seconds=1.0)
+    (folder / "metrics.csv").write_text(metrics.csv_text([row]))
+    asked = plan.asked([*words, "seed=0,1"])
+    pairs = list(zip(asked.cells, plan.statuses(asked.cells), strict=True))
+    assert [how.name for _, how in pairs] == ["unfinished", "new"]
+    assert plan.time_left(pairs) == plan.Estimate((3 + 4) * 6, 2, 2, 0)
+    other = [*words, "seed=0,1", "train.batch_size=20,50"]
+    assert "no estimate for 4 runs: none of the same kind has finished an epoch" in command("plan", *other)[1]
+
+
 def test_plan_counts_what_the_records_have_and_says_how_to_leave_it_out(command, tmp_path):
     assert command("seed=0", "train.epochs=1", "threads=1", "progress=false")[0] == 0
     assert command("report", "--record")[0] == 0

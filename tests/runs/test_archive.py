@@ -267,7 +267,7 @@ def test_everything_is_drawn_from_the_records_alone_with_the_same_bytes(recorded
             "tables/paper.md",
             "tables/statistics.csv",
             "tables/verdicts.csv",
-            "figures/mnist-figure2.png",
+            "figures/mnist-test-error.png",
         } <= names
         drawn.append({path.relative_to(out): path.read_bytes() for path in written})
     assert drawn[0] == drawn[1]
