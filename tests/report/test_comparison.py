@@ -547,6 +547,10 @@ def test_one_shared_seed_gives_no_p_and_the_caption_says_why(tmp_path, capsys):
         (["--csv"], "--csv: expected a value after it."),
         (["seed=77"], "seed=77: none of 30 runs has it; they have seed=0,1,2,3,4,5,6,7,…."),
         (["norm=ln", "norm=bn"], "norm=ln norm=bn: none of 30 runs passes all of the filters."),
+        (
+            ["norm=bn,frn", "--baseline", "norm=bn"],
+            "No run has norm=frn. Only the baseline is left: there is nothing to compare.",
+        ),
         (["--metric", "test_eror_pct"], "Did you mean 'test_error_pct'?"),
         (["--at", "7"], "--at 7: the longest run has 6 epochs."),
         (["--at", "2", "--select", "best_val"], "--at 2: leave out --select, or --at."),

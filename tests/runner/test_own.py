@@ -97,6 +97,16 @@ class NoReturn(Layer):
 class Detached(Layer):
     def forward(self, x):
         return x.detach()
+
+
+class Running(Layer):
+    def __init__(self, features):
+        super().__init__(features)
+        self.register_buffer("mean", torch.zeros(features))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return x - self.mean
 """
 
 WRONG_NETS = """
@@ -285,6 +295,7 @@ def test_a_target_is_typed_as_it_stands(here, dbnrun, path):
         (["norm=custom", "norm.target=wrong.py:Cut"], "forward returned (100, 63) for an input (100, 64); a norm"),
         (["norm=custom", "norm.target=wrong.py:NoReturn"], "forward returned NoneType for an input (100, 64)"),
         (["norm=custom", "norm.target=wrong.py:Detached"], "hidden.0.linear.weight gets no gradient through the norm"),
+        (["norm=custom", "norm.target=wrong.py:Running"], "update running statistics in torch.no_grad()"),
         (["norm=custom", "norm.target=wrong.py:Random"], "two evaluations of one batch differ"),
         (["norm=custom", "norm.target=wrong.py:Noise"], "two networks of one seed differ in their first step"),
         (["norm=custom", "norm.target=wrong.py:Hidden"], "restored from state_dict gives other numbers"),
