@@ -24,7 +24,8 @@ from dbnrun.report import anytime, contrasts
 from dbnrun.report.compare import paired
 from dbnrun.report.methods import SELECTIONS, Method, Reading, methods_of, name_all
 from dbnrun.runner import app, plan
-from dbnrun.runs import load
+from dbnrun.runner.sweeper import CellFailed
+from dbnrun.runs import layout, load
 
 ALPHA = 0.05  # for all comparisons together
 FEWEST = 2  # seeds; one difference has no spread
@@ -44,6 +45,10 @@ class Comparison:
     def differences(self) -> np.ndarray:
         """By seed, in their order."""
         return paired(self.reading.of(self.method), self.reading.of(self.base))
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.differences)) if len(self.differences) else math.nan
 
     @property
     def now(self) -> anytime.Decision:
@@ -68,11 +73,11 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Train and look, seed by seed, and print what was decided."""
     asked = _parsed(arguments, parser)
     _check(asked)
-    words = [*asked.overrides, *(["--config-dir", asked.config_dir] if asked.config_dir else [])]
     found: list[Comparison] = []
+    diverged = ""
     for n in range(FEWEST, asked.max_seeds + 1):
         seeds = _seeds(n)
-        app.run(["-m", *words, seeds])
+        diverged = _train(asked, seeds)
         found = _compared(asked, seeds)
         left = [one.method.label for one in found if one.decided_at is None]
         decided = f"{len(found) - len(left)} of {plan.plural(len(found), 'comparison')} decided"
@@ -81,7 +86,21 @@ def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
         if not left:
             break
     print(json.dumps(_as_json(found, asked), indent=1, ensure_ascii=False) if asked.json else "\n".join(_lines(found)))
-    return 0
+    if diverged:
+        print(f"dbnrun until: their pairs are left out: {diverged}", file=sys.stderr)
+    return int(bool(diverged))
+
+
+def _train(asked: argparse.Namespace, seeds: str) -> str:
+    """Train what is not finished. Returns what is said of diverged runs, or ''. Raises CellFailed if a run failed."""
+    words = [*asked.overrides, seeds]
+    try:
+        app.run(["-m", *words, *(["--config-dir", asked.config_dir] if asked.config_dir else [])])
+    except CellFailed as error:
+        if any(cell.status().name not in layout.FINISHED for cell in plan.asked(words, asked.config_dir).cells):
+            raise
+        return str(error)
+    return ""
 
 
 def _seeds(n: int) -> str:
@@ -133,6 +152,8 @@ def _parsed(arguments: Sequence[str], parser: argparse.ArgumentParser) -> argpar
 def _check(asked: argparse.Namespace) -> None:
     """Raise UserError where the baseline is none of the methods, or one of them cannot be paired with it."""
     cells = plan.asked([*asked.overrides, "seed=0"], asked.config_dir).cells
+    if cells[0].config.force:
+        raise UserError("force=true: `until` comes back to the same runs at every look; leave it out.")
     bases, others = _split(asked, [Method(cell.cell, "") for cell in cells])
     if not bases or not others:
         raise UserError(
@@ -179,9 +200,8 @@ def _lines(found: Sequence[Comparison]) -> Iterator[str]:
     for one in found:
         now = one.now
         said = f"{one.word}{_by(one.word, now)}, decided at {one.decided_at} seeds" if one.decided_at else _why_not(now)
-        mean = float(np.mean(one.differences)) if len(one.differences) else math.nan
         interval = f" [{now.low:+.3f}, {now.high:+.3f}]" if math.isfinite(now.low) else ""
-        yield f"  {one.method.label:{width}}  {f'{mean:+.3f}{interval}'.replace('-', '−')}  {said}"
+        yield f"  {one.method.label:{width}}  {f'{one.mean:+.3f}{interval}'.replace('-', '−')}  {said}"
     yield (
         f"{level:.4g} % confidence sequences, valid at every look together (5 % of error over "
         f"{plan.plural(len(found), 'comparison')}); assumed: independent Gaussian differences (docs/compare.md)"
@@ -205,6 +225,10 @@ def _why_not(now: anytime.Decision) -> str:
     return "not decided: the interval holds 0 and reaches beyond the margin; a larger --max-seeds goes on"
 
 
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
 def _as_json(found: Sequence[Comparison], asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "metric": asked.metric,
@@ -213,10 +237,10 @@ def _as_json(found: Sequence[Comparison], asked: argparse.Namespace) -> dict[str
             {
                 "label": one.method.label,
                 "n": len(one.differences),
-                "difference": float(np.mean(one.differences)),
-                "low": one.now.low if math.isfinite(one.now.low) else None,
-                "high": one.now.high if math.isfinite(one.now.high) else None,
-                "e_value": anytime.e_value(one.differences),
+                "difference": _finite(one.mean),
+                "low": _finite(one.now.low),
+                "high": _finite(one.now.high),
+                "e_value": _finite(anytime.e_value(one.differences)),
                 "decision": one.word or None,
                 "decided_at": one.decided_at,
             }

@@ -52,6 +52,16 @@ def test_a_margin_wide_enough_ends_in_no_relevant_difference_and_too_few_seeds_i
     assert "no relevant difference, decided at" in wide.stdout, wide.stdout
 
 
+def test_a_method_that_diverges_does_not_keep_the_others_from_a_decision(dbnrun):
+    sgd = ["optimizer=sgd", "optimizer.lr=0.01,1e30", "norm=none"]
+    words = ["until", *sgd, "--baseline", "norm=bn optimizer.lr=0.01", "norm=none,bn", *QUICK, "threads=1"]
+    done = dbnrun(*words, "--margin", "1000", "--max-seeds", "6", "--json")
+    assert done.returncode == 1 and "their pairs are left out" in done.stderr, done.stderr
+    found = {one["label"]: one for one in json.loads(done.stdout, parse_constant=lambda text: 1 / 0)["comparisons"]}
+    assert sorted(one["decision"] or "" for one in found.values())[-1] == "no relevant difference"
+    assert any(one["n"] == 0 and one["difference"] is None for one in found.values())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -65,6 +75,7 @@ def test_a_margin_wide_enough_ends_in_no_relevant_difference_and_too_few_seeds_i
         (["--baseline", "norm=bn train.epochs=1", "--margin", "1", "norm=bn,ln", "train.epochs=1,2"], "other batches"),
         (["--baseline", "norm=bn", "--margin", "1", "norm=bn,lnn"], "Did you mean 'ln'?"),
         (["--baseline", "norm=bn", "--margin", "1", "norm=bn,ln", "--metric", "error"], "--metric=error"),
+        (["--baseline", "norm=bn", "--margin", "1", "norm=bn,ln", "force=true"], "force=true: `until` comes back"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_before_anything_is_trained(tmp_path, dbnrun, words, said):

@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from dbnrun.config.aliases import nearest, sentence
 from dbnrun.config.filters import kinds_of
-from dbnrun.config.registry import Choice, UserError, choosable, no_such_key, owners
+from dbnrun.config.registry import Choice, UserError, choosable, first_line, no_such_key, owners
 from dbnrun.config.schema import RunConfig, known_keys
 
 OWN_OPTION = re.compile(r"\+{0,2}((?:dataset|model|norm|optimizer)\.options\.[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
@@ -235,9 +235,3 @@ def _not_an_option(typed: str, kind: type[Choice]) -> str:
     else:
         todo = "Leave it out."
     return f"{typed}: {kind.group}={kind.registered} has no option {name}; {belongs}. {todo}"
-
-
-def first_line(error: object) -> str:
-    """The first line that an error says, or its kind."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

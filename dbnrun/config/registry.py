@@ -32,10 +32,15 @@ class UserError(ValueError):
     """The user's input is refused. One line: what came, what was expected, what to do. Exit code 2."""
 
 
+def first_line(error: object) -> str:
+    """The first line that an error says, or its kind."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     """An error as one line: its kind, and the first line of what it says."""
-    text = str(error).strip().split("\n", maxsplit=1)[0]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def conf_dir() -> Path:

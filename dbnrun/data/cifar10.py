@@ -30,7 +30,7 @@ def load(config: options.CIFAR10, data_dir: Path) -> Data:
 
 
 def read(reader: type[CIFAR10], classes: int, config: options.Images, data_dir: Path) -> Data:
-    """The same of the files that `reader` reads."""
+    """What `load` returns, from the files that `reader` reads."""
     ensure(config, data_dir)
     train_x, train_y = _official(reader, data_dir, train=True)
     train, val = split_off(len(train_y), config.val_size)

@@ -29,7 +29,7 @@ def load(config: options.MNIST, data_dir: Path) -> Data:
 
 
 def read(reader: type[MNIST], config: options.Images, data_dir: Path) -> Data:
-    """The same of the files that `reader` reads."""
+    """What `load` returns, from the files that `reader` reads."""
     ensure(config, data_dir)
 
     def images(train: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbnrun.config.own import Own
+from dbnrun.config.own import Own, source
 from dbnrun.config.registry import UNSET, Choice, UserError, choice, one_of, option
 from dbnrun.data.download import DataFile, Download, digest_of
 
@@ -273,7 +273,8 @@ class CustomDataset(Own, Dataset):
     def digest_in(self, data_dir: Path) -> str:
         from dbnrun.data.own_data import remembered_digest
 
-        return remembered_digest(json.dumps(asdict(self), default=str), lambda: self.load(data_dir).digest)
+        key = json.dumps([asdict(self), source(self.key, self.target)], default=str)
+        return remembered_digest(key, lambda: self.load(data_dir).digest)
 
 
 @choice("dataset", "table", "Table")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dbnrun.config.registry import UserError, nearest
+from dbnrun.config.registry import UserError, first_line, nearest
 from dbnrun.data import options
 from dbnrun.data.dataset import Data, Part, fixed_shuffle, split_off
 
@@ -190,8 +190,7 @@ def _csv(path: Path, text: Sequence[str]) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise UserError(f"{path}: is empty; expected a header and records.") from None
     except (OSError, ValueError, csv.Error) as error:
-        said = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: {_ragged(path) or f'cannot be read as CSV ({said})'}.") from None
+        raise UserError(f"{path}: {_ragged(path) or f'cannot be read as CSV ({first_line(error)})'}.") from None
     # pandas takes what is too much in every line for an index, and fills what a line lacks with empty fields.
     suspect = not isinstance(frame.index, pd.RangeIndex) or (len(frame) and frame.iloc[:, -1].isna().any())
     if suspect and (fault := _ragged(path)):
@@ -227,8 +226,7 @@ def _parquet(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path, engine="pyarrow").reset_index(drop=True)
     except (OSError, ValueError) as error:
-        said = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: cannot be read as Parquet ({said}).") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)}).") from None
     return frame.rename(columns=str)
 
 

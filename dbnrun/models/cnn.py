@@ -22,7 +22,7 @@ class CNN(Network):
         activation: str,
         norm_position: str,
         dropout: list[float],
-        dropout_rngs: Generator,
+        dropout_rng: Generator,
     ) -> None:
         super().__init__()
         channels, height, length = input_shape
@@ -36,7 +36,7 @@ class CNN(Network):
         linear = nn.Linear(channels * (height // 4) * (length // 4), widths[4], bias=needs_bias(norm, norm_position))
         self.hidden = block(map_before(norm, linear), layer, activation, norm_position)
         self.pool = nn.MaxPool2d(2)
-        self.dropouts = nn.ModuleList(Dropout(rate, dropout_rngs) for rate in dropout)
+        self.dropouts = nn.ModuleList(Dropout(rate, dropout_rng) for rate in dropout)
         self.out = nn.Linear(widths[4], num_classes)
 
     def prefix(self, x: Tensor) -> Tensor:

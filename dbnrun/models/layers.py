@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from dbnrun.models import options
+
 
 class NormFactory(Protocol):
     """Makes the normalizers of a network: norm(features, spatial)."""
@@ -61,15 +63,7 @@ def map_before(norm: NormFactory, layer: nn.Module) -> nn.Module:
     return layer
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "identity": nn.Identity,
-}
+ACTIVATIONS: dict[str, type[nn.Module]] = {kind: getattr(nn, name) for kind, name in options.ACTIVATIONS.items()}
 
 
 class Dropout(nn.Module):
@@ -174,10 +168,10 @@ class Network(nn.Module):
 def initialize(model: nn.Module, generator: Generator) -> None:
     """Glorot-normal weights and zero biases for every linear map and convolution, in the order of the network.
 
-    Normalizers draw nothing, so networks that differ only in them start from the same weights.
+    What is inside a block's normalizer keeps its own, so networks that differ only there start from the same weights.
     """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and "norm" not in name.split("."):
             nn.init.xavier_normal_(layer.weight, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

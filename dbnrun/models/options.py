@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from dbnrun.models.layers import Network, NormFactory
 
-ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "identity")
+ACTIVATIONS = {  # the classes of torch.nn
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "elu": "ELU",
+    "gelu": "GELU",
+    "identity": "Identity",
+}
 
 
 @dataclass
@@ -46,7 +54,7 @@ class Layered(Model):
     """Layers of given `widths`: units of the hidden layers, channels first where it has convolutions."""
 
     widths: list[int] = option(UNSET, at_least=1, at_most=65536)
-    activation: str = option("relu", among=ACTIVATIONS)
+    activation: str = option("relu", among=tuple(ACTIVATIONS))
 
     depth: ClassVar[int | None] = None  # how many widths it takes; None: any number
 

@@ -19,9 +19,9 @@ class OwnNetwork(Network):
     is unknown, so all of the network is suffix. `exchange` takes the place of its batch norms; None: they stay.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], exchange: NormFactory | None, dropout_rngs: Generator) -> None:
+    def __init__(self, make: Callable[[], nn.Module], exchange: NormFactory | None, dropout_rng: Generator) -> None:
         super().__init__()
-        self.make, self.exchange, self.dropout_rngs = make, exchange, dropout_rngs
+        self.make, self.exchange, self.dropout_rng = make, exchange, dropout_rng
 
     def initialize(self, generator: Generator) -> None:
         """Make the network: its constructor draws the weights, and any buffers."""
@@ -37,5 +37,5 @@ class OwnNetwork(Network):
     def suffix(self, h: Tensor) -> Tensor:
         if not self.training:
             return self.net(h)
-        with global_draws_from(self.dropout_rngs):
+        with global_draws_from(self.dropout_rng):
             return self.net(h)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from dbnrun.config.registry import UserError, nearest
+from dbnrun.config.registry import UserError, first_line, nearest
 from dbnrun.models.convert import SPATIAL, convert_norm, replace
 from dbnrun.models.layers import Dropout, Network, NormFactory, global_draws_from, map_before
 from dbnrun.torchvision_shim import torchvision
@@ -29,11 +29,11 @@ class TorchvisionNetwork(Network):
     `stem` is the first convolution, after which the first normalizer comes; `net` is torchvision's network without it,
     whose layers keep their names (`net.layer1.0.conv1.weight`) and convolutions the bias they have, or none, whatever
     the normalizer. GoogLeNet and Inception come without their auxiliary classifiers. Dropout and stochastic depth draw
-    from `dropout_rngs`.
+    from `dropout_rng`.
     """
 
     def __init__(
-        self, arch: str, stem: str, shape: tuple[int, ...], num_classes: int, norm: NormFactory, dropout_rngs: Generator
+        self, arch: str, stem: str, shape: tuple[int, ...], num_classes: int, norm: NormFactory, dropout_rng: Generator
     ) -> None:
         super().__init__()
         self._fresh = functools.partial(_parts, arch, stem, shape, num_classes)
@@ -42,7 +42,7 @@ class TorchvisionNetwork(Network):
         for conv in _normalized(parts):
             map_before(norm, conv)
         convert_norm(parts, norm)
-        replace(parts, functools.partial(_drawing_from, generator=dropout_rngs))
+        replace(parts, functools.partial(_drawing_from, generator=dropout_rng))
         self.stem, self.net = parts
 
     def prefix(self, x: Tensor) -> Tensor:
@@ -137,10 +137,9 @@ def _check_images(arch: str, net: nn.Module, shape: tuple[int, ...]) -> None:
     try:
         net.eval()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise UserError(
-            f"model.arch={arch}: it cannot take images of {_pixels(shape)} pixels ({reason}); use larger images, or "
-            "another network, such as resnet18."
+            f"model.arch={arch}: it cannot take images of {_pixels(shape)} pixels ({first_line(error)}); use larger "
+            "images, or another network, such as resnet18."
         ) from None
     net.train()
 

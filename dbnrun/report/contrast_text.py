@@ -14,7 +14,7 @@ import pandas as pd
 from dbnrun.report import stats
 from dbnrun.report.contrasts import Row, Table
 from dbnrun.report.methods import Reading, Tuning
-from dbnrun.report.tables import markdown
+from dbnrun.report.tables import markdown, p_text
 
 FIELDS = (
     "label", "n", "mean", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm",
@@ -136,11 +136,7 @@ def _p(p: float) -> str:
 
 def _p_holm(row: Row) -> str:
     """The corrected p-value, or in a few words why there is none."""
-    if row.is_compared and (
-        row.contrast.difference.n < 2 or not row.contrast.can_reject or not math.isfinite(row.contrast.p_holm)
-    ):
-        return row.contrast.word.partition(":")[0]
-    return _p(row.contrast.p_holm)
+    return p_text(row.contrast.p_holm, row.contrast.word) if row.is_compared else ""
 
 
 def _seeds(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The counterparts of the paper's Figures 2, 3 and 4, as PNG and SVG."""
+"""A setting's test errors and validation losses by epoch, as PNG and SVG."""
 
 from __future__ import annotations
 

@@ -73,6 +73,11 @@ def _parsed_flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             "--run and --experimental-rerun are not supported: dbnrun key=value trains one run, dbnrun -m a sweep."
         )
+    if flags.config_name or flags.config_path or flags.hydra_help:
+        raise UserError(
+            "--config-name, --config-path and --hydra-help are not supported: there is one configuration, which "
+            "`dbnrun --cfg job` prints; --config-dir DIR adds your own choices."
+        )
     return flags
 
 

@@ -94,13 +94,14 @@ def prepare_device(config: RunConfig) -> torch.device:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(key: str, data_dir: Path, device: torch.device) -> Data:
+def _load(key: str, data_dir: Path, device: torch.device, _digest: str) -> Data:
     return registry.make("dataset", **json.loads(key)).load(data_dir).to(device)
 
 
 def load_data(config: RunConfig, device: torch.device) -> Data:
     """The data on the device; cells of a sweep that stand on the same data share one copy."""
-    data = _load(json.dumps(asdict(config.dataset)), Path(config.data_dir), device)
+    data_dir = Path(config.data_dir)
+    data = _load(json.dumps(asdict(config.dataset)), data_dir, device, config.dataset.digest_in(data_dir))
     interrupt.check()
     return data
 

@@ -13,8 +13,7 @@ import torch
 
 import dbnrun
 from dbnrun.config.compose import composed
-from dbnrun.config.overrides import first_line
-from dbnrun.config.registry import UserError, of
+from dbnrun.config.registry import UserError, first_line, of, one_line
 from dbnrun.data.download import faults, missing
 from dbnrun.data.options import Dataset
 from dbnrun.runner.execute import run
@@ -85,7 +84,7 @@ def _torchvision() -> tuple[bool, str]:
             net(torch.zeros(1, 3, 32, 32))
     except Exception as error:  # whatever a torchvision of another torch raises
         needs = "model=torchvision, MNIST and CIFAR need it"
-        return False, f"it cannot be used ({type(error).__name__}: {first_line(error)}); {needs}"
+        return False, f"it cannot be used ({one_line(error)}); {needs}"
     return True, f"torchvision {torchvision.__version__}: its networks and data sets can be used"
 
 

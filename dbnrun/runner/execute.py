@@ -26,6 +26,7 @@ from dbnrun.runs.metrics import EpochRow
 from dbnrun.runs.run_dir import Finished, RunDir
 from dbnrun.runs.status import Outcome
 from dbnrun.theory import cell as theory
+from dbnrun.train.loop import Training
 from dbnrun.train.sums import EpochProgress
 
 
@@ -89,7 +90,7 @@ def _run_all(runs: Sequence[Sequence[RunConfig]]) -> list[list[Outcome]]:
     except (Exception, SystemExit) as error:  # a cell that calls sys.exit ends itself alone
         if everyone[0].config.debug or (len(runs) > 1 and is_out_of_memory(error)):
             raise
-        outcomes = {run_dir.name: run_dir.failure(error) for run_dir in everyone} | outcomes
+        outcomes = {r.name: r.outcome or r.failure(error) for r in everyone} | outcomes
     return [[outcomes[run_dir.name] for run_dir in run] for run in run_dirs]
 
 
@@ -185,13 +186,20 @@ class _Run:
     def keep_weights(self) -> None:
         for run_dir, cell in zip(self.run_dirs, self.cells, strict=True):
             if run_dir.config.save_weights:
-                run_dir.weights(cell.model.state_dict())
+                run_dir.keep_weights(cell.model.state_dict())
 
     def diverged(self, step: int) -> None:
         """End the run; its loss was first not finite at update `step`."""
         for run_dir in self.run_dirs:
             run_dir.diverged_step = step
             run_dir.finish()
+
+
+def _keep_under_way(runs: Sequence[_Run], training: Training, alive: Sequence[int]) -> None:
+    """Write a checkpoint inside the epoch for the runs whose loss is still finite."""
+    under_way = training.under_way()
+    for run in alive:
+        runs[run].keep(training.epoch - 1, under_way[run])
 
 
 def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
@@ -217,28 +225,23 @@ def _train(groups: Sequence[Sequence[RunDir]], device: torch.device) -> None:
         while not training.over:
             alive = [run for run, lives in enumerate(training.alive) if lives]
 
-            def keep_under_way(alive: Sequence[int] = alive) -> None:
-                under_way = training.under_way()
-                for run in alive:
-                    runs[run].keep(training.epoch - 1, under_way[run])
-
             for _ in training.updates():
                 progress.update()
                 if groups[alive[0]][0].due() or interrupt.noted():
-                    keep_under_way()
+                    _keep_under_way(runs, training, alive)
                 interrupt.check()
             progress.evaluating()
             try:
                 rows_by_run = training.rows()
             except KeyboardInterrupt:  # evaluating changes nothing: the epoch's updates stand as they stood
-                keep_under_way()
+                _keep_under_way(runs, training, alive)
                 raise
             for number in alive:
                 rows = rows_by_run[number]
-                runs[number].record(rows)
                 diverged = not math.isfinite(rows[0].train_loss)
-                if diverged or training.over:
+                if diverged or training.over:  # before the last row: a run that has it is finished
                     runs[number].keep_weights()
+                runs[number].record(rows)
                 if diverged:
                     runs[number].diverged(training.diverged_at(number))
             progress.epoch(training.epoch, rows_by_run)

@@ -15,6 +15,7 @@ from dbnrun.config.compose import composed
 from dbnrun.config.identity import SETTINGS, cell_of, signature
 from dbnrun.config.registry import GROUPS, UserError
 from dbnrun.config.schema import RunConfig, TrainConfig
+from dbnrun.data import image_files
 from dbnrun.runs import catalog, frames, layout
 from dbnrun.runs.load import read_cell
 
@@ -88,6 +89,7 @@ def _composed(settings: Mapping[str, Any]) -> RunConfig:
         raise UserError(f'{settings!r}: expected one dict of keys and values, such as {{"norm": "bn", "seed": 0}}.')
     if refused := [key for key in settings if key == "experiment" or key.startswith("hydra")]:
         raise UserError(f"{refused[0]}: belongs to sweeps; expected the keys of one run.")
+    image_files.found_at.cache_clear()  # the images may have changed since the last call
     words = overrides.prepared([f"{key}={_spelled(value)}" for key, value in settings.items()], sweep=False)
     extensions.load(words)
     overrides.check_overrides(words)

@@ -166,7 +166,7 @@ def time_left(cells: Statuses, shares: bool = True) -> Estimate:
     for cell, how in cells:
         if how.name not in (*TO_TRAIN, cell.config.retry):
             continue
-        done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name == "unfinished" else 0
+        done = len(metrics.read_rows(cell.folder / "metrics.csv")) if how.name in ("unfinished", "failed") else 0
         left, known = cell.config.train.epochs - done, costs[cell.kind]
         number, unknown = number + 1, unknown + (not known)
         train, evaluate = map(statistics.median, zip(*known, strict=True)) if known else (0.0, 0.0)
@@ -181,7 +181,8 @@ def _costs(cells: Statuses) -> dict[tuple[str, ...], list[tuple[float, float]]]:
     costs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for cell, how in cells:
         known = costs.setdefault(cell.kind, [])
-        if not {how.name, how.detail}.isdisjoint(TIMED) and len(known) < ENOUGH:
+        on_disk = how.detail if how.name in ("forced", "left") else how.name
+        if on_disk in TIMED and len(known) < ENOUGH:
             rows = metrics.read_rows(cell.folder / "metrics.csv")
             manifest = layout.read_manifest(cell.folder)
             sharing = manifest.get("together", 1) / manifest.get("stacked", 1)  # cells a run; each has its share

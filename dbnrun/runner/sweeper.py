@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from dbnrun import interrupt
 from dbnrun.config.compose import Composer
-from dbnrun.config.overrides import first_line
-from dbnrun.config.registry import UserError
+from dbnrun.config.registry import UserError, one_line
 from dbnrun.config.schema import RunConfig
 from dbnrun.runner.plan import Plan, PlannedCell, duplicates, plan, planned, plural, statuses
 from dbnrun.runs import layout
@@ -109,7 +108,7 @@ class CellSweeper(Sweeper):
         except Exception as error:
             if self._here or isinstance(error, UserError) or cells[0].config.debug:
                 raise
-            _say(f"The launcher stopped at a job: {type(error).__name__}: {first_line(error)}")
+            _say(f"The launcher stopped at a job: {one_line(error)}")
         ended = Counter(cell.status().name for cell in cells)
         _say(f"{plural(len(cells), 'run')}: " + ", ".join(f"{count} {name}" for name, count in ended.items()))
         raise CellFailed(
@@ -194,7 +193,7 @@ def outcome_of(returned: JobReturn) -> Outcome:
         return returned.return_value
     error = returned._return_value
     name = " ".join(returned.overrides or [])
-    return Outcome(name, Path(), "failed", message=f"{type(error).__name__}: {first_line(error)}")
+    return Outcome(name, Path(), "failed", message=one_line(error))
 
 
 def left_alone(config: RunConfig) -> Outcome | None:

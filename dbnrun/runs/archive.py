@@ -180,32 +180,20 @@ def _csv(runs: Sequence[RunRecord]) -> str:
 
 def _sidecar(runs: Sequence[RunRecord]) -> str:
     """What the runs share once, then a line a run."""
-    cells: list[dict[str, Any]] = []
-    origins: list[dict[str, Any]] = []
+    cells: dict[str, int] = {}  # as JSON: the same content in another order of keys is another
+    origins: dict[str, int] = {}
     entries = []
     for run in runs:
         config = {key: value for key, value in run.cell.items() if key != "seed"}
         origin = {key: run.manifest[key] for key in ORIGIN if key in run.manifest}
         entry = {
-            "cell": _place(cells, {"data_digest": run.data_digest, "config": config}),
-            "origin": _place(origins, origin),
+            "cell": cells.setdefault(json.dumps({"data_digest": run.data_digest, "config": config}), len(cells)),
+            "origin": origins.setdefault(json.dumps(origin), len(origins)),
             "seed": run.cell["seed"],
             "status": run.status,
             **_own(run.manifest),
         }
         entries.append(f"  {json.dumps(run.signature)}: {json.dumps(entry)}")
-    blocks = [f'"{name}": [\n{_lines(content)}\n]' for name, content in (("cells", cells), ("origins", origins))]
+    shared = {"cells": cells, "origins": origins}
+    blocks = [f'"{name}": [\n' + ",\n".join(f"  {text}" for text in texts) + "\n]" for name, texts in shared.items()]
     return "{\n" + ",\n".join([*blocks, '"runs": {\n' + ",\n".join(entries) + "\n}"]) + "\n}\n"
-
-
-def _lines(content: Sequence[Any]) -> str:
-    return ",\n".join(f"  {json.dumps(one)}" for one in content)
-
-
-def _place(known: list[dict[str, Any]], one: dict[str, Any]) -> int:
-    """Where `one` stands among those known; the same content in another order of keys is another."""
-    texts = [json.dumps(other) for other in known]
-    if (text := json.dumps(one)) in texts:
-        return texts.index(text)
-    known.append(one)
-    return len(known) - 1

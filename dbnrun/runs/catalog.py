@@ -1,4 +1,4 @@
-"""What runs a results folder holds: listed by filters, found by name, compared, removed. Writes nothing but `remove`.
+"""What runs a results folder holds: listed by filters, found by name, compared, removed. Only `remove` writes.
 
 A run is listed from its manifest, its cell and the last lines of its rows: 10,000 of them in a second or two.
 """

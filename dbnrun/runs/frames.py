@@ -59,7 +59,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
 def _runs(path: str | Path | None) -> list[RunRecord]:
     where = layout.results_dir() if path is None else Path(path)
     found = load.folders([where])
-    if not found and not where.exists():
+    if path is not None and not found and not where.exists():
         found = [catalog.find(layout.results_dir(), str(path))]
     runs = []
     for folder in found:

@@ -7,6 +7,9 @@
     manifest.json   status, versions, device, data digest, wall time
     run.log         versions and environment of each attempt, and its traceback where it failed
     checkpoint.pt   while unfinished, with the one before it as checkpoint.previous.pt
+    weights.pt      with save_weights=true the trained network's state dict
+    source/         the code of classes of the user's own
+    *.set-aside-N.* older records that a new training replaces
     lock            while a process trains it: dbnrun.runs.lock
 """
 
@@ -86,8 +89,7 @@ class Appended:
 def remove_torn(folder: Path) -> None:
     """Remove what processes left that were killed inside `write_atomic`; for who holds the folder's lease alone."""
     for path in folder.glob(".*.*.*"):
-        if not path.name.startswith(".lock"):
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

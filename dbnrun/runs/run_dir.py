@@ -76,7 +76,8 @@ class RunDir:
         self.name = f"{readable_name(self.cell)}-{self.signature}"
         self.rows: list[EpochRow] = []
         self.states: dict[Position, State] = {}  # by position, every checkpoint that the run can continue from
-        self.state: State | None = None  # the one that it does continue from; None: from the beginning
+        self.position: Position = (0, 0)  # where it continues; (0, 0): at the beginning
+        self.state: State | None = None  # of that position; None at the beginning
         self.outcome: Outcome | None = None  # once it has ended
         self.diverged_step: int | None = None  # the first update whose loss was not finite
         self._lease = Lease(self.folder)
@@ -112,18 +113,13 @@ class RunDir:
             raise UserError(f"{self.folder}: cannot be written to ({error.strerror}); force=true needs that.") from None
 
     @property
-    def position(self) -> Position:
-        """Where the run continues; (0, 0): at the beginning."""
-        return next((position for position, state in self.states.items() if state is self.state), (0, 0))
-
-    @property
     def diverged(self) -> bool:
         """Whether the last recorded training loss is not finite."""
         return bool(self.rows) and not math.isfinite(self.rows[-1].train_loss)
 
     def go_on_from(self, position: Position) -> None:
         """Continue from a position in `states`; `__enter__` chose the latest."""
-        self.state = self.states[position]
+        self.position, self.state = position, self.states[position]
         self.rows = self._recorded[: position[0]]
 
     def __enter__(self) -> RunDir:
@@ -224,10 +220,11 @@ class RunDir:
         self._lease.check()
         self.checkpoints.write(state)
 
-    def weights(self, state: Any) -> None:
+    def keep_weights(self, state: Any) -> None:
         """Keep the trained network's state dict."""
         from dbnrun.runs.checkpoint import to_bytes
 
+        self._lease.check()
         layout.write_atomic(self.folder / layout.WEIGHTS, to_bytes(state))
 
     def finish(self) -> Outcome:

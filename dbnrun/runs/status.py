@@ -56,7 +56,8 @@ def recorded_status(folder: Path, dataset: str, manifest: Mapping[str, Any] | No
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: done, diverged, skipped (finished before), held (by another process), refused or failed."""
+    """How a cell ended: done, diverged, skipped (finished before), left (retry= asks for others), held (by another
+    process), refused or failed."""
 
     name: str
     folder: Path

@@ -1,4 +1,4 @@
-"""MetricSums over an epoch's batches, kept on the device."""
+"""Sums of losses, errors and gradient norms over an epoch's batches, kept on the device."""
 
 from __future__ import annotations
 

@@ -69,6 +69,8 @@ MEANT = [
     ("NORM=bn", "Did you mean 'norm'?"),
     ("--norm=bn", "Keys have no dashes: norm=bn."),
     ("norm=dbn norm.stats_grad=flase", "Did you mean 'false'?"),
+    ("--config-name norm/bn", "--config-name, --config-path and --hydra-help are not supported"),
+    ("--hydra-help", "--config-name, --config-path and --hydra-help are not supported"),
     ("norm=bn norm.num_groups=4", "Leave it out, or write norm=gn norm.num_groups=4."),
 ]
 

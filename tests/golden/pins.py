@@ -4,9 +4,8 @@
 
 Set DBNRUN_DATA to the folder of the real data first: pins whose data are not at hand keep their rows.
 
-A change of the numbers is declared by what that diff shows, by a higher number in
-dbnrun.runs.layout.RESULTS_VERSIONS, and
-by a line in CHANGELOG.md. `layers.py` has the same for one step of each layer in float64.
+A change of the numbers is declared by what that diff shows, by a higher `results_version` of the data set's class in
+dbnrun/data/options.py, and by a line in CHANGELOG.md. `layers.py` has the same for one step of each layer in float64.
 """
 
 from __future__ import annotations

@@ -155,3 +155,23 @@ def test_algorithm_1_on_the_two_layer_network_equals_a_numpy_program_over_20_ite
     assert not np.allclose(expected[0], w1)  # it did learn
     for mine, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(mine.detach().numpy(), theirs, rtol=1e-9, atol=1e-12)
+
+
+class Gated(nn.BatchNorm1d):
+    """A normalizer with a linear map of its own, which begins at zero."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.gate = nn.Linear(features, features)
+        nn.init.zeros_(self.gate.weight)
+
+
+@pytest.mark.parametrize("name", ["fnn", "two_layer"])
+def test_a_linear_map_inside_a_normalizer_keeps_its_weights_and_takes_no_draw_of_the_network(name, monkeypatch):
+    plain = build(name)
+    monkeypatch.setattr(type(NORMS["bn"]), "build", lambda self, features, spatial, run: Gated(features))
+    gated = build(name)
+    layers = [layer for layer in gated.modules() if isinstance(layer, Gated)]
+    assert layers and all(not layer.gate.weight.any() for layer in layers)
+    weights = gated.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in plain.state_dict().items())

@@ -25,7 +25,7 @@ from dbnrun.runs.load import read_run
 from dbnrun.runs.lock import Lease
 from dbnrun.runs.run_dir import RunDir
 from dbnrun.train.evaluate import evaluate
-from dbnrun.train.loop import Step
+from dbnrun.train.loop import Step, Training
 
 
 @pytest.fixture
@@ -504,3 +504,29 @@ def test_what_a_killed_process_left_of_a_write_is_gone_after_the_next_attempt(ce
         (folder / name).write_text("torn")
     assert execute.run(cell()).status == "done"
     assert not list(folder.glob(".*"))
+
+
+def test_weights_that_cannot_be_written_leave_the_last_epoch_to_the_next_attempt(cell, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDir, "keep_weights", lambda self, state: (_ for _ in ()).throw(OSError("the disk is full")))
+        failed = execute.run(cell("save_weights=true"))
+    assert failed.status == "failed" and len(rows_of(failed)) == 2
+    done = execute.run(cell("save_weights=true"))
+    whole = execute.run(cell("save_weights=true", results="whole"))
+    assert done.status == "done" and numbers_of(done) == numbers_of(whole)
+    assert (done.folder / layout.WEIGHTS).read_bytes() == (whole.folder / layout.WEIGHTS).read_bytes()
+
+
+def test_a_run_that_diverged_in_a_stack_stays_diverged_if_the_stack_fails_later(cell, monkeypatch):
+    rows = Training.rows
+
+    def fail(self):
+        if self.epoch > 1:
+            raise RuntimeError("no luck")
+        return rows(self)
+
+    monkeypatch.setattr(Training, "rows", fail)
+    base = ["norm=none", "optimizer=sgd"]
+    sick, healthy = cell(*base, "optimizer.lr=1e30", "seed=0"), cell(*base, "optimizer.lr=0.01", "seed=1")
+    ((first,), (second,)) = execute.run_all([[sick], [healthy]])
+    assert [first.status, second.status] == ["diverged", "failed"]

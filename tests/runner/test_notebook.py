@@ -113,6 +113,38 @@ def test_a_run_on_the_users_files_is_loaded_from_where_they_lie_and_other_data_a
         dbnrun.load_run(run.folder, {"dataset.path": "moved.csv"})
 
 
+def test_data_that_change_between_two_calls_are_read_again(here):
+    lines = [f"{n % 7},{n % 5},{'yes' if n % 7 > 3 else 'no'}" for n in range(200)]
+    table = {"dataset": "table", "dataset.path": "x.csv", "dataset.label": "class", "train.batch_size": 20}
+    (here / "x.csv").write_text("\n".join(["a,b,class", *lines]) + "\n")
+    first = dbnrun.train({**TINY, **table})
+    (here / "x.csv").write_text("\n".join(["a,b,class", *lines, *["3,3,perhaps"] * 20]) + "\n")
+    second = dbnrun.train({**TINY, **table})
+    assert second.folder != first.folder
+    assert [dbnrun.load_run(run.folder, {})[1].num_classes for run in (second,)] == [3]
+    classes = [torch.load(run.folder / "weights.pt")["out.weight"].shape[0] for run in (first, second)]
+    assert classes == [2, 3]
+
+    own = {"dataset": "custom", "dataset.target": "data.py:load", "train.batch_size": 20}
+    (here / "data.py").write_text(OWN_DATA)
+    first = dbnrun.train({**TINY, **own})
+    (here / "data.py").write_text(OWN_DATA.replace("% 2", "% 4"))
+    second = dbnrun.train({**TINY, **own})
+    classes = [torch.load(run.folder / "weights.pt")["out.weight"].shape[0] for run in (first, second)]
+    assert classes == [2, 4]
+
+
+OWN_DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+
+def load(data_dir):
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(x, torch.arange(200) % 2), TensorDataset(x[:40], torch.arange(40) % 2)
+"""
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -124,6 +156,7 @@ def test_a_run_on_the_users_files_is_loaded_from_where_they_lie_and_other_data_a
         (lambda: dbnrun.train({"seed": np.int64(3), "norm": "bnn"}), "norm=bnn: expected one of"),
         (lambda: dbnrun.train({"optimizer.lr": np.float32(-0.5)}), "lr=-0.5: expected a number"),
         (lambda: dbnrun.load_run("0123abcd"), "0123abcd: no run of that name or signature in results"),
+        (dbnrun.read_runs, "results: it holds no runs; expected a results folder"),
         (lambda: dbnrun.read_runs("nowhere"), "nowhere: no run of that name or signature in results"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_sweep_that_loses_a_process_and_a_job_ends_whole_when_asked_again(fres
     subprocess.run(["scancel", job], env={**os.environ, **slurm}, check=True)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 1, said
-    assert "the launcher gave up at a job" in said and "Traceback" not in said
+    assert "The launcher stopped at a job" in said and "Traceback" not in said
     until(lambda: not squeue(slurm))  # what is left of the first sweep trains on
     assert len(numbers(results)) >= 10
     again = fresh_dbnrun("-m", *words, env=slurm, timeout=300)

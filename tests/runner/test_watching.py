@@ -129,12 +129,16 @@ def test_an_estimate_needs_an_epoch_with_the_same_batch_size_and_no_finished_run
     (folder,) = (tmp_path / "results" / "runs").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    failed = manifest | {"status": "failed"}
     row = replace(rows_of(folder)[0], train_seconds=5.0, eval_seconds=1.0)
     (folder / "metrics.csv").write_text(metrics.csv_text([row]))
     asked = plan.asked([*words, "seed=0,1"])
     pairs = list(zip(asked.cells, plan.statuses(asked.cells), strict=True))
     assert [how.name for _, how in pairs] == ["unfinished", "new"]
     assert plan.time_left(pairs) == plan.Estimate((3 + 4) * 6, 2, 2, 0)
+    (folder / "manifest.json").write_text(json.dumps(failed))  # it continues after its epoch, too
+    pairs = list(zip(asked.cells, plan.statuses(asked.cells), strict=True))
+    assert [how.name for _, how in pairs] == ["failed", "new"] and plan.time_left(pairs).unknown == 2
     other = [*words, "seed=0,1", "train.batch_size=20,50"]
     assert "no estimate for 4 runs: none of the same kind has finished an epoch" in command("plan", *other)[1]
 
