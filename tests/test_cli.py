@@ -69,7 +69,7 @@ WRONG = [
     (["dataset.val_size=99999"], r"expected at least 1 and fewer than the"),
     (["-m", "norm=bn,dnb"], r"norm=dnb"),
     (
-        ["-m", "norm=dbn", "schedule=constant,harmonic", "schedule.alpha=0.1,0.5"],
+        ["-m", "norm=dbn", "schedule=harmonic,inverse_square", "schedule.alpha=0.1,0.5"],
         r"schedule=harmonic has no option alpha",
     ),
     (["dataset=MNIST"], r"Did you mean 'mnist'\?"),
