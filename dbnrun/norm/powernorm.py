@@ -26,11 +26,12 @@ class PowerNorm(SecondMomentNorm):
     far.
 
     These equations were not checked against the paper's own text. The authors' code (github.com/sIncerass/powernorm)
-    differs: its gradient is divided by the batch's own root of E(x^2), throughout; it warms up by 10,000 updates, in which it averages psi^2 twice; and it divides each record by its root mean square beforehand (the option layer_scale
+    differs: its gradient is divided by the batch's own root of E(x^2), throughout; it warms up by 10,000 updates, in
+    which it averages psi^2 twice; and it divides each record by its root mean square beforehand (the option layer_scale
     of norm=powernorm). It has eps inside the root, as here.
 
-    After a ReLU, a unit that is silent for many updates lets psi^2 fall towards 0. When it fires again, E(z^2) is large,
-    and nu grows without bound where (1 - b) E(z^2) > 2. A larger eps, such as 0.01, prevented it in our runs (docs/log.md).
+    After a ReLU, a unit that is silent for many updates lets psi^2 fall towards 0. When it fires again, E(z^2) is
+    large, and nu grows without bound where (1 - b) E(z^2) > 2. eps=0.01 prevented it in our runs (docs/log.md).
 
     Buffers: square, psi^2, (C,); nu (C,), moved by the backward pass; m.
     Shape: x and y (N, C, …).
