@@ -223,7 +223,7 @@ def _until(arguments: list[str]) -> int:
         "baseline's, or whether the difference is within the margin, or until --max-seeds is reached. docs/compare.md "
         "explains the test.",
     )
-    _takes_multirun(parser)
+    _takes_sweep_flags(parser)
     return until.main(arguments, parser)
 
 
@@ -255,7 +255,7 @@ def _verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _takes_multirun(parser: argparse.ArgumentParser) -> None:
+def _takes_sweep_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--multirun",
@@ -293,7 +293,7 @@ def _plan(arguments: list[str]) -> int:
         "may take. Nothing is trained.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="as for dbnrun -m")
-    _takes_multirun(parser)
+    _takes_sweep_flags(parser)
     parser.add_argument("--all", action="store_true", help="list every run (default: how many are in each state)")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     options = parser.parse_intermixed_args(arguments)

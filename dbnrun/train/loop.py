@@ -228,7 +228,7 @@ class Training:
         )
         self.update: Callable[[], None] = self._update
         if captured:
-            drawn = [stream for run in runs for stream in dropout_rng(run.model, run.rngs)]
+            drawn = [stream for run in runs for stream in dropout_rngs(run.model, run.rngs)]
             drawn += [] if augment is None else [rngs.augment for rngs in self.draws]
             self.update = cuda_graph.Replayed(self._update, drawn, program.optimizer)
 
@@ -309,7 +309,7 @@ class Training:
         return (self.epoch - 1) * self.steps + int(self.sums.sound[number]) + 1
 
 
-def dropout_rng(model: nn.Module, rngs: Rngs) -> list[Generator]:
+def dropout_rngs(model: nn.Module, rngs: Rngs) -> list[Generator]:
     """The stream of dropout, where a training step draws from it."""
     draws = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in model.modules())
     return [rngs.dropout] if draws else []
