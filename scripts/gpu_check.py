@@ -46,6 +46,8 @@ def kinds() -> dict[str, list[str]]:
     norms = [name for name in registry.files()["norm"] if name != "custom"]
     optimizers = [name for name in registry.files()["optimizer"] if name != "custom"]
     found = {f"{model} {norm}": [*words, f"norm={norm}"] for model, words in MODELS.items() for norm in norms}
+    for norm in ("gn", "gn_ws", "evonorm_s0"):
+        found[f"cnn {norm}"].append("norm.num_groups=2")  # by default two of the 16 units: see docs/gpu.md
     found |= {f"fnn dbn {name}": ["norm=dbn", f"optimizer={name}"] for name in optimizers}
     found["fnn dbn constant statistics"] = ["norm=dbn", "norm.stats_grad=false"]
     found["fnn dbn cosine"] = ["norm=dbn", "lr_schedule=cosine"]
