@@ -35,8 +35,7 @@ export DBNRUN_RESULTS="$FOLDER/results"
 LIMIT=${GPU_DAY_SECONDS:-500}
 LEAST=$((LIMIT > 60 ? 30 : 1)) # with less time left, no further step begins
 FAILED=()
-CHILD=
-trap '[ -z "$CHILD" ] || { kill "$CHILD"; wait "$CHILD"; }; exit 130' INT TERM HUP
+trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM HUP
 
 again() {
     echo "gpu_day: time is up at $1; run the same command again to go on" >&2
@@ -52,10 +51,8 @@ step() {
         echo "$(date +%H:%M:%S) $name"
         echo "+ $*" >>"$FOLDER/$name.log"
         timeout --signal=TERM --kill-after=20 "$left" "$@" >>"$FOLDER/$name.log" 2>&1 &
-        CHILD=$!
-        wait "$CHILD"
+        wait $!
         code=$?
-        CHILD=
         if [ "$code" = 124 ] || [ "$code" = 137 ]; then # out of time
             resumes "$name" || [ "$begun" -gt 2 ] || echo "$code" >"$FOLDER/$name.code" # it had a whole piece
             again "$name"
