@@ -254,7 +254,7 @@ def test_on_a_device_a_captured_stack_equals_one_launched_kernel_by_kernel(kind)
         data = built(cells[0].config, "cuda")[1]
         epochs = training_of([[cell] for cell in cells], data, captured=captured).epochs()
         losses.append([row["train_loss"] for rows in epochs for row in numbers(rows)])
-    # The CNN's backward pass adds by atomics, so that equal steps end in other last digits, and these grow: on an H100,
-    # the losses of the second epoch differed by up to 0.2 %.
+    # Launching the CNN's steps twice gives other last digits on an H100, and these grow: the losses of the second epoch
+    # differed by up to 0.2 %.
     assert losses[1][:3] == pytest.approx(losses[0][:3], rel=1e-4)
     assert losses[1][3:] == pytest.approx(losses[0][3:], rel=1e-2 if "cnn" in kind else 1e-4)
