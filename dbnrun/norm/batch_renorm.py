@@ -27,7 +27,8 @@ class BatchRenorm(ChannelNorm):
 
     The bounds at update m = 1, 2, … are 1 and 0, which is batch normalization, for the first `warmup` updates, and then
     grow linearly to r_max and d_max, which they have from updates `r_full` and `d_full` on. The defaults are
-    those of the paper's experiments (section 4).
+    those of the paper's experiments (section 4). A warm-up of few times 1 / momentum updates leaves mu and sigma near
+    their initial values, towards which r and d then correct.
 
     Args:
         num_features: C, the channels or units.

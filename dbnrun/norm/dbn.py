@@ -39,7 +39,8 @@ class DiminishingBatchNorm(ChannelNorm):
             batch's own statistics, and lambda is then used only in evaluation.
         stats_grad: let a gradient flow through the batch's statistics (scaled by alpha with "lambda");
             False holds them constant, as equation 2 does. "mean" lets it flow only through the batch's mean, "var"
-            only through its variance, and not scaled by alpha: d mu / d mu_B = 1, or the same for sigma.
+            only through its variance, and not scaled by alpha: d mu / d mu_B = 1, or d s / d s_B = 1 for the s that
+            `average` names.
         average: what lambda averages: "std" (the paper), "var" (PyTorch), "inv_std" (Lasagne:
             1/sqrt(sigma^2 + eps) is averaged and multiplied by, so eps_at does not apply).
         eps: keeps the divisor above 0; part of lambda only with "inv_std".

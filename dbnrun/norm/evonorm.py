@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from dbnrun.norm import functional
+from dbnrun.norm.layer import check_input
 
 
 class EvoNormS0(nn.Module):
-    """EvoNorm-S0, Liu et al. 2020, arXiv:2004.02967, table 1: a normalizer and its nonlinearity in one.
+    """EvoNorm-S0, Liu et al. 2020, arXiv:2004.02967, figure 1: a normalizer and its nonlinearity in one.
 
         y = gamma x sigmoid(v x) / sqrt(var + eps) + beta
 
     var is the biased variance of a record's group of channels, over their places too; v, gamma and beta are (C,) each.
-    The numerator is Swish, so the paper has no activation after it. x and y (N, C, …), C a multiple of num_groups. The
-    variance is taken in float32 at least.
+    The numerator is Swish, so the paper has no activation after it. x and y (N, C, …), C a multiple of num_groups.
+    Computed in float32 at least, and rounded once to the dtype of x.
 
-    Raises: ValueError where the channels do not divide into the groups, or a group has a single value (variance 0).
+    Raises: ValueError where the channels do not divide into the groups, or a group has a single value (variance 0); for
+    fewer than two dimensions, or a wrong number of channels.
     """
 
     def __init__(self, num_features: int, *, num_groups: int = 8, eps: float = 1e-5, **place: Any) -> None:
@@ -34,7 +36,8 @@ class EvoNormS0(nn.Module):
         self.v = nn.Parameter(torch.ones(num_features, **place))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        check_input(x, self.num_features)
+        wide = functional.widened(x)
         grouped = wide.reshape(len(x), self.num_groups, -1)
         if grouped.shape[2] == 1:
             raise ValueError(
@@ -43,7 +46,7 @@ class EvoNormS0(nn.Module):
         rate = (grouped.var(2, correction=0) + self.eps).rsqrt()  # (N, groups)
         rate = rate.repeat_interleave(self.num_features // self.num_groups, 1)  # (N, C)
         numerator = wide * (functional.by_channel(self.v, wide) * wide).sigmoid()
-        return functional.affine((numerator * functional.by_channel(rate, wide)).to(x.dtype), self.weight, self.bias)
+        return functional.affine(numerator * functional.by_channel(rate, wide), self.weight, self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"

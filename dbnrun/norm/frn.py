@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dbnrun.norm import functional
+from dbnrun.norm.layer import check_input
 
 
 class FilterResponseNorm(nn.Module):
@@ -17,9 +19,12 @@ class FilterResponseNorm(nn.Module):
 
         y = gamma x / sqrt(E(x^2) + eps) + beta        z = max(y, tau), the thresholded linear unit (TLU)
 
-    A unit has one value, whose y would be a sign. There the paper learns `eps + |e|`: `learned_eps` is the first value
-    of e, one number per layer; None leaves e out. tau, (C,), begins at 0, as a rectifier; with tlu=False, z = y.
-    x and z (N, C, …). The mean is taken in float32 at least.
+    Where a channel has one place (a unit, or a 1x1 feature map), y would be a sign. There the paper learns `eps + |e|`:
+    `learned_eps` is the first value of e, one number per layer; None leaves e out. tau, (C,), begins at 0, as a
+    rectifier; with tlu=False, z = y. x and z (N, C, …). Computed in float32 at least, and rounded once to the dtype of
+    x.
+
+    Raises: ValueError for fewer than two dimensions, a wrong number of channels, or one place without learned_eps.
     """
 
     def __init__(
@@ -40,12 +45,16 @@ class FilterResponseNorm(nn.Module):
         self.learned_eps = None if learned_eps is None else nn.Parameter(torch.full((1,), learned_eps, **place))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        check_input(x, self.num_features)
+        if self.learned_eps is None and not math.prod(x.shape[2:]) > 1:
+            raise ValueError(f"expected channels of more than one place, or learned_eps, got shape {tuple(x.shape)}")
+        wide = functional.widened(x)
         square = wide.square()
         power = square.mean(tuple(range(2, x.dim())), keepdim=True) if x.dim() > 2 else square
         eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
-        y = functional.affine((wide * (power + eps).rsqrt()).to(x.dtype), self.weight, self.bias)
-        return y if self.tau is None else torch.maximum(y, functional.by_channel(self.tau, y))
+        y = functional.affine(wide * (power + eps).rsqrt(), self.weight, self.bias)
+        z = y if self.tau is None else torch.maximum(y, functional.by_channel(self.tau, y))
+        return z.to(x.dtype)
 
     def extra_repr(self) -> str:
         learned = self.learned_eps is not None

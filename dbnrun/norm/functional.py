@@ -44,6 +44,12 @@ def check_count(x: Tensor, count: int | None = None) -> None:
         raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
 
 
+def refuse_empty(x: Tensor) -> None:
+    """Raise ValueError where a training batch is empty: a mean over nothing would make running statistics NaN."""
+    if not x.numel():
+        raise ValueError(f"expected at least one example when training, got shape {tuple(x.shape)}")
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass now. A forward pass then is a second run of an earlier one."""
     # torch has no public way to ask; torch.utils.checkpoint asks the same. While a compiler traces, `kept` asks later.
@@ -92,6 +98,11 @@ def kept(x: Any) -> Any:
 def by_channel(value: Tensor, x: Tensor) -> Tensor:
     """value (C,) or (N, C), with the dimensions and the dtype of x (N, C, …)."""
     return value.to(x.dtype).view(*value.shape, *[1] * (x.dim() - 2))
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def affine(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor, nn
 
 
+def check_input(x: Tensor, num_features: int, dims: tuple[int, ...] = ()) -> None:
+    """Raise ValueError unless x is (N, num_features, …), of one of the numbers of dimensions `dims` where given."""
+    if x.dim() < 2 or (dims and x.dim() not in dims):
+        wanted = " or ".join(f"{d}-D" for d in dims) or "at least 2-D"
+        raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
+    if x.shape[1] != num_features:
+        raise ValueError(f"expected {num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
+
+
 class ChannelNorm(nn.Module):
     """A normalizer of x (N, C, …) with gamma and beta, (C,) each, unless affine is False.
 
@@ -43,11 +52,7 @@ class ChannelNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def check_input(self, x: Tensor) -> None:
-        if x.dim() < 2 or (self.dims and x.dim() not in self.dims):
-            wanted = " or ".join(f"{d}-D" for d in self.dims) or "at least 2-D"
-            raise ValueError(f"expected {wanted} input, got {x.dim()}-D of shape {tuple(x.shape)}")
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]} in shape {tuple(x.shape)}")
+        check_input(x, self.num_features, self.dims)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}

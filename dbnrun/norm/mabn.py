@@ -24,14 +24,16 @@ class MovingAverageBatchNorm(SecondMomentNorm):
         square  <- decay square + (1 - decay) [E(x^2)]        used by evaluation
         dL/dx    = (g - z [E(g z)]) / chi
 
-    The memory serves once it is full, and not before update `warmup`; until then a batch has its own statistics. r is 1
-    up to update max(1000, warmup). These three beginnings, and 5 as the limit, are the authors' code's
+    The memory serves from update max(memory + 1, warmup) on; until then a batch has its own statistics. r is 1 up to
+    update max(1000, warmup). These three beginnings, and 5 as the limit, are the authors' code's
     (github.com/megvii-model/MABN); so is eps inside the root.
 
     Buffers: square (C,), m; squares, slopes (memory, C): the last E(x^2) and, moved by the backward pass, E(g z).
     Shape: x and y (N, C, …).
-    Raises: ValueError for a wrong number of dimensions or channels. RuntimeError for activation checkpointing and for
-    double backward.
+    A second backward pass through the same graph (retain_graph=True) moves slopes once more.
+
+    Raises: ValueError for a wrong number of dimensions or channels, or an empty batch. RuntimeError for activation
+    checkpointing and for double backward.
     """
 
     UNIT_RATIO = 1000  # updates with r = 1

@@ -19,7 +19,7 @@ class MomentumBatchNorm(ChannelNorm):
 
         mu  = lambda(t) mu  + (1 - lambda(t)) mu_B           what training normalizes by
         var = lambda(t) var + (1 - lambda(t)) var_B
-        y   = gamma (x - mu) / sqrt(var + eps) + beta        with a gradient through (1 - lambda) mu_B and var_B
+        y   = gamma (x - mu) / sqrt(var + eps) + beta        differentiated through mu_B and var_B
         mu_inf  = tau mu_inf  + (1 - tau) mu_B               what evaluation normalizes by
         var_inf = tau var_inf + (1 - tau) var_B
 
@@ -31,8 +31,9 @@ class MomentumBatchNorm(ChannelNorm):
     evaluation uses. From batches of m0 on lambda is always 0. The formula leaves a run of one epoch open; here its
     lambda is 0.
 
-    The authors published no code; the paper was read through the account of a reproduction that quotes its equations
-    (CENG501 Spring 2021, METU). The names m0 and tau0 are the paper's, as are the defaults.
+    We found no code by the authors. The paper was read through the account of a reproduction that quotes the equations
+    of its forward pass (CENG501 Spring 2021, METU); the gradient is the derivative of these. The names m0 and tau0 are
+    the paper's, as are the defaults.
 
     Args:
         num_features: C, the channels or units.

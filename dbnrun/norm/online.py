@@ -42,8 +42,13 @@ class OnlineNorm(ChannelNorm):
 
     Buffers: mu, var, moved by the forward pass; u, v, moved by the backward pass; (C,) each.
     Shape: x and z (N, C, …).
-    Raises: ValueError for a wrong number of dimensions or channels, or an unknown guard. RuntimeError for activation
-    checkpointing and for double backward.
+    A second backward pass through the same graph (retain_graph=True) moves u and v once more.
+
+    After a ReLU, a unit that is silent for many records lets var fall towards 0. When it fires again, |y| is large, and
+    v grows without bound where (1 - b) E(y^2) > 2 for a record. eps=0.01 prevented it in our runs (docs/log.md).
+
+    Raises: ValueError for a wrong number of dimensions or channels, an empty batch, or an unknown guard. RuntimeError
+    for activation checkpointing and for double backward.
     """
 
     mu: Tensor
@@ -85,6 +90,7 @@ class OnlineNorm(ChannelNorm):
         if not self.training:
             z = functional.normalize(x, self.weight, self.bias, self.mu, (self.var + self.eps).rsqrt())
             return self._guarded(z)
+        functional.refuse_empty(x)
         functional.refuse_second_run()
         mu, rate = self._update(x)
         y = _Normalize.apply(x, mu, rate, self.u, self.v, self.backward_decay)

@@ -23,20 +23,22 @@ class PowerNorm(SecondMomentNorm):
         nu      <- nu (1 - (1 - b) E(z^2)) + (1 - b) E(g z)
 
     In the first `warmup` updates z has the batch's own E(x^2), as in the paper's PN-V, and psi^2 is the mean of all so
-    far.
+    far. The gradient keeps nu, as in the authors' code.
 
     These equations were not checked against the paper's own text. The authors' code (github.com/sIncerass/powernorm)
     differs: its gradient is divided by the batch's own root of E(x^2), throughout; it warms up by 10,000 updates, in
-    which it averages psi^2 twice; and it divides each record by its root mean square beforehand (the option layer_scale
-    of norm=powernorm). It has eps inside the root, as here.
+    which it averages psi^2 twice; and beforehand it divides each position by its root mean square over the channels
+    (for units, that is the option layer_scale of norm=powernorm). It has eps inside the root, as here.
 
     After a ReLU, a unit that is silent for many updates lets psi^2 fall towards 0. When it fires again, E(z^2) is
     large, and nu grows without bound where (1 - b) E(z^2) > 2. eps=0.01 prevented it in our runs (docs/log.md).
 
     Buffers: square, psi^2, (C,); nu (C,), moved by the backward pass; m.
     Shape: x and y (N, C, …).
-    Raises: ValueError for a wrong number of dimensions or channels. RuntimeError for activation checkpointing and for
-    double backward.
+    A second backward pass through the same graph (retain_graph=True) moves nu once more.
+
+    Raises: ValueError for a wrong number of dimensions or channels, or an empty batch. RuntimeError for activation
+    checkpointing and for double backward.
     """
 
     nu: Tensor

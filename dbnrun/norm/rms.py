@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dbnrun.norm import functional
+from dbnrun.norm.layer import check_input
 
 
 class RMSNorm(nn.Module):
@@ -16,8 +17,11 @@ class RMSNorm(nn.Module):
         y = gamma x / sqrt(E(x^2) + eps)
 
     E is the mean over all features of a record, places of an image included, as in this package's layer norm; gamma is
-    one number a feature or channel. Of units it is torch.nn.RMSNorm. The paper has no eps, the authors' code 1e-8.
-    x and y (N, C, …). The mean is taken in float32 at least.
+    one number a feature or channel. Of units it is torch.nn.RMSNorm. The paper has no eps. The authors' TensorFlow code
+    adds 1e-8 to E(x^2), as here, and their PyTorch code adds it to the root. x and y (N, C, …). Computed in float32 at
+    least, and rounded once to the dtype of x.
+
+    Raises: ValueError for fewer than two dimensions, or a wrong number of channels.
     """
 
     def __init__(self, num_features: int, *, eps: float = 1e-8, affine: bool = True, **place: Any) -> None:
@@ -27,7 +31,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_features, **place)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.affine(scaled_to_one(x, self.eps), self.weight, None)
+        check_input(x, self.num_features)
+        y = scaled_to_one(functional.widened(x), self.eps)
+        return functional.affine(y, self.weight, None).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"
@@ -35,6 +41,6 @@ class RMSNorm(nn.Module):
 
 def scaled_to_one(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(E(x^2) + eps), E over all but the records; in the dtype of x. x (N, C, …)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = functional.widened(x)
     power = wide.square().mean(tuple(range(1, x.dim())), keepdim=True)
     return (wide * (power + eps).rsqrt()).to(x.dtype)

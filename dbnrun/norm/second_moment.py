@@ -47,6 +47,7 @@ class SecondMomentNorm(ChannelNorm):
         self.check_input(x)
         if not self.training:
             return self.affine_of(x, self.rate(self.square))
+        functional.refuse_empty(x)
         functional.refuse_second_run()
         self.m.add_(1)
         return self.trained(x)

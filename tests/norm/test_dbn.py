@@ -82,13 +82,19 @@ def test_without_stats_grad_the_gradient_holds_the_statistics_constant(alpha, tr
     torch.testing.assert_close(layer.bias.grad, g.sum(0), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5)])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("stats_grad", ["mean", "var"])
 @pytest.mark.parametrize(("train_stats", "average", "eps_at"), AXES)
-def test_a_gradient_through_mean_or_variance_alone_is_that_of_autograd(stats_grad, train_stats, average, eps_at, alpha):
+def test_a_gradient_through_mean_or_variance_alone_is_that_of_autograd(
+    stats_grad, train_stats, average, eps_at, alpha, shape
+):
     axes = {"train_stats": train_stats, "average": average, "eps_at": eps_at, "eps": 0.1, "dtype": torch.float64}
     layer = DiminishingBatchNorm1d(3, alpha, stats_grad=stats_grad, init=(0.3, 0.8), **axes)
-    x, g = rand(6, 3).requires_grad_(), rand(6, 3, seed=1)
+    gamma, beta = rand(3, seed=2).requires_grad_(), rand(3, seed=3).requires_grad_()
+    layer.weight.data.copy_(gamma)
+    layer.bias.data.copy_(beta)
+    x, g = rand(*shape).requires_grad_(), rand(*shape, seed=1)
     y = layer(x)
     y.backward(g)
 
@@ -100,7 +106,8 @@ def test_a_gradient_through_mean_or_variance_alone_is_that_of_autograd(stats_gra
 
     # The value that lambda has, with the gradient that the batch's own has.
     other = x.detach().clone().requires_grad_()
-    mu_b, s_b = other.mean(0), spread(other.std(0, correction=0))
+    axis = [0, *range(2, len(shape))]
+    mu_b, s_b = other.mean(axis), spread(other.std(axis, correction=0))
     weight = 1.0 if train_stats == "batch" else alpha
     mu, s = (
         weight * mu_b + (1 - weight) * 0.3,
@@ -110,10 +117,12 @@ def test_a_gradient_through_mean_or_variance_alone_is_that_of_autograd(stats_gra
     s = s.detach() + held(s_b, stats_grad == "mean") - s_b.detach()
     sigma = s if average == "std" else s.sqrt()
     rate = s if average == "inv_std" else 1 / (sigma + 0.1) if eps_at == "std" else (sigma**2 + 0.1).rsqrt()
-    expected = (other - mu) * rate
+    mu, rate, scale, shift = (t.view(-1, *[1] * (len(shape) - 2)) for t in (mu, rate, gamma, beta))
+    expected = scale * (other - mu) * rate + shift
     expected.backward(g)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(x.grad, other.grad, rtol=1e-10, atol=1e-12)
+    for ours, theirs in ((x, other), (layer.weight, gamma), (layer.bias, beta)):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("average", ["std", "var", "inv_std"])
@@ -512,7 +521,7 @@ def test_a_constant_is_known_by_its_number():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("train_stats", ["lambda", "batch"])
-@pytest.mark.parametrize("stats_grad", [True, False])
+@pytest.mark.parametrize("stats_grad", [True, False, "mean", "var"])
 @pytest.mark.parametrize("shape", [(16, 3), (4, 3, 5, 5)])
 def test_cuda_equals_the_cpu(train_stats, stats_grad, shape):
     results = []

@@ -51,11 +51,14 @@ class Loop:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_five_steps_forward_and_backward_equal_a_loop_over_records_in_numpy(shape):
-    layer = OnlineNorm(3, forward_decay=0.9, backward_decay=0.8, guard="none", eps=1e-3, dtype=torch.float64)
-    gamma, beta = rand(3, seed=1), rand(3, seed=2)
-    layer.weight.data.copy_(gamma)
-    layer.bias.data.copy_(beta)
+@pytest.mark.parametrize("affine", [True, False])
+def test_five_steps_forward_and_backward_equal_a_loop_over_records_in_numpy(shape, affine):
+    options = {"forward_decay": 0.9, "backward_decay": 0.8, "guard": "none", "eps": 1e-3, "affine": affine}
+    layer = OnlineNorm(3, dtype=torch.float64, **options)
+    gamma, beta = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    if affine:
+        layer.weight.data.copy_(gamma := rand(3, seed=1))
+        layer.bias.data.copy_(beta := rand(3, seed=2))
     over = [1, 3, *[1] * (len(shape) - 2)]
     loop = Loop(3, 0.9, 0.8, 1e-3)
     for step in range(5):

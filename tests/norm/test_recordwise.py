@@ -20,7 +20,7 @@ from dbnrun.norm.frn import FilterResponseNorm
 from dbnrun.norm.options import Normalizers, RunFacts
 from dbnrun.norm.rms import RMSNorm
 
-SHAPES = [(5, 6), (4, 6, 2, 3)]
+SHAPES = [(5, 6), (4, 6, 5), (4, 6, 2, 3)]
 
 
 def channels(values, x):
@@ -56,10 +56,10 @@ LAYERS = {
     "frn learned": (lambda: FilterResponseNorm(6, eps=1e-3, learned_eps=0.1), frn),
     "evonorm_s0": (lambda: EvoNormS0(6, num_groups=2, eps=1e-3), evonorm_s0),
 }
+CASES = [(kind, shape) for kind in LAYERS for shape in SHAPES if kind != "frn" or len(shape) > 2]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_a_layer_equals_its_equation_in_numpy_and_its_gradients_finite_differences(kind, shape):
     make, equation = LAYERS[kind]
     layer = make().double()
@@ -74,6 +74,35 @@ def test_a_layer_equals_its_equation_in_numpy_and_its_gradients_finite_differenc
 
     values = [torch.from_numpy(value).clone().requires_grad_() for value in named.values()]
     assert torch.autograd.gradcheck(forward, [x.requires_grad_(), *values])
+
+
+@pytest.mark.parametrize("make", [lambda **a: RMSNorm(6, eps=1e-3, **a), lambda **a: DynamicTanh(6, alpha=0.8, **a)])
+def test_without_gamma_and_beta_a_layer_computes_as_with_1_and_0(make):
+    for shape in SHAPES:
+        x = rand(*shape)
+        assert torch.equal(make(affine=False).double()(x), make().double()(x))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("shape", [(6,), (3, 1), (3, 5), (3, 1, 2, 2)])
+def test_inputs_of_other_shapes_are_refused(kind, shape):
+    with pytest.raises(ValueError, match=r"^expected (at least 2-D|6 channels)"):
+        LAYERS[kind][0]()(torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 1, 1)])
+def test_frn_of_one_place_needs_a_learned_eps(shape):
+    with pytest.raises(ValueError, match="expected channels of more than one place, or learned_eps, got shape"):
+        FilterResponseNorm(6)(torch.ones(shape))
+    assert FilterResponseNorm(6, learned_eps=1e-4)(torch.ones(shape)).shape == shape
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_bfloat16_input_is_rounded_once_at_the_end(kind):
+    layer, x = LAYERS[kind][0](), rand(4, 6, 2, 3).bfloat16()
+    for number, parameter in enumerate(layer.parameters()):
+        parameter.data += 0.3 * rand(*parameter.shape, seed=number + 1).float()
+    assert torch.equal(layer(x), layer(x.float()).bfloat16())
 
 
 def test_rms_of_units_equals_torchs():

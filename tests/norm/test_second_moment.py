@@ -6,9 +6,10 @@ import torch
 from test_online import rand
 
 from dbnrun.norm.mabn import MovingAverageBatchNorm
+from dbnrun.norm.online import OnlineNorm
 from dbnrun.norm.powernorm import PowerNorm
 
-SHAPES = [(7, 3), (4, 3, 2, 5)]
+SHAPES = [(7, 3), (4, 3, 5), (4, 3, 2, 5)]
 
 
 def channels(values, x):
@@ -54,9 +55,10 @@ def numpy_powernorm(xs, gs, gamma, beta, *, a, b, warmup, eps):
 
 
 def compare(layer, program, shape, steps, **options):
-    gamma, beta = rand(3, seed=1), rand(3, seed=2)
-    layer.weight.data.copy_(gamma)
-    layer.bias.data.copy_(beta)
+    gamma, beta = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    if layer.affine:
+        layer.weight.data.copy_(gamma := rand(3, seed=1))
+        layer.bias.data.copy_(beta := rand(3, seed=2))
     xs = [rand(*shape, seed=10 + step) * (1 + step / 3) + 1 for step in range(steps)]
     gs = [rand(*shape, seed=50 + step) + 0.5 for step in range(steps)]
     expected = program(
@@ -84,11 +86,29 @@ def test_twelve_steps_of_mabn_equal_a_numpy_program(shape, memory, warmup, unit_
     compare(layer, numpy_mabn, shape, 12, unit_ratio=max(unit_ratio, warmup), **options)
 
 
+def test_mabn_with_its_own_first_thousand_updates_and_without_gamma_and_beta_equals_a_numpy_program():
+    options = {"memory": 4, "warmup": 10, "decay": 0.9, "limit": 1.3}
+    layer = MovingAverageBatchNorm(3, eps=1e-3, affine=False, dtype=torch.float64, **options)
+    compare(layer, numpy_mabn, (7, 3), 1010, unit_ratio=1000, **options)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("warmup", [0, 4])
-def test_eight_steps_of_powernorm_equal_a_numpy_program(shape, warmup):
-    layer = PowerNorm(3, forward_decay=0.7, backward_decay=0.6, warmup=warmup, eps=1e-3, dtype=torch.float64)
-    compare(layer, numpy_powernorm, shape, 8, a=0.7, b=0.6, warmup=warmup)
+@pytest.mark.parametrize("affine", [True, False])
+def test_eight_steps_of_powernorm_equal_a_numpy_program(shape, warmup, affine):
+    options = {"forward_decay": 0.7, "backward_decay": 0.6, "warmup": warmup, "eps": 1e-3, "affine": affine}
+    compare(PowerNorm(3, dtype=torch.float64, **options), numpy_powernorm, shape, 8, a=0.7, b=0.6, warmup=warmup)
+
+
+@pytest.mark.parametrize("make", [MovingAverageBatchNorm, PowerNorm, OnlineNorm])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0)])
+def test_an_empty_batch_is_refused_in_training_and_moves_nothing(make, shape):
+    layer = make(3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(ValueError, match="expected at least one example when training, got shape"):
+        layer(torch.zeros(shape))
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+    assert layer.eval()(torch.zeros(shape)).shape == shape
 
 
 # Without averages, where the definition is a gradient.

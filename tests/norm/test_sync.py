@@ -11,7 +11,7 @@ from torch import nn
 from dbnrun.norm import DiminishingBatchNorm1d, DiminishingBatchNorm2d, convert_sync
 from dbnrun.norm.schedules import Harmonic
 
-AXES = list(itertools.product(("lambda", "batch"), (True, False), ("std", "var", "inv_std")))
+AXES = list(itertools.product(("lambda", "batch"), (True, False, "mean", "var"), ("std", "var", "inv_std")))
 SHARDS = {"unequal": (3, 5), "one value": (1, 7), "empty": (8, 0)}
 STEPS = 3
 
