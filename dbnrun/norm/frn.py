@@ -47,7 +47,10 @@ class FilterResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features)
         if self.learned_eps is None and not math.prod(x.shape[2:]) > 1:
-            raise ValueError(f"expected channels of more than one place, or learned_eps, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"FRN without learned_eps expects feature maps larger than 1x1, got shape {tuple(x.shape)}: "
+                "use larger images or another normalizer"
+            )
         wide = functional.widened(x)
         square = wide.square()
         power = square.mean(tuple(range(2, x.dim())), keepdim=True) if x.dim() > 2 else square

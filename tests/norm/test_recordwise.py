@@ -92,7 +92,7 @@ def test_inputs_of_other_shapes_are_refused(kind, shape):
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 1, 1)])
 def test_frn_of_one_place_needs_a_learned_eps(shape):
-    with pytest.raises(ValueError, match="expected channels of more than one place, or learned_eps, got shape"):
+    with pytest.raises(ValueError, match="expects feature maps larger than 1x1, got shape"):
         FilterResponseNorm(6)(torch.ones(shape))
     assert FilterResponseNorm(6, learned_eps=1e-4)(torch.ones(shape)).shape == shape
 
