@@ -46,7 +46,7 @@ class FilterResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features)
-        if self.learned_eps is None and not math.prod(x.shape[2:]) > 1:
+        if self.learned_eps is None and math.prod(x.shape[2:]) < 2:
             raise ValueError(
                 f"FRN without learned_eps expects feature maps larger than 1x1, got shape {tuple(x.shape)}: "
                 "use larger images or another normalizer"

@@ -107,7 +107,8 @@ def rule(best: dict[str, list[Series]]) -> list[str]:
         if there
     ]
     compared = f", and {' and '.join(also)} to compare" if also else ""
-    return [", most efficient schedules", f"the {TOP} of least mean test error at the last epoch{compared}"]
+    count = min(TOP, max(sum(bool(series.protocol) for series in panel) for panel in best.values()))
+    return [", most efficient schedules", f"the {count} of least mean test error at the last epoch{compared}"]
 
 
 def _figure(title: str, panels: dict[str, list[Series]], column: str, unit: str) -> Figure:

@@ -484,6 +484,7 @@ def test_the_most_efficient_are_the_three_of_least_last_error_with_alpha_one_and
         figures.rule({"dbn": chosen})[1]
         == "the 3 of least mean test error at the last epoch, and α = 1 and BN to compare"
     )
+    assert figures.rule({"dbn": [chosen[0], *chosen[3:]]})[1].startswith("the 2 of least mean test error")
     assert figures.rule({"": chosen[:1]}) == [""]
 
 
